@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from archon_core.cli.main import main
 from archon_core.contracts.rollout import GenerationConfig
 from archon_rl.tokenization import bpe_tokenizer
-from archon_rl.trainer import rl_step
+from archon_rl.trainer import collecting
 from archon_rollout.text_generation import TextGenerator
 from archon_train.run.metrics import read_metrics
 
@@ -146,8 +146,8 @@ def test_a_run_samples_evaluates_trains_and_exports_with_the_models_list(checkpo
     folder = checkpoint("generation_config.json")
     theirs = generated(folder)
     batches = []
-    build_batch = rl_step.build_batch
-    monkeypatch.setattr(rl_step, "build_batch", lambda *a, **k: batches.append(build_batch(*a, **k)) or batches[-1])
+    build_batch = collecting.build_batch
+    monkeypatch.setattr(collecting, "build_batch", lambda *a, **k: batches.append(build_batch(*a, **k)) or batches[-1])
     assert train(configuration(folder, tmp_path)) == 0
 
     # Trained on: the completion, with its end token once and nothing after it.

@@ -18,46 +18,14 @@ from archon_core.cli.main import main
 from archon_rl.trajectory_files import read_step, steps_in
 from archon_rollout.sampling_status import read_sampling
 from archon_train.run.metrics import read_metrics
+from small_grpo_runs import small_run, train
 
-CONFIGURATION = """
-experiment_name: ahead
-trial_name: run
-algorithm: grpo
-reward: arithmetic
-seed: 3
-cluster: {n_gpus_per_node: 2, fileroot: ROOT}
-tokenizer: {kind: characters}
-data: {dataset: arithmetic, batch_size: 4, validation_size: 8, arithmetic: {max_operand: 9}}
-actor:
-  backend: archon:d1
-  dtype: float64
-  model_config:
-    model_type: qwen3
-    hidden_size: 16
-    intermediate_size: 32
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    num_key_value_heads: 1
-    head_dim: 8
-    max_position_embeddings: 64
-  ppo_n_minibatches: 2
-  kl_ctl: 0.0
-  optimizer: {lr: 0.003}
-  archon: {enable_compile: false}
-warm_start: {steps: 30, lr: 0.01, batch_size: 16}
-gconfig: {n_samples: 4, max_new_tokens: 4}
-trainer: {max_steps: 5, eval_every: 0, eval_before_train: false, save_every: 0}
-"""
-
-
-def train(folder: Path, *options: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.yaml"
-    file.write_text(CONFIGURATION.replace("ROOT", str(folder)), encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        main(["train", str(file), *options])
-    assert not end.value.code
-    return folder / "ahead/run"
+CONFIGURATION = small_run("""
+data: {validation_size: 8, arithmetic: {max_operand: 9}}
+warm_start: {steps: 30, batch_size: 16}
+gconfig: {max_new_tokens: 4}
+trainer: {max_steps: 5}
+""")
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -93,11 +61,11 @@ def collectors() -> set[int]:
 
 @pytest.fixture(scope="module")
 def synchronous(tmp_path_factory) -> Path:
-    return train(tmp_path_factory.mktemp("synchronous"), "rollout.backend=local")
+    return train(CONFIGURATION, tmp_path_factory.mktemp("synchronous"), "rollout.backend=local")
 
 
 def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
-    run = train(tmp_path, "rollout.backend=served:d1")
+    run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
     for ours, theirs in zip(steps(run), steps(synchronous), strict=True):
         assert ours["staleness_max"] == 0
         for name in ("reward", "tokens", "loss", "gradient_norm", "selected"):
@@ -109,7 +77,7 @@ def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
 def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, tmp_path):
     """At staleness 0 nothing may change, whenever the kill comes."""
     killed, done = [], threading.Event()
-    metrics = tmp_path / "ahead/run/metrics.jsonl"
+    metrics = tmp_path / "small/run/metrics.jsonl"
 
     def kill() -> None:
         for step in (1, 3):
@@ -122,7 +90,7 @@ def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchro
     thread = threading.Thread(target=kill)
     thread.start()
     try:
-        run = train(tmp_path, "rollout.backend=served:d1")
+        run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
     finally:
         done.set()
         thread.join()
@@ -133,10 +101,10 @@ def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchro
 
 def test_a_resumed_run_consumes_what_its_collector_had_finished(tmp_path):
     ahead = ("rollout.backend=served:d1", "rollout.max_head_offpolicyness=2")
-    whole = train(tmp_path, *ahead, "trainer.max_steps=3", "trainer.save_every=3")
+    whole = train(CONFIGURATION, tmp_path, *ahead, "trainer.max_steps=3", "trainer.save_every=3")
     [file] = whole.glob("checkpoints/*/collection.msgpack")
     assert file.stat().st_size > 1000
-    run = train(tmp_path, *ahead, "trainer.max_steps=6", "trainer.resume=true")
+    run = train(CONFIGURATION, tmp_path, *ahead, "trainer.max_steps=6", "trainer.resume=true")
     rows = steps(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     assert all(row["staleness_max"] <= 2 and row["stale_prompts"] == 0 for row in rows)
@@ -155,7 +123,7 @@ def test_what_a_run_dumps_and_reports_is_shown_by_the_commands_of_the_page(tmp_p
     """Requests are ended at every publication, and continued."""
     options = ("rollout.max_head_offpolicyness=2", "rollout.interruption=abort", "rollout.enable_rollout_tracing=true")
     checks = ("rollout.dump_to_file=true", "rollout.check_trajectory_format=true", "trainer.max_steps=4")
-    run = train(tmp_path, "rollout.backend=served:d1", *options, *checks)
+    run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1", *options, *checks)
     rows = steps(run)
     for row in rows:
         lines = list(read_step(steps_in(run)[row["step"]]))

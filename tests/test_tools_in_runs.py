@@ -12,45 +12,24 @@ import torch
 from safetensors.torch import load_file
 
 from archon_core import registry
-from archon_core.cli.main import main
-from archon_core.contracts.tools import ToolCall
+from archon_core.contracts.tool_calls import ToolCall
 from archon_rl.tools.source import tool_source
 from archon_rl.tools.toolbox import ToolBox
 from archon_train.run.metrics import read_metrics
+from small_grpo_runs import small_run, train, train_file
 
-CONFIGURATION = """
-experiment_name: calls
-trial_name: run
-algorithm: grpo
-reward: arithmetic
+CONFIGURATION = small_run("""
 workflow: tools
 tools: {tool_call_parser: toolformer, max_turns: 2}
-seed: 3
-cluster: {n_gpus_per_node: 2, fileroot: ROOT}
-tokenizer: {kind: characters}
-data: {dataset: arithmetic, batch_size: 4, arithmetic: {max_operand: 3, operators: "*", tool_demonstrations: 1.0}}
+data: {arithmetic: {max_operand: 3, operators: "*", tool_demonstrations: 1.0}}
 actor:
-  backend: archon:d1
-  dtype: float64
-  model_config:
-    model_type: qwen3
-    hidden_size: 32
-    intermediate_size: 64
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    num_key_value_heads: 1
-    head_dim: 16
-    max_position_embeddings: 64
-  ppo_n_minibatches: 2
-  kl_ctl: 0.0
-  optimizer: {lr: 0.003}
-  archon: {enable_compile: false}
-warm_start: {steps: 60, lr: 0.01, batch_size: 12}
-gconfig: {n_samples: 4, max_new_tokens: 24}
+  model_config: {hidden_size: 32, intermediate_size: 64, head_dim: 16}
+warm_start: {steps: 60, batch_size: 12}
+gconfig: {max_new_tokens: 24}
 rollout: {backend: local}
 rewards: {processes: 1}
-trainer: {max_steps: 2, eval_every: 0, eval_before_train: false, save_every: 0}
-"""
+trainer: {max_steps: 2}
+""")
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/tools.md").read_text(encoding="utf-8")
@@ -66,19 +45,8 @@ NUMBERS = (
 )
 
 
-def train(folder: Path, *options: str, example: Path | None = None) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = example or folder / "config.yaml"
-    if example is None:
-        file.write_text(CONFIGURATION.replace("ROOT", str(folder)), encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        main(["train", str(file), *options])
-    assert not end.value.code
-    return folder
-
-
-def rows(folder: Path) -> list[dict[str, float]]:
-    return list(read_metrics(next(folder.glob("*/*/metrics.jsonl"))))
+def rows(run: Path) -> list[dict[str, float]]:
+    return list(read_metrics(run / "metrics.jsonl"))
 
 
 @pytest.fixture
@@ -97,7 +65,7 @@ def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train(tmp_path_factory.mktemp("alone"))
+    return train(CONFIGURATION, tmp_path_factory.mktemp("alone"))
 
 
 def test_a_run_calls_tools_and_counts_the_calls(alone: Path) -> None:
@@ -126,7 +94,7 @@ def test_the_game_of_the_page_is_played_in_a_run(own: Path) -> None:
     options = ("workflow=environment", "environment.name=my_game:guessing", "environment.options={highest: 3}")
     rest = ("environment.max_turns=3", "tokenizer.kind=bpe", "tokenizer.vocab_size=300", "gconfig.max_new_tokens=2")
     extra = ("actor.model_config.max_position_embeddings=256", "warm_start.steps=0", "data.batch_size=2")
-    folder = train(own / "run", *options, *rest, *extra)
+    folder = train(CONFIGURATION, own / "run", *options, *rest, *extra)
     steps = [row for row in rows(folder) if "workflow/turns" in row]
     assert len(steps) == 2
     assert all(1 <= row["workflow/turns"] <= 3 and 0 <= row["workflow/done"] <= 1 for row in steps)
@@ -137,11 +105,11 @@ def test_the_game_of_the_page_is_played_in_a_run(own: Path) -> None:
     "options", [("actor.backend=archon:d2",), ("rollout.backend=served:d1",)], ids=["d2", "served:d1"]
 )
 def test_numbers_are_those_of_one_process(alone: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
-    found = train(tmp_path / "run", *options)
+    found = train(CONFIGURATION, tmp_path / "run", *options)
     for row, other in zip(rows(found), rows(alone), strict=True):
         for name in (name for name in NUMBERS if name in other):
             assert row[name] == pytest.approx(other[name], rel=1e-9, abs=1e-9), name
-    weights, others = (load_file(next(run.glob("*/*/export/model.safetensors"))) for run in (found, alone))
+    weights, others = (load_file(run / "export/model.safetensors") for run in (found, alone))
     torch.testing.assert_close(weights, others, rtol=0, atol=1e-9)
 
 
@@ -150,8 +118,9 @@ def test_a_model_learns_to_call_the_calculator(tmp_path: Path) -> None:
     """``examples/grpo_tools.yaml`` in a third of its steps: the warm start calls the tool now and then, GRPO mostly."""
     short = ("actor.backend=archon:d1", "cluster.n_gpus_per_node=1", "trainer.max_steps=10", "trainer.eval_size=60")
     given = (f"cluster.fileroot={tmp_path}", "trainer.verify_export=false", "trainer.eval_every=0", *short)
-    folder = train(tmp_path, *given, example=ROOT / "examples/grpo_tools.yaml")
-    evaluations = [row for row in rows(folder) if "eval/reward" in row]
+    train_file(ROOT / "examples/grpo_tools.yaml", *given)
+    [metrics] = tmp_path.glob("*/*/metrics.jsonl")
+    evaluations = [row for row in read_metrics(metrics) if "eval/reward" in row]
     before, after = evaluations[0], evaluations[-1]
     assert before["eval/tool_calls"] < 0.5
     assert after["eval/tool_calls"] > 0.7

@@ -55,8 +55,8 @@ gconfig: {n_samples: 3, max_new_tokens: 3, temperature: 0.8}
 SAMPLED = """
 algorithm: grpo
 reward: arithmetic
-data: {dataset: arithmetic, batch_size: 5, validation_size: 3, arithmetic: {max_operand: 4}}
-warm_start: {steps: 8}
+data: {dataset: arithmetic, batch_size: 5, validation_size: 9, arithmetic: {max_operand: 4}}
+warm_start: {steps: 40}
 rollout: {backend: local}
 gconfig: {n_samples: 3, max_new_tokens: 4, min_new_tokens: 1, frequency_penalty: 0.4, stop: ["1", "22"]}
 eval_gconfig: {n_samples: 3, max_new_tokens: 4, top_p: 0.9, stop: ["3"], ignore_eos: true}

@@ -144,7 +144,7 @@ def peak_of_publishing(transport, line):
     engine = make_engine(1, layout="archon:t2", **sizes, **heads)
     is_first, module = engine.data_ranks.everyone.is_first, weight_server()
     driver, servers = (module.HttpDriver(), [module.record_of(line)]) if is_first else (None, [])
-    limit = 2**24
+    limit = 2**26  # blocks above 32 MiB never lie in freed memory of the heap, which is resident already
     largest = max(map(size_of_bucket, plan_buckets(engine.weight_manifest().tensors, limit)))
     for version, size in enumerate((2**20, limit)):  # small buckets first: whatever gloo and torch allocate once
         sender = None
@@ -176,4 +176,4 @@ def test_no_rank_holds_more_than_two_buckets_beside_its_shards(transport):
         process.stdout.close()
     # The system gives memory in pages, and threads have stacks: a tenth of a bucket is allowed for.
     assert 1 < first <= 2.1
-    assert other <= 0.4, "other ranks hold one message of 4 MiB"
+    assert other <= 0.1, "other ranks hold one message of 4 MiB"

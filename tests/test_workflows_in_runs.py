@@ -12,42 +12,19 @@ from safetensors.torch import load_file
 
 from archon_core.cli.main import main
 from archon_train.run.metrics import read_metrics
+from small_grpo_runs import small_run, train
 
-CONFIGURATION = """
-experiment_name: turns
-trial_name: run
-algorithm: grpo
-reward: arithmetic
+CONFIGURATION = small_run("""
 workflow: multi_turn
 multi_turn: {max_turns: 2, turn_discount: 0.5, feedback: "={prompt}"}
-seed: 3
-cluster: {n_gpus_per_node: 2, fileroot: ROOT}
-tokenizer: {kind: characters}
-data: {dataset: arithmetic, batch_size: 4, validation_size: 4, arithmetic: {max_operand: 9}}
-actor:
-  backend: archon:d1
-  dtype: float64
-  model_config:
-    model_type: qwen3
-    hidden_size: 16
-    intermediate_size: 32
-    num_hidden_layers: 2
-    num_attention_heads: 2
-    num_key_value_heads: 1
-    head_dim: 8
-    max_position_embeddings: 64
-  ppo_n_minibatches: 2
-  kl_ctl: 0.0
-  gae_timestep_unit: turn
-  discount: 0.9
-  optimizer: {lr: 0.003}
-  archon: {enable_compile: false}
-warm_start: {steps: 20, lr: 0.01, batch_size: 16}
-gconfig: {n_samples: 4, max_new_tokens: 4}
+data: {validation_size: 4, arithmetic: {max_operand: 9}}
+actor: {gae_timestep_unit: turn, discount: 0.9}
+warm_start: {steps: 20, batch_size: 16}
+gconfig: {max_new_tokens: 4}
 rollout: {backend: local}
 rewards: {processes: 1}
-trainer: {max_steps: 3, eval_every: 0, eval_before_train: false, save_every: 0}
-"""
+trainer: {max_steps: 3}
+""")
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/workflows.md").read_text(encoding="utf-8")
@@ -61,16 +38,6 @@ NUMBERS = (
     "workflow/hinted",
     "workflow/solved_by_turn_2",
 )
-
-
-def train(folder: Path, *options: str) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.yaml"
-    file.write_text(CONFIGURATION.replace("ROOT", str(folder)), encoding="utf-8")
-    with pytest.raises(SystemExit) as end:
-        main(["train", str(file), *options])
-    assert not end.value.code
-    return folder / "turns/run"
 
 
 def rows(run: Path) -> list[dict[str, float]]:
@@ -87,7 +54,7 @@ def assert_equal_runs(found: Path, expected: Path) -> None:
 
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    run = train(tmp_path_factory.mktemp("alone"))
+    run = train(CONFIGURATION, tmp_path_factory.mktemp("alone"))
     assert all(1 < row["workflow/turns"] <= 2 for row in rows(run) if "loss" in row)
     return run
 
@@ -130,14 +97,14 @@ def test_a_dry_run_names_a_workflow_that_does_not_exist(own, capsys, name, messa
 @pytest.mark.wide
 def test_the_pages_workflow_gives_the_same_numbers_with_servers(own):
     options = ("workflow=my_workflows:hints", "trainer.max_steps=2")
-    here = train(own / "local", *options)
+    here = train(CONFIGURATION, own / "local", *options)
     assert all(0 < row["workflow/hinted"] <= 1 for row in rows(here) if "loss" in row)
-    assert_equal_runs(train(own / "served", *options, "rollout.backend=served:d1"), here)
+    assert_equal_runs(train(CONFIGURATION, own / "served", *options, "rollout.backend=served:d1"), here)
 
 
 @pytest.mark.wide
 def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
-    run = train(tmp_path, "rollout.backend=served:d1")
+    run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
     assert_equal_runs(run, alone)
     assert {row["staleness_max"] for row in rows(run) if "loss" in row} == {0}
 
@@ -145,7 +112,7 @@ def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
 @pytest.mark.wide
 @pytest.mark.parametrize("layout", ["archon:d2", "archon:t2"])
 def test_layouts_give_the_numbers_of_one_process(alone, tmp_path, layout):
-    assert_equal_runs(train(tmp_path, f"actor.backend={layout}"), alone)
+    assert_equal_runs(train(CONFIGURATION, tmp_path, f"actor.backend={layout}"), alone)
 
 
 @pytest.mark.examples

@@ -20,6 +20,7 @@ from workspace import Package
 
 IMPORTED_BY_OTHERS: Mapping[str, str] = {
     "tensorboard": "torch.utils.tensorboard imports it",
+    "openai": "the agents of users import it (the extra agents)",
 }
 """Distributions that are declared though no import names them, and why."""
 

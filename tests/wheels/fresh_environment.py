@@ -99,6 +99,12 @@ def read_wheels(folder: Path) -> dict[str, Message]:
     return found
 
 
+def missing_here(requirements: Iterable[Requirement]) -> list[str]:
+    """Those that this process's environment lacks, so that no fresh one can get them."""
+    here = {canonicalize_name(one.name) for one in importlib.metadata.distributions()}
+    return [one.name for one in requirements if canonicalize_name(one.name) not in here]
+
+
 def third_party_closure(requirements: Iterable[str], wheels: Mapping[str, Message]) -> set[str]:
     """The names of everything that is needed and is no wheel of ours, extras and markers considered."""
     todo = [Requirement(text) for text in requirements]

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fresh_environment import FreshEnvironment
+from fresh_environment import FreshEnvironment, missing_here
 
 from workspace import ROOT, find_packages
 
@@ -27,7 +27,11 @@ def commands(page: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def everything(make_fresh: Callable[..., FreshEnvironment]) -> FreshEnvironment:
     packages = find_packages().values()
-    with_extras = [f"{package.name}[{','.join(package.optional_requirements)}]" for package in packages]
+    extras = {
+        package.name: [extra for extra, needed in package.optional_requirements.items() if not missing_here(needed)]
+        for package in packages
+    }
+    with_extras = [f"{name}[{','.join(found)}]" for name, found in extras.items()]
     return make_fresh(*(name.removesuffix("[]") for name in with_extras))
 
 

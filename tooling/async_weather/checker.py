@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from archon_train.experiment import load_config
 from async_weather.options import AsyncStormOptions
 from async_weather.reading import all_lines
 from weather.records import Line, of_kind
+from weather.report import Report
 
 TOKEN_TOLERANCE = 1e-5
 """Of a log-probability; the models are float64."""
@@ -24,24 +24,6 @@ TOKEN_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-9
 MOST_PROBLEMS = 5
 EXPORT = "storm/run/export/model.safetensors"
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of the checks.
-
-    Attributes:
-        problems: what went wrong; empty if nothing did.
-        counts: what was checked.
-    """
-
-    problems: tuple[str, ...]
-    counts: Mapping[str, int]
-
-    def summary(self) -> str:
-        """One line."""
-        verdict = "survived" if not self.problems else f"{len(self.problems)} problems"
-        return f"{verdict}; " + ", ".join(f"{n} {what}" for what, n in self.counts.items())
 
 
 def check(folder: Path, undisturbed: Path | None = None) -> Report:

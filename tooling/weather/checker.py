@@ -9,11 +9,11 @@ from __future__ import annotations
 import signal
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from weather.options import StormOptions
 from weather.oracle import check_tokens_and_training
 from weather.records import Line, Records, of_kind
+from weather.report import Report
 
 SLACK_SECONDS = 5.0
 """What a slow machine adds to a time limit."""
@@ -25,24 +25,6 @@ SHOWN = 12
 
 PORT_TAKEN = "cannot listen there"
 """Another process may take the port of a server that flaps; its successor then says so, and is replaced."""
-
-
-@dataclass(frozen=True)
-class Report:
-    """The result of the checks.
-
-    Attributes:
-        problems: what went wrong; empty if nothing did.
-        counts: what was checked.
-    """
-
-    problems: tuple[str, ...]
-    counts: dict[str, int]
-
-    def summary(self) -> str:
-        """One line."""
-        verdict = "survived" if not self.problems else f"{len(self.problems)} problems"
-        return f"{verdict}; " + ", ".join(f"{n} {what}" for what, n in self.counts.items())
 
 
 def check(records: Records) -> Report:

@@ -12,7 +12,7 @@ from table_model import TableModel, evaluate
 
 from archon_core.config.validation import check_options
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.rollout import GenerationConfig
+from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 from archon_core.errors import ConfigError
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl.algorithm import DropTruncated
@@ -135,6 +135,8 @@ class Configuration:
     teacher: Teacher | None = None
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=1, max_new_tokens=16))
     ref: ArchonEngineConfig | None = None
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    workflow: str = "rlvr"
     dynamic_bs: bool = False
 
 

@@ -190,6 +190,14 @@ class TestCovariance:
         logprobs = torch.cat([self.LOGPROBS, tensor([torch.nan])])
         assert KLCovMask(0.5)({"logprobs": logprobs}, batch).tolist() == [True, False, False, True, False]
 
+    def test_rounding_chooses_no_token(self):
+        """Layouts round advantages and log-probabilities differently, and must choose the same tokens."""
+        fields = {"loss_mask": torch.ones(4, dtype=torch.bool), "advantages": tensor([1e-16, -2e-16, 3e-17, 1e-16])}
+        batch = Batch(torch.zeros(4, dtype=torch.int64), (4,), fields)
+        first = [True, True, False, False]
+        for logprobs in (self.LOGPROBS, -self.LOGPROBS):
+            assert KLCovMask(0.5)({"logprobs": logprobs}, batch).tolist() == first
+
     def test_kl_cov_penalises_the_chosen_tokens_alone(self):
         chosen = torch.tensor([True, False])
         batch = batch_of((2,), behave=[0.2, 0.2], advantages=[1.0, 1.0], cov_penalised=chosen)

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.rollout import GenerationConfig
+from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 from archon_core.errors import ConfigError
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rl import config as options_module
@@ -38,6 +38,8 @@ class Actor(ArchonEngineConfig, PolicyOptions):
 class Configuration:
     actor: Actor
     gconfig: GenerationConfig = field(default_factory=lambda: GenerationConfig(n_samples=4, max_new_tokens=16))
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    workflow: str = "rlvr"
     dynamic_bs: bool = False
     ref: ArchonEngineConfig | None = None
     teacher: ArchonEngineConfig | None = None

@@ -15,6 +15,7 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "etcd3gw": "2.7.0",
     "jinja2": "3.1.6",
     "math-verify": "0.9.0",
+    "msgpack": "1.2.4",
     "numpy": "2.4.6",
     "omegaconf": "2.4.0",
     "pluggy": "1.7.0",

@@ -23,10 +23,13 @@ WORKSPACE_TOOLS = {
     "hatchling",
     "hypothesis",
     "import-linter",
+    "openai",
     "packaging",
+    "pydantic",
     "pytest",
     "pytest-xdist",
     "ruff",
+    "smolagents",
     "twine",
 }
 """What the constraints name for contributors only."""

@@ -188,7 +188,7 @@ def archon_workflows() -> Iterable[WorkflowSpec]:
         ),
         WorkflowSpec(
             name="tools",
-            target="archon_rl.workflows.tools:tools",
+            target="archon_rl.workflows.tool_use:tools",
             summary="answers with calls of tools (tools.names)",
             config=(_TOOLS,),
         ),

@@ -40,7 +40,7 @@ OPTIMIZER_STEPS = 3
 
 @dataclass
 class Servers:
-    """What the servers hold, and what the collector was told about it; implements ``RemoteClient``."""
+    """The version of the servers' weights, and the last one that the trainer announced; implements ``RemoteClient``."""
 
     version: int = 0
     told: int | None = None

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall, ToolParser
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall, ToolParser
 from archon_core.plugins import ToolParserSpec, registry
 from archon_rl.tools.parsing import hermes, llama_json, pythonic, qwen3_coder, reasoning, toolformer
 

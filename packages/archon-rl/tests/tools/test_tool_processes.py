@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from archon_core.contracts.tools import ToolCall
+from archon_core.contracts.tool_calls import ToolCall
 from archon_core.errors import ArchonError, ConfigError
 from archon_rl.tools.calls import ToolResult
 from archon_rl.tools.source import ToolSource

@@ -1,4 +1,4 @@
-"""JSON schemas of tools, compared with those that transformers makes for chat templates."""
+"""JSON schemas of tools, compared with the schemas that transformers makes for chat templates."""
 
 from __future__ import annotations
 

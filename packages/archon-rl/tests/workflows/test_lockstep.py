@@ -1,4 +1,4 @@
-"""Rounds of collective generation: what is asked together, and what happens to works that fail or ask several times."""
+"""Rounds of collective generation: which requests share a round, and works that fail or send several requests."""
 
 from __future__ import annotations
 

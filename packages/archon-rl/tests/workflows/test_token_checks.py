@@ -26,7 +26,7 @@ TURNS = Trajectory(
     (NO_VERSION, 3, 4, NO_VERSION, NO_VERSION, 3),
     metadata={"turns": 2},
 )
-"""Two turns; a turn of its own may be older than the one before, such as of an agent's parallel calls."""
+"""Two turns. The second may have an older version, because an agent makes calls in parallel."""
 
 
 def changed(field, place, value):

@@ -17,7 +17,7 @@ from archon_core.seeding import derive_seed
 from archon_rl.rewards.arithmetic import final_number_reward
 from archon_rl.tokenization import characters_tokenizer
 from archon_rl.workflows.tool_options import ToolsOptions
-from archon_rl.workflows.tools import tools
+from archon_rl.workflows.tool_use import tools
 
 RECORD = {"question": "6*7=", "answer": "42"}
 WITH_TOOLS = (

@@ -62,7 +62,7 @@ def test_tokens_are_the_steps_of_token_level_gae_and_feedback_is_none():
 
 
 def test_rewards_are_compared_within_groups_of_unequal_numbers_of_trajectories():
-    """Group 0 has three trajectories, group 1 two: each reward minus the mean of its own group's trajectories."""
+    """Group 0 has three trajectories, group 1 has two. Each reward loses the mean reward of its group."""
     groups = {0: [single(0.0), conversation(3.0), single(0.0)], 1: [single(4.0), single(1.0)]}
     norm = Normalisation(mean_level="group", std_level=None)
     advantages = GroupAdvantages(reward_norm=norm)(batch_of(groups))

@@ -21,7 +21,7 @@ from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
 from archon_core.contracts.rollout import InferenceEngineSpec
 from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
+from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.contracts.train import AlgorithmSpec, DialectSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.contracts.workflows import WorkflowSpec

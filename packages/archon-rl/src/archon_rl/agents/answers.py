@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.contracts.tools import ReasoningParser, ToolCall, ToolParser
+from archon_core.contracts.tool_calls import ReasoningParser, ToolCall, ToolParser
 from archon_rl.agents.chat_messages import Message, normal_messages
 
 

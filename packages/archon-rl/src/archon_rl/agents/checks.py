@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec
+from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec
 from archon_core.errors import ArchonError
 from archon_core.plugins import registry
 from archon_rl.agents.functions import find_agent, find_matcher, find_preprocessor

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
-from archon_core.errors import ConfigError
+from archon_core.serving.listener import bind
 
 WILDCARDS = ("0.0.0.0", "::", "")
 
@@ -28,7 +28,7 @@ class AgentServer:
     """
 
     def __init__(self, app: ASGIApp, host: str, port: int) -> None:
-        self._listener = _bind(host, port)
+        self._listener = bind(host, port, options=f"rollout.agent.host={host}, rollout.agent.port={port}")
         self._host = host
         self._server = _Quiet(
             uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_keep_alive=120)
@@ -70,17 +70,3 @@ class _Quiet(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
-
-
-def _bind(host: str, port: int) -> socket.socket:
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"rollout.agent.host={host}, rollout.agent.port={port}: cannot listen there ({error}); choose another "
-            "port, or 0 for any free one"
-        ) from error
-    return listener

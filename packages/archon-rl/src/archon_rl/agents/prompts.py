@@ -1,7 +1,7 @@
 """Prompts of calls. The prompt of a call that continues another one keeps the sampled tokens.
 
-The chat template is asked only for the text that follows an answer: the end of the turn, further messages, and the
-start of the next answer. Without a chat template, a prompt is the texts of the messages, one after the other.
+The chat template renders only the text after an answer: the end of the turn, further messages, and the start of the
+next answer. Without a chat template, a prompt is the texts of the messages, one after the other.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec
+from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec
 from archon_core.contracts.workflows import WorkflowParts
 from archon_core.errors import DataError
 from archon_core.plugins import registry

@@ -39,6 +39,10 @@ COV_KEPT = "cov_kept"
 COV_PENALISED = "cov_penalised"
 """Token field, bool [T]: tokens that KL-Cov penalises."""
 
+ROUNDING = 1e-6
+"""Error of log-probabilities and advantages in float32 from the order of sums; relative for values above 1. Where a KL
+penalty is the whole advantage, as with equal rewards, it starts as rounding alone: the reference is the policy."""
+
 
 @dataclass(frozen=True)
 class ClipCovMask:
@@ -107,13 +111,15 @@ class KLCovTerm(PolicyTerm):
 
 
 def covariances(logprobs: Tensor, batch: Batch) -> Tensor:
-    """cov_t, float64 [T]; 0 outside the loss mask."""
+    """cov_t, float64 [T]; 0 outside the loss mask, and where rounding alone separates a value from the mean: layouts
+    round differently, and would choose other tokens."""
     mask = batch.token_fields[LOSS_MASK]
     n_trained = mask.sum().clamp(min=1)
 
     def centred(values: Tensor) -> Tensor:
         inside = torch.where(mask, values.double(), 0)
-        return torch.where(mask, inside - inside.sum() / n_trained, 0)
+        deviations = inside - inside.sum() / n_trained
+        return torch.where(mask & (deviations.abs() > ROUNDING * inside.abs().max().clamp(min=1)), deviations, 0)
 
     return centred(logprobs) * centred(batch.token_fields[ADVANTAGES])
 

@@ -24,7 +24,7 @@ class Workload:
         servers: number of servers.
         spread: standard deviation of the time of a group, divided by the mean. The times are log-normal.
         publish_seconds: publication of weights, in which the trainer waits and the servers go on.
-        rejected: share of groups that no step trains on, such as those that dynamic sampling leaves out.
+        rejected: share of groups that no step trains on, because dynamic sampling rejects them, for example.
         max_rounds: rounds of sampling per step (``actor.dynamic_sampling_max_rounds``).
         max_concurrent_rollouts: groups in progress on all servers; ``None`` for ``batch_size``, as in training.
         queue_size: groups in progress or waiting for their step; ``None`` for 16 times ``max_concurrent_rollouts``.

@@ -13,7 +13,7 @@ from dataclasses import asdict
 from typing import Any
 
 from archon_core import errors
-from archon_core.contracts.tools import ToolCall
+from archon_core.contracts.tool_calls import ToolCall
 from archon_core.errors import ArchonError, ConfigError
 from archon_rl.rewards.environment import reward_environment
 from archon_rl.rewards.messages import TRAINERS_SIGNALS, Receiver, send
@@ -81,7 +81,7 @@ class ToolProcess:
         return ToolResult(reply["text"], reply["failed"])
 
     def close(self) -> None:
-        """Kill the process and those that it started. The next call starts another. Idempotent."""
+        """Kill the process and its children. The next call starts another process. Idempotent."""
         if self._group is not None:
             self._group.kill()
         if self._channel is not None:

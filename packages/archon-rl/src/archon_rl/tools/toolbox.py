@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ToolCall
+from archon_core.contracts.tool_calls import ToolCall
 from archon_core.errors import ConfigError
 from archon_rl.tools.calls import ToolResult, call_tool, failure
 from archon_rl.tools.schema import argument_problem, tool_schema

@@ -85,7 +85,7 @@ class CollectorLink:
         self._call("switching")
 
     def update_servers(self, version: int, servers: Sequence[ServerRecord], answering: Sequence[str]) -> dict[str, str]:
-        """Name the servers in service; returns incarnation -> error, of those that failed since the last call."""
+        """Send the list of servers in service. Returns incarnation -> error of servers that have failed since then."""
         return self._call("servers", version=version, **_servers(servers, answering))
 
     def take(self, timeout: float) -> tuple[ConsumedBatch[Group], dict[str, Any]] | None:

@@ -8,16 +8,16 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from archon_core.contracts.environments import EnvironmentFactory
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.tools import ToolParser, ToolParserSpec
+from archon_core.contracts.tool_calls import ToolParser, ToolParserSpec
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
-from archon_core.errors import ConfigError, RefusedRequestError
+from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_core.seeding import derive_seed
 from archon_rl.environments.running import RunningEnvironment
 from archon_rl.environments.source import environment_source
 from archon_rl.fields import ASSISTANT
+from archon_rl.workflows.next_turn import next_turn
 from archon_rl.workflows.together import together
 from archon_rl.workflows.tool_options import EnvironmentOptions
 from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
@@ -90,7 +90,7 @@ class EnvironmentConversation:
         messages = await environment.reset(record)
         tools = await environment.tools() or None
         prompt = self.turns.begin(messages, tools)
-        [first] = await client.generate(self._request(prompt, seed))
+        [first] = await client.generate(GenerationRequest(prompt, replace(self.parts.options, n_samples=1), (seed,)))
         conversation, answer = Trajectory.from_completion(prompt, first), first.token_ids
         rewards: list[float] = []
         while True:
@@ -98,24 +98,16 @@ class EnvironmentConversation:
             rewards.append(reward)
             if done or conversation.truncated or len(rewards) >= self.options.max_turns:
                 break
-            prompt = (*conversation.token_ids, *self.turns.between(answer, messages, tools))
-            # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
-            request = self._request(prompt, derive_seed(seed, "turn", len(rewards)))
-            try:
-                [completion] = await client.generate(request)
-            except RefusedRequestError:  # the conversation has become too long
-                completion = None
-            if completion is None or not completion.token_ids:
-                conversation = replace(conversation, truncated=True)
+            asked = self.turns.between(answer, messages, tools)
+            conversation, completion = await next_turn(
+                client, conversation, asked, self.parts.options, seed=seed, turn=len(rewards)
+            )
+            if completion is None:
                 break
-            conversation, answer = conversation.extended(prompt, completion), completion.token_ids
+            answer = completion.token_ids
         total = sum(reward * self.options.discount**step for step, reward in enumerate(rewards))
         facts = {"turns": len(rewards), "done": done, **await environment.metrics()}
         return replace(conversation, reward=total, metadata=facts)
-
-    def _request(self, prompt: tuple[int, ...], seed: int) -> GenerationRequest:
-        options: GenerationConfig = replace(self.parts.options, n_samples=1)
-        return GenerationRequest(prompt, options, (seed,))
 
     def _message(self, answer: Sequence[int], tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """An answer as the environment gets it."""

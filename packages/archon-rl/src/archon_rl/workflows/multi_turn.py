@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
-from archon_core.errors import ConfigError, DataError, RefusedRequestError
-from archon_core.seeding import derive_seed
+from archon_core.errors import ConfigError, DataError
 from archon_engine.models.turns import encode_next_text, encode_next_turn
 from archon_rl.text_encoding import TextEncoder
+from archon_rl.workflows.next_turn import next_turn
 from archon_rl.workflows.options import PROMPT, MultiTurnOptions
 from archon_rl.workflows.together import together
 
@@ -75,17 +75,12 @@ class MultiTurn:
         """The conversation with further answers until one is right."""
         rewards, prompt = [reward], self.encoder.prompt(record)
         while rewards[-1] <= self.options.solved_above and len(rewards) < self.options.max_turns:
-            asked = (*conversation.token_ids, *self.feedback(conversation.token_ids, prompt))
-            # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
-            seeds = (derive_seed(seed, "turn", len(rewards)),)
-            try:
-                [answer] = await client.generate(GenerationRequest(asked, self._one_sample, seeds))
-            except RefusedRequestError:  # the conversation has become too long
-                answer = None
-            if answer is None or not answer.token_ids:
-                conversation = replace(conversation, truncated=True)
+            asked = self.feedback(conversation.token_ids, prompt)
+            conversation, answer = await next_turn(
+                client, conversation, asked, self.parts.options, seed=seed, turn=len(rewards)
+            )
+            if answer is None:
                 break
-            conversation = conversation.extended(asked, answer)
             rewards += await self._score(record, [answer])
         return replace(
             conversation,
@@ -104,10 +99,6 @@ class MultiTurn:
         if self.uses_template:
             return encode_next_turn(self.parts.tokenizer, answered, [{"role": "user", "content": text}])
         return encode_next_text(self.parts.tokenizer, answered, text)
-
-    @property
-    def _one_sample(self) -> GenerationConfig:
-        return replace(self.parts.options, n_samples=1)
 
     async def _score(self, record: Mapping[str, Any], completions: Sequence[Completion]) -> list[float]:
         assert self.parts.rewards is not None, "the factory refuses runs without rewards"

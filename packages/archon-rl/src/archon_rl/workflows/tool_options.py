@@ -9,7 +9,7 @@ from typing import Any
 from archon_core.config.rules import POSITIVE, SHARE, number, option
 from archon_core.contracts.environments import ENVIRONMENT_PARAMETERS, EnvironmentSpec
 from archon_core.contracts.spec import Spec
-from archon_core.contracts.tools import ReasoningParserSpec, ToolParserSpec, ToolSpec
+from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec, ToolSpec
 from archon_core.errors import ArchonError
 from archon_core.plugins import registry
 from archon_core.plugins.own_or_plugin import choose

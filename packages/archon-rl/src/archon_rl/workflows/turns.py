@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.contracts.tools import ReasoningParserSpec
+from archon_core.contracts.tool_calls import ReasoningParserSpec
 from archon_core.contracts.workflows import WorkflowParts
 from archon_core.errors import DataError
 from archon_core.plugins import registry

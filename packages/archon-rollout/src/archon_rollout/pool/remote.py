@@ -178,7 +178,7 @@ async def generate_patiently(
     group: str,
     clock: Callable[[], float] = time.monotonic,
 ) -> list[Completion]:
-    """Completions by ``client``, which is asked again when the trainer has decided about the servers that failed.
+    """Completions by ``client``. After a failure, repeats the request once the trainer has decided about the servers.
 
     Raises:
         ServerError: the servers in service could not complete the request, in ``request_retries`` repetitions either.

@@ -3,8 +3,9 @@ an engine. Nothing here is collective; the first rank calls it."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, is_dataclass
 from typing import Any
 
 from archon_core.contracts.rollout import RolloutConfig
@@ -39,9 +40,11 @@ class BesideTrainer:
 
     def client_recipe(self) -> ClientRecipe:
         """See ``contracts.serving.ServingEngine``."""
-        options = self._options and {"target": _name_of(type(self._options)), "fields": asdict(self._options)}
-        # Plugins may have extended the section with options of their own.
-        config = {field.name: getattr(self._config, field.name) for field in fields(RolloutConfig)}
+        options = None
+        if self._options is not None:
+            kind = _declared_class(self._options)
+            options = {"target": f"{kind.__module__}:{kind.__qualname__}", "fields": _fields_of(kind, self._options)}
+        config = _fields_of(RolloutConfig, self._config)
         data = {"driver": self._kind.name, "config": config, "options": options, "token": self._token}
         return ClientRecipe("archon_rollout.pool.remote:PushedClient", data)
 
@@ -77,5 +80,16 @@ class BesideTrainer:
             self._on_switch()
 
 
-def _name_of(kind: type) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
+def _declared_class(section: Any) -> type[Any]:
+    """The class that a plugin declares for a section. A configuration has a subclass of it, made when it is loaded."""
+    return next(
+        kind
+        for kind in type(section).__mro__
+        if is_dataclass(kind) and fields(kind) and getattr(sys.modules[kind.__module__], kind.__name__, None) is kind
+    )
+
+
+def _fields_of(kind: type[Any], section: Any) -> dict[str, Any]:
+    """Options of a section that ``kind`` has. Plugins may have extended the section with options of their own."""
+    values = asdict(section)
+    return {field.name: values[field.name] for field in fields(kind)}

@@ -13,7 +13,7 @@ from typing import Any
 from archon_core.errors import DataError
 
 TOOL_FIELDS: Mapping[str, Any] = {"tools": list[dict] | None, "tool_choice": Any}
-"""Fields of a chat's body, beside those that need no tools."""
+"""Fields of a chat's body that concern tools."""
 
 
 def tools_of(body: Mapping[str, Any]) -> Sequence[Mapping[str, Any]] | None:

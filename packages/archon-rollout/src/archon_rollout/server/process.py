@@ -25,9 +25,10 @@ import torch.distributed as dist
 import uvicorn
 from starlette.types import ASGIApp
 
-from archon_core.errors import ConfigError, TrainingError
+from archon_core.errors import TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.listener import bind
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import TOKEN, run_token
 from archon_engine.checkpoint.publication import publish_text
@@ -100,7 +101,8 @@ def serve(options: ServeOptions) -> None:
     _log_to_stderr()
     end_with(os.environ.get(PARENT))
     options.model.check_layout(options.layout)
-    listener = bind(options.host, options.port)
+    listener = bind(options.host, options.port, options=f"--host {options.host} --port {options.port}")
+    listener.set_inheritable(True)
     followers: list[subprocess.Popen[str]] = []
     try:
         ranks = _start_ranks(options, followers)
@@ -271,25 +273,6 @@ class _Draining(uvicorn.Server):
             await super().shutdown(sockets)
         finally:
             limit.cancel()
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """A bound socket, before the model is loaded, so that a wrong address is an error at once.
-
-    Raises:
-        ConfigError: the address is in use, or not one of this machine.
-    """
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except (OSError, OverflowError) as error:
-        raise ConfigError(
-            f"--host {host} --port {port}: cannot listen there ({error}); choose another port, or 0 for any free one"
-        ) from error
-    listener.set_inheritable(True)
-    return listener
 
 
 def _log_to_stderr() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.json_calls import call_of, read_object, written_call
 from archon_rl.tools.parsing.marked_calls import parse_marked, skip_space
 

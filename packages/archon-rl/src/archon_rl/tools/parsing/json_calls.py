@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from archon_core.contracts.tools import ToolCall
+from archon_core.contracts.tool_calls import ToolCall
 
 NAME = "name"
 

@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.json_calls import MalformedCallError, call_of, read_object, written_call
 from archon_rl.tools.parsing.marked_calls import skip_space
 
@@ -59,7 +59,7 @@ class LlamaJsonParser:
 
 
 def written_outputs(results: Sequence[str]) -> str:
-    """Results, each on lines of its own."""
+    """Results, separated by line breaks."""
     return "\n" + "".join(f"{result}\n" for result in results)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.json_calls import MalformedCallError
 
 BodyReader = Callable[[str, int], tuple[ToolCall, int]]

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.json_calls import MalformedCallError
 from archon_rl.tools.parsing.llama_json import written_outputs
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.hermes import CLOSING, OPENING, written_results
 from archon_rl.tools.parsing.json_calls import MalformedCallError, read_object
 from archon_rl.tools.parsing.marked_calls import parse_marked, skip_space

@@ -11,7 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from archon_core.contracts.tools import ParsedAnswer, ToolCall
+from archon_core.contracts.tool_calls import ParsedAnswer, ToolCall
 from archon_rl.tools.parsing.json_calls import MalformedCallError, read_object
 from archon_rl.tools.parsing.schemas import parameter_types
 

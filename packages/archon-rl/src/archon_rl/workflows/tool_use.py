@@ -10,15 +10,15 @@ from typing import Any
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
-from archon_core.contracts.tools import ToolCall, ToolParser, ToolParserSpec
+from archon_core.contracts.tool_calls import ToolCall, ToolParser, ToolParserSpec
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
-from archon_core.errors import ConfigError, DataError, RefusedRequestError
+from archon_core.errors import ConfigError, DataError
 from archon_core.plugins import registry
-from archon_core.seeding import derive_seed
 from archon_rl.fields import Fields
 from archon_rl.tools.calls import ToolResult, failure
 from archon_rl.tools.source import tool_source
 from archon_rl.tools.toolbox import ToolBox
+from archon_rl.workflows.next_turn import next_turn
 from archon_rl.workflows.together import together
 from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
 
@@ -125,18 +125,13 @@ class ToolUse:
             results = await self._results(answer, use)
             if not results:
                 break
-            prompt = (*conversation.token_ids, *self._between(answer, results))
-            # Another seed per turn: with the same random numbers, a sample would tend to repeat its answer.
-            seeds = (derive_seed(seed, "turn", n_turns),)
-            options = replace(self.parts.options, n_samples=1)
-            try:
-                [completion] = await client.generate(GenerationRequest(prompt, options, seeds))
-            except RefusedRequestError:  # the conversation has become too long
-                completion = None
-            if completion is None or not completion.token_ids:
-                conversation = replace(conversation, truncated=True)
+            asked = self._between(answer, results)
+            conversation, completion = await next_turn(
+                client, conversation, asked, self.parts.options, seed=seed, turn=n_turns
+            )
+            if completion is None:
                 break
-            conversation, answer = conversation.extended(prompt, completion), completion.token_ids
+            answer = completion.token_ids
             n_turns += 1
         facts = {"turns": n_turns, "tool_calls": use.calls, "tool_failures": use.failures}
         return replace(conversation, metadata=facts), answer
