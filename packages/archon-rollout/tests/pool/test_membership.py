@@ -101,6 +101,23 @@ def test_failed_probes_make_a_server_suspect_and_then_put_it_out() -> None:
     assert membership.departures() == [f"{record('a').address}: 2 probes failed; the last one: no answer in 2 s"]
 
 
+def test_a_publication_that_a_suspect_passes_puts_it_into_service_again() -> None:
+    membership = in_service("a")
+    membership.request_failed("a", "out of memory", 1.0)
+    assert publish(membership, 1, 2.0) == ["a"]
+    assert (states(membership), membership.members["a"].failures) == ({"a": "active"}, 0)
+
+
+def test_without_probes_a_suspect_rests_for_a_round_and_its_failures_still_count() -> None:
+    membership = in_service("a")
+    membership.request_failed("a", "out of memory", 1.0)
+    assert not membership.active()
+    membership.rested(2.0)
+    assert list(membership.active()) == ["a"]
+    membership.request_failed("a", "out of memory", 3.0)
+    assert states(membership) == {"a": "out"}
+
+
 def test_the_first_round_in_which_most_probes_fail_is_not_believed() -> None:
     membership = in_service("a", "b", "c")
     failing = dict.fromkeys("abc", "no answer in 2 s")
@@ -167,7 +184,7 @@ def test_a_server_that_withdrew_is_forgotten_when_it_has_ended_and_its_departure
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(("announce", "begin", "end", "failed", "probed", "request_failed", "decide")),
+        st.sampled_from(("announce", "begin", "end", "failed", "probed", "request_failed", "rested", "decide")),
         st.sets(st.sampled_from("abcd")),
         st.sets(st.sampled_from("abcd")),
         st.floats(0, 8),
@@ -193,6 +210,8 @@ def test_random_events_never_put_outdated_or_absent_servers_into_service(events)
                 membership.failed(name, "it failed", now)
         elif event == "probed":
             membership.probed({name: "late" if name in failing else "" for name in names}, now)
+        elif event == "rested":
+            membership.rested(now)
         elif event == "request_failed":
             for name in names:
                 membership.request_failed(name, "late", now)

@@ -175,6 +175,19 @@ def test_a_failed_request_goes_to_another_server() -> None:
         world.ask()
 
 
+def test_without_a_health_monitor_a_server_that_failed_a_request_gets_others_after_a_round() -> None:
+    world = World("a", enable_health_monitor=False, health_check_failure_threshold=3, request_retries=0)
+    world.begin()
+    server = world.driver.servers["a"]
+    server.refuses = "server a: out of memory"
+    with pytest.raises(ServerError, match="out of memory"):
+        world.ask()
+    assert world.pool.acquire(tokens=1) is None
+    server.refuses = ""
+    assert world.refresh() == ["a"]
+    assert world.ask() == [3, 4, 5, 6]
+
+
 def test_repetitions_are_limited() -> None:
     world = World("a", request_retries=1, health_check_failure_threshold=100)
     world.begin()

@@ -10,7 +10,7 @@ from archon_core.serving.record import ServerRecord
 
 State = Literal["joining", "warming", "active", "suspect", "out"]
 """``joining``: announced. ``warming``: gets weights, in a publication or apart, and the canary. ``active``: in service.
-``suspect``: a probe failed; no new requests. ``out``: no requests and no weights."""
+``suspect``: a probe or request failed; no new requests. ``out``: no requests and no weights."""
 
 MAX_DOUBLINGS = 30
 
@@ -26,7 +26,7 @@ class Member:
         record: as announced; ``version`` is that of the last weights which the server has confirmed.
         state: its state.
         since: time at which it entered the state.
-        failures: consecutive failed probes.
+        failures: consecutive failed probes, and failed requests since the last probe or publication that it passed.
         reason: why it is suspect or out; empty otherwise.
         announced: whether the registry lists it.
         drains: whether it left only by withdrawing, so it may still answer the requests that it has.

@@ -188,6 +188,13 @@ class Membership:
             elif self._state(name) == "suspect":
                 self._enter(name, "active", now)
 
+    def rested(self, now: float) -> None:
+        """Let suspects get requests again, in a pool without probes. Their failures still count, until the next
+        publication."""
+        for name, member in list(self._members.items()):
+            if member.state == "suspect":
+                self._enter(name, "active", now, failures=member.failures)
+
     def request_failed(self, name: str, error: str, now: float) -> None:
         """A request failed. It counts like a failed probe, but says nothing about a round of probes."""
         if self._state(name) in IN_SERVICE:
@@ -214,6 +221,8 @@ class Membership:
             self._set_version(name, version)
             if member.state == "warming":
                 self._join(name, now)
+            else:
+                self._enter(name, "active", now)  # a suspect, too: it has just taken weights and completed the canary
 
     def decide(self, now: float) -> TopologyDecision:
         """The servers of the next step. Call once per step, changed or not."""

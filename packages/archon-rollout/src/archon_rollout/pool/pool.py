@@ -275,6 +275,11 @@ class Pool:
         with self._lock:
             self._membership.probed(results, self._clock())
 
+    def rested(self) -> None:
+        """A round without probes; see ``Membership.rested``."""
+        with self._lock:
+            self._membership.rested(self._clock())
+
     def draining(self) -> dict[str, ServerRecord]:
         """The servers that withdrew and may still work on requests, by incarnation."""
         with self._lock:

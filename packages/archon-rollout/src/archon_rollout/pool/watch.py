@@ -133,6 +133,7 @@ class Watch:
 
     async def _probe_all(self) -> None:
         if not self._options.enable_health_monitor:
+            self._pool.rested()  # nothing else would tell that a suspect is well again
             return
         targets = self._pool.probe_targets()
         errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
