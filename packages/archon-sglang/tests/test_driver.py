@@ -85,6 +85,15 @@ def test_a_wrong_token_is_an_error_and_not_a_server_that_starts(server):
         other.ready(server.address, timeout=SECONDS)
 
 
+@pytest.mark.parametrize("answer", [[], {"detail": "Not Found"}])
+def test_answers_of_another_program_are_errors_of_the_server(server, driver, monkeypatch, answer):
+    record = driver.ready(server.address, timeout=SECONDS)
+    monkeypatch.setattr("archon_sglang.driver.call", lambda *arguments, **options: answer)
+    for call in (driver.ready, lambda address, timeout: driver.state(record, timeout=timeout)):
+        with pytest.raises(ServerError, match=r"answered .*, without"):
+            call(server.address, timeout=SECONDS)
+
+
 def test_completions_have_ids_logprobs_and_versions(server, driver):
     record = driver.ready(server.address, timeout=SECONDS)
     (one,) = generate(driver, record, request())

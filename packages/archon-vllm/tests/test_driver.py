@@ -89,6 +89,14 @@ def test_a_record_has_the_identity_of_the_start(record):
     assert len(record.incarnation) == 32
 
 
+@pytest.mark.parametrize("answer", [[], {"detail": "Not Found"}])
+def test_answers_of_another_program_are_errors_of_the_server(driver, record, monkeypatch, answer):
+    monkeypatch.setattr("archon_vllm.driver.call", lambda *arguments, **options: answer)
+    for call in (driver.ready, lambda address, timeout: driver.state(record, timeout=timeout)):
+        with pytest.raises(ServerError, match=r"answered .*, without"):
+            call(record.address, timeout=SECONDS)
+
+
 def test_completions_have_ids_logprobs_and_versions(server, driver, record):
     answers = generate(driver, record, request(n=3, stop_token_ids=[9], min_new_tokens=1, temperature=0.5))
     assert [answer.token_ids for answer in answers] == [(7, 8, 9)] * 3

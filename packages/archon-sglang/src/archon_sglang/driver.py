@@ -19,7 +19,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.http_client import call, call_each, exchange
+from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
@@ -100,8 +100,9 @@ class SglangDriver:
         if status != 200:
             raise ServerError(f"server {address}: /ready answered {status}; check that it is SGLang 0.5.23")
         info = self._get(address, "/server_info", timeout)
-        version = version_of(self._get(address, "/model_info", timeout)["weight_version"])
-        return ServerRecord(address, _incarnation(info), "sglang", tensor=int(info["tp_size"]), version=version)
+        size = field_of(info, "tp_size", address=address, path="/server_info")
+        version = version_of(self._read(address, "/model_info", "weight_version", timeout))
+        return ServerRecord(address, _incarnation(info), "sglang", tensor=size, version=version)
 
     async def generate(
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
@@ -135,7 +136,8 @@ class SglangDriver:
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
         """The server's model by its name. SGLang does not tell whether its weights were published."""
         info = self._get(server.address, "/model_info", timeout)
-        return ServedModelInfo(str(info.get("model_path", "")), version=version_of(info["weight_version"]))
+        label = field_of(info, "weight_version", address=server.address, path="/model_info")
+        return ServedModelInfo(str(info.get("model_path", "")), version=version_of(label))
 
     def pause(self, server: ServerRecord, mode: PauseMode, *, timeout: float) -> None:
         """Stop generation.
@@ -167,8 +169,10 @@ class SglangDriver:
     def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
         """The server's state. ``paused`` is also true for a server in bad health, which SGLang does not tell apart."""
         address = server.address
-        incarnation = _incarnation(self._get(address, "/server_info", timeout))
-        version = version_of(self._get(address, "/model_info", timeout)["weight_version"])
+        info = self._get(address, "/server_info", timeout)
+        field_of(info, "tp_size", address=address, path="/server_info")
+        incarnation = _incarnation(info)
+        version = version_of(self._read(address, "/model_info", "weight_version", timeout))
         status, _ = exchange(address, "GET", "/ready", token=self._token, timeout=timeout)
         return ServerState(incarnation, version, paused=status != 200)
 
@@ -240,7 +244,7 @@ class SglangDriver:
     def _experts_shape(self, server: ServerRecord, timeout: float) -> tuple[int, int]:
         """Layers and experts per token, from the model's folder, because SGLang's answer has no shape."""
         if server.incarnation not in self._experts_shapes:
-            folder = Path(self._get(server.address, "/model_info", timeout)["model_path"])
+            folder = Path(self._read(server.address, "/model_info", "model_path", timeout))
             try:
                 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
                 shape = (int(config["num_hidden_layers"]), int(config["num_experts_per_tok"]))
@@ -254,6 +258,9 @@ class SglangDriver:
 
     def _get(self, address: str, path: str, timeout: float) -> Any:
         return call(address, "GET", path, token=self._token, timeout=timeout)
+
+    def _read(self, address: str, path: str, field: str, timeout: float) -> Any:
+        return field_of(self._get(address, path, timeout), field, address=address, path=path)
 
     def _post(self, address: str, path: str, data: Any, timeout: float) -> Any:
         answer = call(address, "POST", path, data, token=self._token, timeout=timeout)

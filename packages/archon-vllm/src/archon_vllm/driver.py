@@ -16,7 +16,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.http_client import call, call_each, exchange
+from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
@@ -91,9 +91,9 @@ class VllmDriver:
             return None
         if status != 200:
             raise ServerError(f"server {address}: /health answered {status}; allowed is vLLM 0.32; check the address")
-        size = call(address, "GET", "/get_world_size?include_dp=false", token=self._token, timeout=timeout)
+        size = self._read(address, "/get_world_size?include_dp=false", "world_size", timeout)
         state = self._state(address, timeout=timeout)
-        return ServerRecord(address, state.incarnation, "vllm", tensor=size["world_size"], version=state.version)
+        return ServerRecord(address, state.incarnation, "vllm", tensor=size, version=state.version)
 
     async def generate(
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
@@ -121,8 +121,7 @@ class VllmDriver:
 
     def describe_model(self, server: ServerRecord, *, timeout: float) -> ServedModelInfo:
         """The server's model by its name. vLLM does not tell whether its weights were published."""
-        path = "/server_info?config_format=json"
-        config = call(server.address, "GET", path, token=self._token, timeout=timeout)["vllm_config"]
+        config = self._read(server.address, "/server_info?config_format=json", "vllm_config", timeout)
         name = str((config.get("model_config") or {}).get("model", ""))
         return ServedModelInfo(name, version=self._state(server.address, timeout=timeout).version)
 
@@ -259,11 +258,10 @@ class VllmDriver:
             raise ServerError(f"server {address}: it does not drop the KV cache of the old weights, so it keeps these")
 
     def _state(self, address: str, *, timeout: float) -> ServerState:
-        label = call(address, "GET", "/weight_info", token=self._token, timeout=timeout)["weight_version"]
-        paused = call(address, "GET", "/is_paused", token=self._token, timeout=timeout)["is_paused"]
+        label = self._read(address, "/weight_info", "weight_version", timeout)
+        paused = self._read(address, "/is_paused", "is_paused", timeout)
         if not self._staged:
-            path = "/server_info?config_format=json"
-            config = call(address, "GET", path, token=self._token, timeout=timeout)["vllm_config"]
+            config = self._read(address, "/server_info?config_format=json", "vllm_config", timeout)
             return ServerState(str(config["instance_id"]), version_of(label), paused)
         worker = self._workers(address, "archon_state", timeout)[0]
         return ServerState(
@@ -306,6 +304,10 @@ class VllmDriver:
                 "options with which archon starts it"
             )
         return results
+
+    def _read(self, address: str, path: str, field: str, timeout: float) -> Any:
+        answer = call(address, "GET", path, token=self._token, timeout=timeout)
+        return field_of(answer, field, address=address, path=path)
 
     def _post(self, address: str, path: str, timeout: float, data: Any = None) -> Any:
         return call(address, "POST", path, {} if data is None else data, token=self._token, timeout=timeout)

@@ -81,8 +81,10 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
                 status, content = await _read(reader)
             finally:
                 writer.close()
-    except (OSError, TimeoutError, asyncio.IncompleteReadError, ValueError, IndexError) as error:
+    except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
+    except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
+        raise UncertainCallError(f"server {address}: {path} got an answer that is no HTTP: {_text(error)}") from error
     return _answer(address, path, status, content)
 
 
@@ -97,11 +99,42 @@ async def call_each(address: str, path: str, bodies: Sequence[Any], *, token: st
             task.cancel()
 
 
+def field_of(answer: Any, name: str, *, address: str, path: str) -> Any:
+    """A field of a server's answer.
+
+    Raises:
+        ServerError: the answer is no JSON object, or lacks the field, such as that of another program at the address.
+    """
+    if not isinstance(answer, dict) or name not in answer:
+        quoted = json.dumps(answer)[:LONGEST_ERROR]
+        raise ServerError(f"server {address}: {path} answered {quoted}, without {name!r}; check the address")
+    return answer[name]
+
+
 async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of an answer with a Content-Length, as our servers send it."""
+    """Status and body of an answer: of known length as our servers send it, or in chunks or without a length, as
+    proxies may do.
+
+    Raises:
+        ValueError, IndexError, asyncio.LimitOverrunError: it is no HTTP.
+    """
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    fields = dict(line.lower().split(": ", 1) for line in head[1:] if line)
-    return int(head[0].split()[1]), await reader.readexactly(int(fields["content-length"]))
+    status = int(head[0].split()[1])
+    fields = {name.strip(): value.strip() for name, _, value in (line.lower().partition(":") for line in head[1:])}
+    if fields.get("transfer-encoding", "identity") != "identity":
+        return status, await _read_chunks(reader)
+    if "content-length" in fields:
+        return status, await reader.readexactly(int(fields["content-length"]))
+    return status, await reader.read()
+
+
+async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
+    """A body in the transfer coding ``chunked`` (RFC 9112, section 7.1), without its trailer."""
+    content = bytearray()
+    while size := int((await reader.readuntil(b"\r\n")).partition(b";")[0], 16):
+        content += await reader.readexactly(size)
+        await reader.readexactly(2)
+    return bytes(content)
 
 
 def _split(address: str) -> tuple[str, int]:

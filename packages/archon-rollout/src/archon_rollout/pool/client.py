@@ -202,6 +202,11 @@ class PoolClient:
                 self._check_present(server)
                 poll = min(2 * poll, LONGEST_POLL_SECONDS)  # hundreds of requests wait at a time
             return call.result()
+        except ServerError:
+            raise
+        except Exception as error:
+            # A driver talks to foreign programs; whatever it raises concerns one server, not the run.
+            raise ServerError(f"server {server.address}: {type(error).__name__}: {error}") from error
         finally:
             call.cancel()
 

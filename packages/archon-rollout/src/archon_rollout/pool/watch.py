@@ -117,7 +117,7 @@ class Watch:
         timeout = self._options.health_check_timeout_seconds
         try:
             found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
-        except ServerError:
+        except Exception:  # as for calls: see _error_of
             found = None
         if found is not None:
             return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
@@ -165,4 +165,7 @@ async def _error_of(call: Awaitable[object], timeout: float) -> str:
         return str(error)
     except TimeoutError:
         return f"no answer in {timeout:g} s"
+    except Exception as error:
+        # A driver talks to foreign programs; whatever it raises concerns one server, not the watching thread.
+        return f"{type(error).__name__}: {error}"
     return ""

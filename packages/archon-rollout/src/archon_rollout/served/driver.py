@@ -13,7 +13,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.http_client import call, call_async
+from archon_core.serving.http_client import call, call_async, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.model_folder import has_weights
 from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
@@ -87,7 +87,7 @@ class ServedDriver:
             answer = call(address, "GET", "/state", token=self._token, timeout=timeout)
         except (UncertainCallError, UnreachableError):
             return None
-        return ServerRecord.from_data(answer.get("record"))
+        return ServerRecord.from_data(field_of(answer, "record", address=address, path="/state"))
 
     async def generate(
         self, server: ServerRecord, request: GenerationRequest, *, request_id: str, timeout: float
@@ -170,7 +170,10 @@ class ServedDriver:
         self, server: ServerRecord, answer: Any, requests: Sequence[GenerationRequest]
     ) -> list[list[Completion]]:
         self._check_incarnation(server, answer)
-        results = [[read_completion(item) for item in samples] for samples in answer["results"]]
+        answers = field_of(answer, "results", address=server.address, path="/generate")
+        if not isinstance(answers, list) or not all(isinstance(samples, list) for samples in answers):
+            raise ServerError(f"server {server.address}: /generate answered results that are no lists of completions")
+        results = [[read_completion(item) for item in samples] for samples in answers]
         found, expected = list(map(len, results)), [len(request.seeds) for request in requests]
         if found != expected:
             raise ServerError(f"server {server.address}: found {found} completions, expected {expected}")
@@ -178,8 +181,9 @@ class ServedDriver:
 
     @staticmethod
     def _check_incarnation(server: ServerRecord, answer: Any) -> None:
-        if answer.get("incarnation") != server.incarnation:
+        found = field_of(answer, "incarnation", address=server.address, path="the server")
+        if found != server.incarnation:
             raise ServerError(
-                f"server {server.address}: another incarnation answered: {answer.get('incarnation')}, not "
-                f"{server.incarnation}; the server was restarted"
+                f"server {server.address}: another incarnation answered: {found}, not {server.incarnation}; the server "
+                "was restarted"
             )
