@@ -13,6 +13,7 @@ from sending import TRANSPORTS, arenas, assert_equal, make_publisher
 
 from archon_core.errors import ServerError
 from archon_core.serving.update import UpdatePlan
+from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher
 from archon_rollout.transports.shared_memory import SharedMemoryTransport
 
@@ -106,6 +107,14 @@ def test_a_server_that_keeps_old_weights_and_says_they_are_new_is_found_by_the_c
 def test_right_weights_under_a_wrong_version_are_found(fault, phase, text, publishing, servers):
     result, _ = publishing(fault)
     assert_only_first_failed(result, servers, phase, text)
+
+
+@pytest.mark.parametrize("token", [-1, 50, 2**40])
+def test_a_canary_with_token_ids_outside_the_vocabulary_costs_its_server_only(token, publishing, servers):
+    canary = Canary((1, 2, 3), n_tokens=4, vocab_size=50)
+    result, _ = publishing({"last_token": token}, canary=canary)
+    text = f"canary: found token id {token}; allowed are 0 to 49"
+    assert_only_first_failed(result, servers, "canary", text)
 
 
 def test_a_reader_that_wakes_after_its_slot_was_reused_drops_the_update(
