@@ -1,8 +1,8 @@
 """The canary: after a commit, each server completes a fixed prompt, and the trainer recomputes its log-probabilities.
 
-It finds what checksums cannot: tensors that arrived and were loaded wrongly, such as experts of a mixture that a server
-updates in place, or tokens that carry the wrong version. Log-probabilities that differ by less than the tolerance of
-the dtype pass, so it does not replace checksums.
+It finds what checksums cannot: tensors that arrived and were loaded wrongly, or tokens that carry the wrong version.
+Log-probabilities that differ by less than the tolerance of the dtype pass, so it does not replace checksums, and in
+bfloat16 it misses small errors of a server, such as experts that vLLM 0.32 loads wrongly in place.
 """
 
 from __future__ import annotations
