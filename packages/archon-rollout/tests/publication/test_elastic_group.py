@@ -131,7 +131,7 @@ def test_a_store_ends_with_a_killed_trainer_although_another_child_holds_its_pip
 def is_running(process):
     """Whether a process exists and has not ended; without an init process, nobody takes note of an orphan's end."""
     status = Path(f"/proc/{process}/stat")
-    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+    return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_store_that_does_not_start_is_an_error_after_the_time_limit(monkeypatch, tmp_path):

@@ -32,7 +32,9 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
         else ""
     )
     problems = (
-        _problems(config, options) if option == "rollout" else score_temperature_problems("vLLM", config.gconfig, layout, option)
+        _problems(config, options)
+        if option == "rollout"
+        else score_temperature_problems("vLLM", config.gconfig, layout, option)
     )
     return ServerCheck(tuple(problems), "vllm" if missing else "", missing)
 

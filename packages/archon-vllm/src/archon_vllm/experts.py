@@ -1,8 +1,8 @@
 """Mixtures of experts, which vLLM 0.32 loads wrongly when it gets new weights in place.
 
-Every call succeeds, and log-probabilities differ by less than the canary's tolerance in bfloat16. So publications of such
-models are refused unless the user allows them. The model is known from its configuration, or else from the names of its
-tensors.
+Every call succeeds, and log-probabilities differ by less than the canary's tolerance in bfloat16. So publications of
+such models are refused unless the user allows them. The model is known from its configuration, or else from the names
+of its tensors.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PART = ".experts."
 
 FIX = (
     "vLLM 0.32 loads experts wrongly when it gets new weights, by less than the canary finds in bfloat16; use "
-    "rollout.backend=served, or set vllm.allow_experts=true if a run with float32 weights and this vLLM passes the canary"
+    "rollout.backend=served, or set vllm.allow_experts=true if the servers of a run in float32 pass the canary"
 )
 
 

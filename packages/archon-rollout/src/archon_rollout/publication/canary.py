@@ -68,8 +68,8 @@ def ask_server(driver: ServerDriver, server: ServerRecord, canary: Canary, *, ti
     if outside:
         allowed = "ids from 0" if canary.vocab_size is None else f"0 to {canary.vocab_size - 1}"
         raise ServerError(
-            f"canary: found token id {outside[0]}; allowed are {allowed}, the trainer's vocabulary; serve the trainer's "
-            "model"
+            f"canary: found token id {outside[0]}; allowed are {allowed}, the trainer's vocabulary; serve the "
+            "trainer's model"
         )
     return answer[0]
 
