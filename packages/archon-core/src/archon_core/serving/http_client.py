@@ -1,7 +1,7 @@
 """JSON over HTTP/1.1 for drivers of servers: blocking calls, and a coroutine for requests that take long.
 
-Every call has its own connection and a time limit, which covers it from the connection to the last byte of the answer. A
-call without an answer is uncertain: the server may have executed it, or execute it later.
+Every call has its own connection and a time limit, which covers it from the connection to the last byte of the answer.
+A call without an answer is uncertain: the server may have executed it, or execute it later.
 """
 
 from __future__ import annotations
