@@ -16,6 +16,7 @@ from archon_core.serving.update import UpdatePlan
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher
 from archon_rollout.transports.shared_memory import SharedMemoryTransport
+from archon_rollout.transports.version_folders import VersionFolders
 
 
 @pytest.fixture
@@ -298,6 +299,15 @@ def test_the_disk_transport_leaves_whole_folders_only(publishing, context, serve
     assert_equal(found, engine.tensors)
     assert TRANSPORTS["disk"].load()(context).folder_of(2).is_dir()
     assert torch.equal(found["scalar"], engine.tensors["scalar"])
+
+
+def test_a_resumed_run_keeps_the_folder_before_its_version_not_those_of_steps_that_it_repeats(tmp_path):
+    for version in (3, 4, 6, 7):
+        (tmp_path / f"v{version}").mkdir()
+    folders = VersionFolders(tmp_path, bucket_bytes=2**20)
+    folders.folder_of(5).mkdir()
+    folders.prune(5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v4", "v5"]
 
 
 def test_an_old_folder_that_cannot_be_removed_is_a_warning(engine, driver, context, servers, monkeypatch, caplog):
