@@ -209,9 +209,7 @@ def test_events_make_the_choices_of_a_whole_answer(chat, n, stops):
 def test_versions_cover_the_tokens_up_to_a_stop_text(chat, monkeypatch):
     body = {"seed": 5, "max_tokens": 24, "temperature": 1.4}
     text = chat.whole(**body)["choices"][0]["message"]["content"]
-    monkeypatch.setattr(
-        chat.service, "cancel", lambda tickets: None
-    )
+    monkeypatch.setattr(chat.service, "cancel", lambda tickets: None)
     body["stop"] = [text[2:4]]
     last = [event["choices"][0] for event in chat.events(**body)][-1]
     choice = chat.whole(**body)["choices"][0]
