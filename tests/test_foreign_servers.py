@@ -26,6 +26,8 @@ from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 from archon_rollout.plugin import archon_weight_transports
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
+from archon_rollout.registries.run_place import find_run
+from archon_rollout.servers_view import Observer
 from archon_sglang.driver import SglangDriver
 from archon_vllm.driver import VllmDriver
 
@@ -133,6 +135,17 @@ def test_a_vllm_server_with_other_weights_than_it_was_sent_leaves(engine, publis
         (failed,) = publication.failed
         assert failed.server.address == wrong.address
         assert failed.phase == "canary"
+
+
+def test_a_vllm_server_without_the_plugin_is_shown_in_a_run_that_publishes_by_disk(tmp_path, monkeypatch):
+    monkeypatch.setenv("ARCHON_SERVER_TOKEN", "mine")
+    file = tmp_path / "run.yaml"
+    with VllmServer({}) as server:
+        server.worker = None
+        options = f"rollout: {{backend: 'vllm:d1', weight_transport: disk, addresses: ['{server.address}']}}"
+        file.write_text(f"{options}\ncluster: {{fileroot: {tmp_path}}}\n", encoding="utf-8")
+        [row] = Observer(find_run(file)).look().servers
+    assert (row.kind, row.server, row.error) == ("vllm", "no weights", "")
 
 
 def test_sglang_servers_load_the_published_folder(engine, publisher_of):

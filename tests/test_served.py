@@ -83,10 +83,10 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
             engine.update_weights(0)
         [long] = requests(n_samples=4, max_new_tokens=100)[1:2]
         with ThreadPoolExecutor(1) as pool:
-            running = pool.submit(driver.generate_all, server, [long], timeout=60)
+            running = pool.submit(asyncio.run, driver.generate(server, long, request_id="long", timeout=60))
             wait_until(lambda: driver.state(server, timeout=10).running)
             engine.update_weights(trainer.version)
-            [completions] = running.result(60)
+            completions = running.result(60)
         before = assemble(EngineConfig(path=str(tmp_path / "before"), dtype="float32", optimizer=None))
         before.initialize()
         expected = {0: before, 1: trainer}

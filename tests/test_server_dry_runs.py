@@ -126,6 +126,17 @@ def test_sampling_whose_log_probabilities_vllm_cannot_give_is_refused():
     assert text.startswith("sglang.ep_size: found 3; allowed are divisors of 2")
 
 
+def test_mixtures_of_experts_on_vllm_are_refused_unless_the_user_allows_them(tmp_path):
+    (tmp_path / "config.json").write_text('{"num_experts": 8}', encoding="utf-8")
+    mixture = ["rollout.backend=vllm:d1", PYTHON, f"actor.path={tmp_path}", "actor.model_config=null"]
+    [text] = [text for text in texts(plan(*mixture)) if "vllm with a mixture" in text]
+    assert text.startswith(f"rollout.backend: found vllm with a mixture of experts (actor.path={tmp_path}); vLLM 0.32")
+    [text] = texts(plan(*mixture[:2], "actor.model_config.num_experts=4"))
+    assert "a mixture of experts (actor.model_config)" in text
+    assert "vllm with a mixture" not in " ".join(texts(plan(*mixture, "vllm.allow_experts=true")))
+    assert texts(plan(*mixture[:2])) == []
+
+
 @pytest.mark.parametrize(
     ("backend", "mode", "transport"),
     [

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -14,7 +16,7 @@ from publishing import manifest_of, prepare, publish
 from vllm_server import VllmServer, logprob_of
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
+from archon_core.errors import ConfigError, RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
@@ -38,9 +40,9 @@ def server():
         yield started
 
 
-def make_driver(transport="shm"):
+def make_driver(transport="shm", options=None):
     config = SimpleNamespace(weight_transport=transport, return_routed_experts=False)
-    return VllmDriver(config, token="secret")
+    return VllmDriver(config, options=options, token="secret")
 
 
 @pytest.fixture
@@ -134,6 +136,41 @@ def test_a_server_with_frozen_weights_serves_them_whatever_the_options_name(tmp_
     assert not {"--load-format", "--weight-transfer-config", "--worker-extension-cls"} & set(command)
     command = driver.launch("teacher", **place).command
     assert command[command.index("serve") + 1] == "actor"
+
+
+EXPERT = {"model.layers.0.mlp.experts.3.up_proj.weight": torch.zeros(4, 4)}
+
+
+@pytest.mark.parametrize("transport", ["shm", "disk"])
+def test_weights_of_experts_are_refused_unless_the_user_allows_them(server, transport):
+    plan = UpdatePlan(manifest_of({**weights(1), **EXPERT}, 1), transport, {"final": "/v1"})
+    driver = make_driver(transport)
+    record = driver.ready(server.address, timeout=SECONDS)
+    with pytest.raises(ServerError, match=r"experts\.3\.up_proj\.weight; vLLM 0\.32 loads experts wrongly.*use"):
+        driver.begin_update(record, plan, timeout=SECONDS)
+    assert server.targets()[-1] not in ("/start_weight_update", "/init_weight_transfer_engine")
+    allowed = make_driver("disk", options=VllmOptions(allow_experts=True))
+    record = allowed.ready(server.address, timeout=SECONDS)
+    allowed.begin_update(record, replace(plan, transport="disk"), timeout=SECONDS)
+
+
+@pytest.mark.parametrize(
+    ("config", "is_mixture"),
+    [
+        ({"num_experts": 8}, True),
+        ({"text_config": {"num_local_experts": 4}}, True),
+        ({"n_routed_experts": None, "num_experts": 0}, False),
+        ({"hidden_size": 8}, False),
+    ],
+)
+def test_servers_of_mixtures_are_started_for_frozen_weights_only(tmp_path, config, is_mixture):
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    place = {"layout": parse_layout("vllm:d1"), "index": 0, "host": "127.0.0.1", "port": 9}
+    make_driver().launch(str(tmp_path), **place, frozen=True)
+    make_driver(options=VllmOptions(allow_experts=True)).launch(str(tmp_path), **place)
+    refused = pytest.raises(ConfigError, match=r"found vllm with a mixture of experts.*set vllm\.allow_experts=true")
+    with refused if is_mixture else nullcontext():
+        make_driver().launch(str(tmp_path), **place)
 
 
 def test_penalties_are_sent_and_stop_texts_refused(server, driver, record):

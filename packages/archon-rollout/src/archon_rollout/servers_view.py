@@ -11,6 +11,7 @@ from typing import Any
 from archon_core.contracts.rollout import RolloutConfig
 from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
+from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.errors import ArchonError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.record import ServerRecord, ServerState
@@ -191,7 +192,11 @@ class Observer:
     def _query(self, record: ServerRecord) -> tuple[ServerRecord, ServerState]:
         """The server's record and state. Raises ServerError if it does not answer."""
         spec = registry().get(ServerDriverSpec, record.kind or self._run.kind)
-        driver: ServerDriver = spec.load()(RolloutConfig(), token=self._token)
+        transport = self._run.weight_transport
+        if transport is not None:
+            transport = registry().get(WeightTransportSpec, transport).name
+        # Where a driver asks for a server's state depends on how the server receives weights.
+        driver: ServerDriver = spec.load()(RolloutConfig(weight_transport=transport), token=self._token)
         if not record.incarnation:
             found = driver.ready(record.address, timeout=self._timeout)
             if found is None:

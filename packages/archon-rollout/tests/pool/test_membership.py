@@ -98,7 +98,8 @@ def test_failed_probes_make_a_server_suspect_and_then_put_it_out() -> None:
     assert states(membership) == {"a": "active", "b": "active"}
     for now in (3.0, 4.0):
         membership.probed({"a": "no answer in 2 s"}, now)
-    assert membership.departures() == [f"{record('a').address}: 2 probes failed; the last one: no answer in 2 s"]
+    assert states(membership)["a"] == "out"
+    assert membership.members["a"].reason == "2 probes failed; the last one: no answer in 2 s"
 
 
 def test_a_publication_that_a_suspect_passes_puts_it_into_service_again() -> None:

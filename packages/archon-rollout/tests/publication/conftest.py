@@ -118,7 +118,7 @@ def servers(running, driver):
     yield running
     clean = {"drop": None, "flip": None, "swap": ("", ""), "sleep_in": None, "honest": True, "keep_old": False}
     for server in running:
-        driver.call(server, "fault", {**clean, "label_off_by": 0, "token_off_by": 0})
+        driver.call(server, "fault", {**clean, "label_off_by": 0, "token_off_by": 0, "last_token": 3})
         driver.call(server, "resume")
 
 

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,17 +82,56 @@ def test_a_member_that_never_arrives_is_an_error_that_names_it(store):
         join_group("127.0.0.1", store.port, "weights/alone", SENDER, timeout=0.2)
 
 
-def test_a_store_that_closes_ends_the_wait_for_members_without_a_trace(capfd):
+def test_a_store_that_closes_ends_the_wait_for_members_without_a_trace_also_after_ctrl_c(capfd):
     store = StoreProcess()
     with ThreadPoolExecutor(1) as pool:
         joining = pool.submit(join_group, "127.0.0.1", store.port, "weights/closing", SENDER, timeout=60)
         client = dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
         client.wait(["weights/closing/arrived/0"])
+        process = store._process
+        assert os.getpgid(process.pid) == process.pid, "a terminal sends Ctrl-C to the trainer's process group"
+        for number in (signal.SIGINT, signal.SIGTERM):
+            process.send_signal(number)
         del client
         store.close()
         with pytest.raises(ServerError, match="the trainer has closed the store"):
             joining.result()
     assert capfd.readouterr().err == ""
+
+
+STARTS_A_STORE = """
+import os, sys, time
+from archon_rollout.transports.store_process import StoreProcess
+store = StoreProcess()
+store.port
+holder = os.fork()
+if holder == 0:
+    time.sleep(60)
+print(store._process.pid, holder, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.wide
+def test_a_store_ends_with_a_killed_trainer_although_another_child_holds_its_pipe():
+    trainer = subprocess.Popen([sys.executable, "-c", STARTS_A_STORE], stdout=subprocess.PIPE, text=True)
+    store, holder = map(int, trainer.stdout.readline().split())
+    try:
+        trainer.kill()
+        trainer.wait()
+        end = time.monotonic() + 30
+        while is_running(store):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+    finally:
+        os.kill(holder, signal.SIGKILL)
+        trainer.stdout.close()
+
+
+def is_running(process):
+    """Whether a process exists and has not ended; without an init process, nobody takes note of an orphan's end."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
 
 
 def test_a_store_that_does_not_start_is_an_error_after_the_time_limit(monkeypatch, tmp_path):

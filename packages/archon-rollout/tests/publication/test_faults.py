@@ -13,8 +13,10 @@ from sending import TRANSPORTS, arenas, assert_equal, make_publisher
 
 from archon_core.errors import ServerError
 from archon_core.serving.update import UpdatePlan
+from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher
 from archon_rollout.transports.shared_memory import SharedMemoryTransport
+from archon_rollout.transports.version_folders import VersionFolders
 
 
 @pytest.fixture
@@ -67,7 +69,6 @@ def test_values_that_a_server_spoils_are_found_by_its_own_checksums(
 ):
     result, old = publishing(fault, transport)
     failed = assert_only_first_failed(result, servers, "verify", "missing or have other values than were sent")
-    assert failed.serves_old_weights
     assert failed.state.version == engine.version - 1
     assert_equal(weights_of(servers[0]), old)
     assert_equal(weights_of(servers[1]), engine.tensors)
@@ -80,8 +81,7 @@ def test_values_that_a_server_spoils_are_found_by_its_own_checksums(
 )
 def test_a_server_that_repeats_the_senders_checksums_is_found_by_the_canary(fault, publishing, servers):
     result, _ = publishing({**fault, "honest": False})
-    failed = assert_only_first_failed(result, servers, "canary", "")
-    assert not failed.serves_old_weights
+    assert_only_first_failed(result, servers, "canary", "")
 
 
 def test_a_server_that_answers_200_and_keeps_old_weights_is_found_by_its_state(publishing, servers, engine):
@@ -108,6 +108,14 @@ def test_right_weights_under_a_wrong_version_are_found(fault, phase, text, publi
     assert_only_first_failed(result, servers, phase, text)
 
 
+@pytest.mark.parametrize("token", [-1, 50, 2**40])
+def test_a_canary_with_token_ids_outside_the_vocabulary_costs_its_server_only(token, publishing, servers):
+    canary = Canary((1, 2, 3), n_tokens=4, vocab_size=50)
+    result, _ = publishing({"last_token": token}, canary=canary)
+    text = f"canary: found token id {token}; allowed are 0 to 49"
+    assert_only_first_failed(result, servers, "canary", text)
+
+
 def test_a_reader_that_wakes_after_its_slot_was_reused_drops_the_update(
     publishing, servers, engine, driver, weights_of
 ):
@@ -116,7 +124,7 @@ def test_a_reader_that_wakes_after_its_slot_was_reused_drops_the_update(
     failed = assert_only_first_failed(result, servers, "transfer", "no answer within 1.0 s")
     wait_for_entry(driver, servers[0], "The trainer has reused the slot")
     assert driver.state(servers[0], timeout=5).updating is None
-    assert not failed.serves_old_weights, "it did not answer"
+    assert failed.state is None, "it did not answer"
     assert driver.state(servers[0], timeout=5).version == engine.version - 1
     assert_equal(weights_of(servers[0]), old)
 
@@ -289,6 +297,15 @@ def test_the_disk_transport_leaves_whole_folders_only(publishing, context, serve
     assert_equal(found, engine.tensors)
     assert TRANSPORTS["disk"].load()(context).folder_of(2).is_dir()
     assert torch.equal(found["scalar"], engine.tensors["scalar"])
+
+
+def test_a_resumed_run_keeps_the_folder_before_its_version_not_those_of_steps_that_it_repeats(tmp_path):
+    for version in (3, 4, 6, 7):
+        (tmp_path / f"v{version}").mkdir()
+    folders = VersionFolders(tmp_path, bucket_bytes=2**20)
+    folders.folder_of(5).mkdir()
+    folders.prune(5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["v4", "v5"]
 
 
 def test_an_old_folder_that_cannot_be_removed_is_a_warning(engine, driver, context, servers, monkeypatch, caplog):

@@ -129,7 +129,8 @@ class Server:
     def generate(self, data):
         version = self.updates.version + self.faults.get("token_off_by", 0)
         n = data["n"]
-        return {"ids": list(range(n)), "logprobs": logprobs_of(self.store.tensors, n), "versions": [version] * n}
+        ids = [*range(n - 1), self.faults.get("last_token", n - 1)]
+        return {"ids": ids, "logprobs": logprobs_of(self.store.tensors, n), "versions": [version] * n}
 
     def weights(self, data):
         torch.save(dict(self.store.tensors), data)

@@ -88,6 +88,7 @@ class Chat:
 
     def __init__(self, server) -> None:
         self._server = server
+        self.service = server.service
 
     def whole(self, **body):
         status, answer = self._server.client.post("/v1/chat/completions", {"messages": TURNS, **body})
@@ -203,6 +204,18 @@ def test_events_make_the_choices_of_a_whole_answer(chat, n, stops):
         first = whole["choices"][0]
         assert first["finish_reason"] == "stop"
         assert first["message"]["content"] == text[: min(text.find(s) for s in body["stop"] if s in text)]
+
+
+def test_versions_cover_the_tokens_up_to_a_stop_text(chat, monkeypatch):
+    body = {"seed": 5, "max_tokens": 24, "temperature": 1.4}
+    text = chat.whole(**body)["choices"][0]["message"]["content"]
+    monkeypatch.setattr(chat.service, "cancel", lambda tickets: None)
+    body["stop"] = [text[2:4]]
+    last = [event["choices"][0] for event in chat.events(**body)][-1]
+    choice = chat.whole(**body)["choices"][0]
+    assert len(choice["token_ids"]) < 24
+    assert choice["weight_versions"] == last["weight_versions"]
+    assert choice["weight_versions"] == [{"version": 5, "start": 0, "end": len(choice["token_ids"])}]
 
 
 def test_samples_of_one_chat_differ_and_depend_on_its_seed(chat):

@@ -147,11 +147,11 @@ def test_requests_go_on_with_new_weights_and_say_so(server, tiny):
     asked = GenerationRequest((1, 2), GenerationConfig(max_new_tokens=60, temperature=0.9), (3,))
     driver, record = record_of(server)
     with ThreadPoolExecutor(1) as pool:
-        answer = pool.submit(driver.generate_all, record, [asked], timeout=30)
+        answer = pool.submit(asyncio.run, driver.generate(record, asked, request_id="a", timeout=30))
         wait_until(lambda: server.decode._serving.n_running)
         driver.commit_update(record, 6, timeout=10)
         driver.commit_update(record, 7, timeout=10)
-        [[completion]] = answer.result(30)
+        [completion] = answer.result(30)
     assert driver.state(record, timeout=10).version == 7
     ids = asked.prompt_ids + completion.token_ids
     logits = {v: tiny.full_logits(trainer.module, ids) for v, trainer in server.weights.trainers.items()}
@@ -167,8 +167,6 @@ def test_the_driver_pauses_resumes_and_sees_it_in_the_state(server):
     assert driver.state(record, timeout=10).paused
     asked = requests()[0]
     with pytest.raises(UncertainCallError, match="got no answer"):
-        driver.generate_all(record, [asked], timeout=0.3)
-    with pytest.raises(UncertainCallError):
         asyncio.run(driver.generate(record, asked, request_id="a", timeout=0.3))
     wait_until(lambda: server.decode.n_requests == 0)
     driver.resume(record, timeout=10)

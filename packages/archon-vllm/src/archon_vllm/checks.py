@@ -9,6 +9,7 @@ from typing import Any
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
 from archon_core.serving.program_checks import missing_program, score_temperature_problems
+from archon_vllm.experts import FIX, config_has_experts, folder_has_experts
 from archon_vllm.options import VllmOptions
 
 INSTALL = (
@@ -31,12 +32,16 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
         else ""
     )
     problems = (
-        _problems(config) if option == "rollout" else score_temperature_problems("vLLM", config.gconfig, layout, option)
+        _problems(config, options)
+        if option == "rollout"
+        else score_temperature_problems("vLLM", config.gconfig, layout, option)
     )
     return ServerCheck(tuple(problems), "vllm" if missing else "", missing)
 
 
-def _problems(config: Any) -> Iterator[str]:
+def _problems(config: Any, options: VllmOptions) -> Iterator[str]:
+    if not options.allow_experts and (where := _place_of_experts(config.actor)):
+        yield f"rollout.backend: found vllm with a mixture of experts ({where}); {FIX}"
     for section in ("gconfig", "eval_gconfig"):
         sampling = getattr(config, section)
         if sampling is not None and not sampling.greedy and (sampling.top_p < 1 or sampling.top_k > 0):
@@ -45,3 +50,10 @@ def _problems(config: Any) -> Iterator[str]:
                 "because it returns log-probabilities of the distribution after the cut; use rollout.backend=served, "
                 "or remove them"
             )
+
+
+def _place_of_experts(actor: Any) -> str:
+    """The option that names a mixture of experts; empty if the configuration does not show one."""
+    if actor.model_config is not None:
+        return "actor.model_config" if config_has_experts(actor.model_config) else ""
+    return f"actor.path={actor.path}" if actor.path and folder_has_experts(actor.path) else ""

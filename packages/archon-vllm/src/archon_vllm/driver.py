@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
+from archon_core.errors import ConfigError, RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
@@ -29,6 +29,7 @@ from archon_core.serving.record import (
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
+from archon_vllm.experts import FIX, folder_has_experts, published_expert
 from archon_vllm.generation import read_completion, request_data
 from archon_vllm.launching import launch_server
 from archon_vllm.options import TRANSPORTS, VllmOptions
@@ -77,7 +78,13 @@ class VllmDriver:
         model_spec: str = "",
         frozen: bool = False,
     ) -> ServerLaunch:
-        """The command that starts server ``index``."""
+        """The command that starts server ``index``.
+
+        Raises:
+            ConfigError: the model is a mixture of experts that will get new weights; see ``archon_vllm.experts``.
+        """
+        if not frozen and not self._options.allow_experts and folder_has_experts(model):
+            raise ConfigError(f"rollout.backend: found vllm with a mixture of experts ({model}); {FIX}")
         return launch_server(
             model,
             layout=layout,
@@ -172,6 +179,8 @@ class VllmDriver:
                 f"server {server.address}: found {server.world_size} ranks; the transport distributed reaches vLLM "
                 "servers of one rank; use rollout.weight_transport=shm or disk"
             )
+        if not self._options.allow_experts and (name := published_expert(plan.manifest)):
+            raise ServerError(f"server {server.address}: found the expert weights {name}; {FIX}")
         if not self._staged:
             self._folders[server.incarnation] = (plan.version, str(plan.setup["final"]))
             return

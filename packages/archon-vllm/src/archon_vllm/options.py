@@ -45,6 +45,9 @@ class VllmOptions:
         max_lora_rank: largest rank of an adapter.
         max_loras: adapters in one batch.
         lora_modules: adapters to load at the start.
+        allow_experts: publish mixtures of experts, although vLLM 0.32 loads experts wrongly when it gets new weights
+            (measured on a CPU), by less than the canary's tolerance in bfloat16. First check this vLLM with float32
+            weights, in which the canary finds it.
         tensor_parallel_size: must stay null: ``t`` of ``rollout.backend``.
         pipeline_parallel_size: must stay null: ``p`` of ``rollout.backend``.
         data_parallel_size: must stay null: ``d`` of ``rollout.backend``, the number of servers.
@@ -73,6 +76,7 @@ class VllmOptions:
     max_lora_rank: int = option(16, POSITIVE)
     max_loras: int = option(8, POSITIVE)
     lora_modules: list[str] | None = None
+    allow_experts: bool = False
     tensor_parallel_size: int | None = None
     pipeline_parallel_size: int | None = None
     data_parallel_size: int | None = None
@@ -95,7 +99,7 @@ class VllmOptions:
 
 
 NOT_PASSED = frozenset(
-    {"python", "model", "dtype", "max_model_len", "skip_tokenizer_init", "worker_extension_cls"}
+    {"python", "model", "dtype", "max_model_len", "skip_tokenizer_init", "worker_extension_cls", "allow_experts"}
     | {"max_lora_rank", "max_loras", "lora_modules", *DEVICES}
 )
 """Options that ``command_options`` does not pass one by one."""

@@ -1,7 +1,7 @@
 """JSON over HTTP/1.1 for drivers of servers: blocking calls, and a coroutine for requests that take long.
 
-Every call has a time limit and its own connection. A call without an answer is uncertain: the server may have executed
-it, or execute it later.
+Every call has its own connection and a time limit, which covers it from the connection to the last byte of the answer.
+A call without an answer is uncertain: the server may have executed it, or execute it later.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import http.client
 import json
+import socket
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +29,7 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
         path: the path.
         data: the JSON body; ``None`` for none.
         token: the server's token; empty for none.
-        timeout: limit of every wait for the network, in seconds.
+        timeout: limit of the whole call, in seconds.
 
     Raises:
         ServerError: the server cannot be reached, or answered something invalid.
@@ -47,7 +49,7 @@ def exchange(
         UnreachableError: the server accepts no connection.
         UncertainCallError: there was no complete answer.
     """
-    connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
+    connection = _LimitedConnection(*_split(address), timeout=timeout)
     try:
         try:
             connection.connect()
@@ -135,6 +137,46 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
         content += await reader.readexactly(size)
         await reader.readexactly(2)
     return bytes(content)
+
+
+class _LimitedConnection(http.client.HTTPConnection):
+    """A connection with a time limit for everything together. The timeout of ``http.client`` starts anew with each
+    byte, so a server that sends one now and then would hold its caller for ever."""
+
+    def connect(self) -> None:
+        """Connect; the limit starts here."""
+        end = time.monotonic() + float(self.timeout or 0.0)
+        super().connect()
+        self.sock = _LimitedSocket(self.sock, end)
+
+
+class _LimitedSocket(socket.socket):
+    """A connected socket whose calls end at one moment; ``http.client`` uses these two.
+
+    Args:
+        connected: the socket to replace.
+        end: on the monotonic clock, in seconds.
+    """
+
+    def __init__(self, connected: socket.socket, end: float) -> None:
+        super().__init__(fileno=connected.detach())
+        self._end = end
+
+    def sendall(self, *arguments: Any) -> None:
+        """See ``socket.socket``."""
+        self._limit_wait()
+        super().sendall(*arguments)
+
+    def recv_into(self, *arguments: Any, **options: Any) -> int:
+        """See ``socket.socket``."""
+        self._limit_wait()
+        return super().recv_into(*arguments, **options)
+
+    def _limit_wait(self) -> None:
+        left = self._end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError("timed out")
+        self.settimeout(left)
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -7,8 +7,6 @@ compares the two.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -96,12 +94,6 @@ class WeightManifest:
     def n_bytes(self) -> int:
         """Size of all tensors."""
         return sum(entry.n_bytes for entry in self.tensors)
-
-    @property
-    def digest(self) -> str:
-        """A hash of the whole manifest, checksums included."""
-        text = json.dumps(self.as_data(), sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def with_checksums(self, checksums: Mapping[str, str]) -> WeightManifest:
         """The manifest with these checksums filled in."""

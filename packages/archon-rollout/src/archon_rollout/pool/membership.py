@@ -241,10 +241,6 @@ class Membership:
         self._forget(now)
         return self._decision
 
-    def departures(self) -> list[str]:
-        """Address and reason of every server that is out, for the error of a run without servers."""
-        return [f"{m.record.address}: {m.reason}" for m in self._members.values() if m.state == "out"]
-
     def _takes_part(self, member: Member) -> bool:
         """Whether a server is one of the receivers of a publication."""
         return member.state in IN_SERVICE or (member.state == "warming" and not member.apart)

@@ -1,8 +1,8 @@
 """The canary: after a commit, each server completes a fixed prompt, and the trainer recomputes its log-probabilities.
 
-It finds what checksums cannot: tensors that arrived and were loaded wrongly, such as experts of a mixture that a server
-updates in place, or tokens that carry the wrong version. Log-probabilities that differ by less than the tolerance of
-the dtype pass, so it does not replace checksums.
+It finds what checksums cannot: tensors that arrived and were loaded wrongly, or tokens that carry the wrong version.
+Log-probabilities that differ by less than the tolerance of the dtype pass, so it does not replace checksums, and in
+bfloat16 it misses small errors of a server, such as experts that vLLM 0.32 loads wrongly in place.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ class Canary:
         prompt_ids: the prompt.
         n_tokens: length of the completion.
         tolerance: largest difference of a log-probability; ``None`` for that of the dtype in ``TOLERANCE``.
+        vocab_size: the trainer's; token ids are below it. ``None`` if unknown.
     """
 
     prompt_ids: tuple[int, ...]
     n_tokens: int = 8
     tolerance: float | None = None
+    vocab_size: int | None = None
 
     @property
     def request(self) -> GenerationRequest:
@@ -49,11 +51,26 @@ class Canary:
 
 
 def ask_server(driver: ServerDriver, server: ServerRecord, canary: Canary, *, timeout: float) -> Completion:
-    """One server's completion. Raises ServerError if it gives none."""
+    """One server's completion.
+
+    Raises:
+        ServerError: the server gives none, or one that the trainer's model cannot read: it would fail on every rank.
+    """
     request_id = f"canary-{uuid.uuid4().hex}"  # a server may have canaries of several trainers
     answer = asyncio.run(driver.generate(server, canary.request, request_id=request_id, timeout=timeout))
     if len(answer) != 1 or not answer[0].token_ids:
         raise ServerError(f"canary: found {len(answer)} completions, or no token; one completion was requested")
+    ids = answer[0].token_ids
+    if len(ids) > canary.n_tokens:
+        raise ServerError(f"canary: found a completion of {len(ids)} tokens; {canary.n_tokens} were requested")
+    limit = math.inf if canary.vocab_size is None else canary.vocab_size
+    outside = [token for token in ids if not isinstance(token, int) or not 0 <= token < limit]
+    if outside:
+        allowed = "ids from 0" if canary.vocab_size is None else f"0 to {canary.vocab_size - 1}"
+        raise ServerError(
+            f"canary: found token id {outside[0]}; allowed are {allowed}, the trainer's vocabulary; serve the "
+            "trainer's model"
+        )
     return answer[0]
 
 

@@ -32,7 +32,7 @@ class BucketTiming:
 
 @dataclass(frozen=True)
 class FailedServer:
-    """A server that does not hold the new version, and must leave service unless its state says otherwise.
+    """A server that failed, and so leaves service, whatever weights it has.
 
     Attributes:
         server: its record.
@@ -46,12 +46,6 @@ class FailedServer:
     reason: str
     state: ServerState | None
 
-    @property
-    def serves_old_weights(self) -> bool:
-        """Whether the server itself says that it serves whole weights of an earlier version. A server that failed in
-        ``commit`` or ``canary`` is not believed."""
-        return self.state is not None and not self.state.paused and self.phase in ("prepare", "transfer", "verify")
-
 
 @dataclass(frozen=True)
 class Publication:
@@ -60,7 +54,7 @@ class Publication:
     Attributes:
         version: the version.
         committed: servers that serve it.
-        failed: servers that do not.
+        failed: servers that failed in any phase.
         n_bytes: size of all tensors.
         buckets: timing per bucket.
         seconds: seconds per phase.

@@ -82,7 +82,7 @@ class StoredVersions:
             self._folders.prune(manifest.version)
         folder = self._folders.folder_of(manifest.version)
         self.current = None
-        if self._is_whole and folder.is_dir():  # a transport removes the folder if no server took it
+        if self._is_whole and folder.is_dir():  # the transport completes it only if a server received everything
             full = tuple(replace(entry, encoding="full") for entry in manifest.tensors)
             whole = replace(manifest, tensors=full, base_version=None)
             self.current = StoredVersion(whole, folder, tuple(self._notices), answers, tolerance)

@@ -40,10 +40,12 @@ class PlaceRollout:
     Attributes:
         backend: kind and sizes of the servers.
         addresses: ``host:port`` of running servers.
+        weight_transport: how the servers receive weights; null for the first transport that they support.
     """
 
     backend: str = "local"
     addresses: list[str] = field(default_factory=list)
+    weight_transport: str | None = None
 
 
 @dataclass
@@ -74,11 +76,13 @@ class RunPlace:
         folder: the run folder, which need not exist.
         discovery: the registry of its servers.
         kind: kind of its servers, as ``rollout.backend`` names it.
+        weight_transport: how they receive weights, as ``rollout.weight_transport`` names it; ``None`` if it names none.
     """
 
     folder: Path
     discovery: Discovery
     kind: str
+    weight_transport: str | None = None
 
     @property
     def servers(self) -> Path:
@@ -122,4 +126,4 @@ def find_run(place: Path, overrides: Sequence[str] = ()) -> RunPlace:
 def _place(options: PlaceOptions) -> RunPlace:
     folder = Path(options.cluster.fileroot).expanduser() / options.experiment_name / options.trial_name
     kind = options.rollout.backend.partition(":")[0]
-    return RunPlace(folder, Discovery.of(options), kind)
+    return RunPlace(folder, Discovery.of(options), kind, options.rollout.weight_transport)

@@ -97,14 +97,6 @@ class ServedDriver:
         answer = await call_async(server.address, "/generate", data, token=self._token, timeout=timeout)
         return self._read_results(server, answer, [request])[0]
 
-    def generate_all(
-        self, server: ServerRecord, requests: Sequence[GenerationRequest], *, timeout: float
-    ) -> list[list[Completion]]:
-        """The completions of many requests, in one call that ends when all have ended."""
-        data = self._generate_data(requests, "")
-        answer = call(server.address, "POST", "/generate", data, token=self._token, timeout=timeout)
-        return self._read_results(server, answer, requests)
-
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """Log-probabilities of given tokens."""
         data = {"sequences": request.sequences, "temperature": request.temperature}

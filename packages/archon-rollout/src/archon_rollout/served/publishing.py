@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from archon_core.contracts.engine import TrainEngine
@@ -11,6 +12,7 @@ from archon_core.contracts.weight_transport import TransportContext, WeightTrans
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins import registry
+from archon_rollout.model_limits import model_limits
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.publication.stored import stored_versions
@@ -49,11 +51,14 @@ def build_publisher(
     Raises:
         ConfigError: the transport needs a device that is not here, or options contradict each other.
     """
+    canary = None
+    if config.weight_canary:
+        canary = replace(CANARY, vocab_size=model_limits(trainer.module).vocab_size)
     options = PublisherOptions(
         bucket_bytes=config.weight_bucket_mb * 2**20 if bucket_bytes is None else bucket_bytes,
         skip_unchanged=config.skip_unchanged,
         timeout=config.weight_timeout,
-        canary=CANARY if config.weight_canary else None,
+        canary=canary,
         interrupts=config.interruption == "abort",
         grace=config.pause_grace_period,
     )

@@ -140,12 +140,13 @@ class _Generation:
         if not stream.is_stopped:
             # A token that ends a completion is not part of its text.
             text = stream.add(ids[seen:-1] if end == "stop" else ids[seen:], is_last=True)
-            new = slice(seen, None)
-        else:
-            text, new = "", slice(0, 0)
+            new, shown = slice(seen, None), slice(None)
+        else:  # the server generated more until the request was cancelled
+            text, new, shown = "", slice(0, 0), slice(seen)
         if stream.is_stopped:
             end = "stop"
-        return Piece(self._index(place, number), text, ids[new], completion.logprobs[new], end, completion.versions)
+        logprobs, versions = completion.logprobs[new], completion.versions[shown]
+        return Piece(self._index(place, number), text, ids[new], logprobs, end, versions)
 
     def _index(self, place: int, number: int) -> int:
         return self._first_choice[place] + number

@@ -27,6 +27,7 @@ from starlette.types import ASGIApp
 
 from archon_core.errors import TrainingError
 from archon_core.layout import Layout
+from archon_core.ranks.loopback_store import serve_loopback_store
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.listener import bind
 from archon_core.serving.record import ServerRecord
@@ -47,7 +48,7 @@ from archon_rollout.server.rank_updates import RankUpdates
 from archon_rollout.server.service import Service
 from archon_rollout.server.serving_loop import ServingLoop
 from archon_rollout.server.weight_copies import NO_WEIGHTS, EngineCopies, ServedWeights
-from archon_rollout.server.world import end_followers, join, serve_store, start_follower
+from archon_rollout.server.world import end_followers, join, start_follower
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def _start_ranks(options: ServeOptions, followers: list[subprocess.Popen[str]]) 
     size = options.layout.world_size
     if size == 1:
         return Ranks()
-    store = serve_store()
+    store = serve_loopback_store()
     described = {
         "model": options.model.name,
         "dtype": options.model.config.dtype,

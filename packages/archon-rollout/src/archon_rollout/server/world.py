@@ -44,11 +44,6 @@ def join(store: dist.Store, rank: int, size: int) -> Ranks:
     return Ranks.of_process_group()
 
 
-def serve_store() -> dist.TCPStore:
-    """The store through which the ranks meet, on a free port of this process."""
-    return dist.TCPStore(LOCALHOST, 0, is_master=True, wait_for_workers=False)
-
-
 def start_follower(rank: int, size: int, port: int, options: str) -> subprocess.Popen[str]:
     """Start one of the other ranks. Control calls go to its standard input, answers come from its standard output."""
     environment = {

@@ -146,6 +146,7 @@ class BroadcastTransport(DistributedTransport):
         if not reason and not any(outcome.error for outcome in outcomes.values()):
             self._measure(notice, time.perf_counter() - start)
             return outcomes
+        self._note_failure(time.perf_counter() - start, limit)
         return outcomes | self._send_again(servers, notice, outcomes, reason)
 
     def _let_receive(self, server: ServerRecord, notice: BucketNotice) -> Receipt:

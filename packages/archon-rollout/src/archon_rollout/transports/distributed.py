@@ -1,7 +1,8 @@
 """The transport ``distributed``: over the network, one gloo group of two per server and version, in parallel threads.
 
 The time limit of a transfer is ``max(5 s, 4 x the measured time)``, never torch's 30 minutes. That is how long a
-stopped server delays the others. ``broadcasting`` has the form for NCCL.
+stopped server delays the others. A transfer that exceeds its limit doubles the limit of the next ones, because it may
+have been too low. ``broadcasting`` has the form for NCCL.
 """
 
 from __future__ import annotations
@@ -61,12 +62,17 @@ class DistributedTransport(NotifyingTransport):
         self._measured_bytes = self._measured_version = -1
         self._measuring = Lock()
         self._seconds_per_byte = 0.0
+        self._least_seconds = LEAST_SECONDS
+        self._exceeded = False
         self._store.start()
 
     def commit(self, version: int) -> None:
         """The version is in use, and its groups are not needed any more."""
         super().commit(version)
         self._leave_finished()
+        if not self._exceeded:
+            self._least_seconds = LEAST_SECONDS
+        self._exceeded = False
 
     def abort(self) -> None:
         """Leave all groups."""
@@ -120,18 +126,22 @@ class DistributedTransport(NotifyingTransport):
         """Send to one server while it receives, over its pair; joins that first if it is new."""
         limit, start = self._time_limit(notice), time.perf_counter()
         setup = self._pairs[server.incarnation]
-        if server.incarnation in self._groups:
-            sending = self._start_sending(self._groups[server.incarnation], server, setup, notice, limit)
-            receipt = self._call_to_receive(server, notice, limit)
-        else:
-            groups = {server.incarnation: setup.as_data()}
-            joined = replace(notice, place={**notice.place, "groups": groups})
-            # Each end waits for the other to join, so the call and this end's part run together.
-            with self._joining_pair(
-                server, setup, limit, then=lambda pair: self._start_sending(pair, server, setup, notice, limit)
-            ) as joining:
-                receipt = self._call_to_receive(server, joined, limit)
-            sending = joining.result()
+        try:
+            if server.incarnation in self._groups:
+                sending = self._start_sending(self._groups[server.incarnation], server, setup, notice, limit)
+                receipt = self._call_to_receive(server, notice, limit)
+            else:
+                groups = {server.incarnation: setup.as_data()}
+                joined = replace(notice, place={**notice.place, "groups": groups, "timeout": limit})
+                # Each end waits for the other to join, so the call and this end's part run together.
+                with self._joining_pair(
+                    server, setup, limit, then=lambda pair: self._start_sending(pair, server, setup, notice, limit)
+                ) as joining:
+                    receipt = self._call_to_receive(server, joined, limit)
+                sending = joining.result()
+        except ServerError:
+            self._note_failure(time.perf_counter() - start, limit)
+            raise
         # The receipt has the checksums of what arrived; this end's own impression adds nothing.
         with suppress(TransferError):
             sending.wait()
@@ -191,21 +201,31 @@ class DistributedTransport(NotifyingTransport):
 
     def _measure(self, notice: BucketNotice, seconds: float) -> None:
         """Note how long a bucket took; of the servers that receive one version, the slowest counts."""
-        if not notice.n_bytes:
+        n_bytes = _sent_bytes(notice)
+        if not n_bytes:
             return
-        measured = (notice.version, notice.n_bytes)
+        measured = (notice.version, n_bytes)
         with self._measuring:
-            if notice.n_bytes < self._measured_bytes:  # small buckets measure latency
+            if n_bytes < self._measured_bytes:  # small buckets measure latency
                 return
             slowest = self._seconds_per_byte if measured == (self._measured_version, self._measured_bytes) else 0.0
-            self._seconds_per_byte = max(slowest, seconds / notice.n_bytes)
+            self._seconds_per_byte = max(slowest, seconds / n_bytes)
             self._measured_version, self._measured_bytes = measured
+
+    def _note_failure(self, seconds: float, limit: float) -> None:
+        """After a failure at the time limit, double it, until a version is committed without such a failure: only
+        transfers that succeed are measured, so a limit that is too low would stay too low."""
+        if seconds >= limit:
+            with self._measuring:
+                self._least_seconds = max(self._least_seconds, 2 * limit)
+                self._exceeded = True
 
     def _time_limit(self, notice: BucketNotice) -> float:
         """Time limit of a transfer, in seconds."""
         if not self._seconds_per_byte:
             return self._context.timeout
-        return min(self._context.timeout, max(LEAST_SECONDS, SLOWER * self._seconds_per_byte * notice.n_bytes))
+        measured = SLOWER * self._seconds_per_byte * _sent_bytes(notice)
+        return min(self._context.timeout, max(self._least_seconds, measured))
 
     def _leave_finished(self) -> None:
         """Leave the groups that no further version uses."""
@@ -217,6 +237,11 @@ class DistributedTransport(NotifyingTransport):
             self._groups, self._sendings = {}, {}
         for group in groups.values():
             leave(group)
+
+
+def _sent_bytes(notice: BucketNotice) -> int:
+    """Bytes of a bucket that are sent. Tensors that servers keep leave gaps in it."""
+    return sum(end - start for start, end in notice.runs)
 
 
 def address_towards(address: str) -> str:

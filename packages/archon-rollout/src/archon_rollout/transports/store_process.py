@@ -1,12 +1,15 @@
 """The key-value store in which members of elastic groups find each other, in a process apart from the trainer's ranks.
 
 A store lives in the process that created it. In a rank, it would end with the rank while servers still wait in it; in a
-process apart, groups come and go around it. It ends when the trainer that started it ends, however that happens.
+process apart, groups come and go around it. It ends when the trainer that started it ends, however that happens, and
+not by a signal for the trainer: a trainer that is asked to stop first finishes its step, with a publication.
 """
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +23,8 @@ START_SECONDS = 60.0
 
 CLOSING_SECONDS = 1.0
 """Time in which members that wait in the store notice that it closes."""
+
+PARENT_CHECK_SECONDS = 0.5
 
 COMMAND = ("-P", "-m", __name__)
 """-P: a ``torch.py`` in the working folder is not imported."""
@@ -51,7 +56,11 @@ class StoreProcess:
         if self._process is None or self._process.poll() is not None:
             self.close()
             self._process = subprocess.Popen(
-                [sys.executable, *COMMAND], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+                [sys.executable, *COMMAND],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                process_group=0,  # Ctrl-C is for the trainer
             )
 
     @property
@@ -96,7 +105,10 @@ class StoreProcess:
 
 
 def main() -> None:
-    """Serve until standard input ends."""
+    """Serve until standard input ends, or the process that started this one."""
+    parent = os.getppid()
+    for number in (signal.SIGINT, signal.SIGTERM):  # SLURM sends SIGTERM to all processes of a job
+        signal.signal(number, signal.SIG_IGN)
     import torch.distributed as dist
 
     from archon_core.receiving.elastic_group import CLOSING
@@ -105,7 +117,9 @@ def main() -> None:
         "127.0.0.1", 0, is_master=True, timeout=timedelta(seconds=START_SECONDS), wait_for_workers=False
     )
     print(store.port, flush=True)
-    sys.stdin.read()
+    # Another child of a killed trainer may hold the pipe open.
+    while not select.select([sys.stdin], [], [], PARENT_CHECK_SECONDS)[0] and os.getppid() == parent:
+        pass
     store.set(CLOSING, "")
     time.sleep(CLOSING_SECONDS)
 

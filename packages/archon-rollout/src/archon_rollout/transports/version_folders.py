@@ -84,9 +84,11 @@ class VersionFolders:
         self._folder = None
 
     def prune(self, version: int) -> None:
-        """Remove the folders of old versions, but keep those of ``version`` and of the one before."""
-        versions = sorted(int(path.name[1:]) for path in self._root.glob("v*") if path.name[1:].isdigit())
-        for old in [other for other in versions if other != version][: -(KEPT - 1) or None]:
+        """Remove the folders of other versions than ``version`` and the ones before it, ``KEPT`` in all. A resumed run
+        has also versions after it, of steps that it repeats."""
+        versions = {int(path.name[1:]) for path in self._root.glob("v*") if path.name[1:].isdigit()}
+        kept = sorted(other for other in versions if other <= version)[-KEPT:]
+        for old in sorted(versions.difference(kept)):
             try:
                 remove_folder(self.folder_of(old))
             except OSError as error:  # costs disk space, not the run

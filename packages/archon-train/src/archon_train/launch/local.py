@@ -17,7 +17,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from torch.distributed import TCPStore
 from torch.distributed.elastic.multiprocessing import (
     LogsDest,
     LogsSpecs,
@@ -30,6 +29,7 @@ from archon_core.errors import USER_ERROR
 from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import ERROR_FILE, read_error
 from archon_core.ranks.first_failure import RankExit
+from archon_core.ranks.loopback_store import LOCALHOST, serve_loopback_store
 from archon_train.launch.world import threads_per_rank
 from archon_train.run.interrupt import StopSignal
 
@@ -43,8 +43,6 @@ MISTAKE_GRACE_SECONDS = 5
 
 REAP_SECONDS = 10
 """Time to wait for a killed process. A process that hangs in a device driver cannot be reaped."""
-
-LOCALHOST = "127.0.0.1"
 
 _ELASTIC_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
@@ -64,7 +62,7 @@ def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopS
     Returns:
         The ranks that ended by themselves, without the ranks that this launcher killed.
     """
-    store = _serve_store()
+    store = serve_loopback_store()
     try:
         context = _start(arguments, n_ranks, logs, store.port)
     except SignalException as interruption:
@@ -75,15 +73,6 @@ def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopS
     finally:
         _kill(context)
         del store  # last: running ranks would treat its end as a failure
-
-
-def _serve_store() -> TCPStore:
-    """The rendezvous store of the ranks, on a free port of the loopback interface."""
-    listener = socket.socket()
-    listener.bind((LOCALHOST, 0))
-    listener.listen(1024)
-    port = listener.getsockname()[1]
-    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 class _RankLogs(LogsSpecs):

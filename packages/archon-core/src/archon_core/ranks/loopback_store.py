@@ -1,0 +1,21 @@
+"""The store through which ranks on one machine find each other. It has no password, so only this machine reaches it."""
+
+from __future__ import annotations
+
+import socket
+
+from torch.distributed import TCPStore
+
+LOCALHOST = "127.0.0.1"
+
+WAITING = 1024
+"""Connections that may wait to be accepted."""
+
+
+def serve_loopback_store() -> TCPStore:
+    """A store on a free port of the loopback interface. ``TCPStore`` by itself listens on all interfaces."""
+    listener = socket.socket()
+    listener.bind((LOCALHOST, 0))
+    listener.listen(WAITING)
+    port = listener.getsockname()[1]
+    return TCPStore(LOCALHOST, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach())
