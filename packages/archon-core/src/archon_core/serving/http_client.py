@@ -1,7 +1,7 @@
 """JSON over HTTP/1.1 for drivers of servers: blocking calls, and a coroutine for requests that take long.
 
-Every call has its own connection and a time limit, which covers it from the connection to the last byte of the answer.
-A call without an answer is uncertain: the server may have executed it, or execute it later.
+Every call has a time limit, from the connection to the last byte of the answer. A call without an answer is uncertain:
+the server may have executed it, or execute it later.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import json
 import socket
 import time
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
+from archon_core.serving.connections import connection
 
 LONGEST_ERROR = 500
 """Characters to quote of an answer that is not JSON."""
@@ -49,20 +51,20 @@ def exchange(
         UnreachableError: the server accepts no connection.
         UncertainCallError: there was no complete answer.
     """
-    connection = _LimitedConnection(*_split(address), timeout=timeout)
+    limited = _LimitedConnection(*_split(address), timeout=timeout)
     try:
         try:
-            connection.connect()
+            limited.connect()
         except OSError as error:
             raise UnreachableError(f"server {address}: cannot connect: {error}") from error
         try:
-            connection.request(method, path, body=_encode(data), headers=_headers(token))
-            response = connection.getresponse()
+            limited.request(method, path, body=_encode(data), headers=_headers(token))
+            response = limited.getresponse()
             return response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
     finally:
-        connection.close()
+        limited.close()
 
 
 async def call_async(address: str, path: str, data: Any, *, token: str, timeout: float) -> Any:
@@ -70,19 +72,17 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
     host, port = _split(address)
     try:
         async with asyncio.timeout(timeout):
-            try:
-                reader, writer = await asyncio.open_connection(host, port)
-            except OSError as error:
-                raise UnreachableError(f"server {address}: cannot connect: {error}") from error
-            try:
-                body = _encode(data) or b""
-                headers = {**_headers(token), "Host": address, "Content-Length": str(len(body)), "Connection": "close"}
-                lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-                writer.write("\r\n".join(lines).encode() + body)
-                await writer.drain()
-                status, content = await _read(reader)
-            finally:
-                writer.close()
+            body = _encode(data) or b""
+            headers = {**_headers(token), "Host": address, "Content-Length": str(len(body))}
+            lines = [f"POST {path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+            async with AsyncExitStack() as stack:
+                try:
+                    connected = await stack.enter_async_context(connection(host, port))
+                except OSError as error:
+                    raise UnreachableError(f"server {address}: cannot connect: {error}") from error
+                connected.writer.write("\r\n".join(lines).encode() + body)
+                await connected.writer.drain()
+                status, content, connected.is_reusable = await _read(connected.reader)
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:
         raise UncertainCallError(f"server {address}: {path} got no answer: {_text(error)}") from error
     except (ValueError, IndexError, asyncio.LimitOverrunError) as error:
@@ -113,21 +113,22 @@ def field_of(answer: Any, name: str, *, address: str, path: str) -> Any:
     return answer[name]
 
 
-async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes]:
-    """Status and body of an answer: of known length as our servers send it, or in chunks or without a length, as
-    proxies may do.
+async def _read(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Status and body of an answer, and whether the server keeps the connection open. The body is of known length as
+    our servers send it, or in chunks or without a length, as proxies may do.
 
     Raises:
         ValueError, IndexError, asyncio.LimitOverrunError: it is no HTTP.
     """
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    status = int(head[0].split()[1])
+    version, status, *_ = head[0].split()
     fields = {name.strip(): value.strip() for name, _, value in (line.lower().partition(":") for line in head[1:])}
+    stays = version == "HTTP/1.1" and fields.get("connection", "") != "close"
     if fields.get("transfer-encoding", "identity") != "identity":
-        return status, await _read_chunks(reader)
+        return int(status), await _read_chunks(reader), False
     if "content-length" in fields:
-        return status, await reader.readexactly(int(fields["content-length"]))
-    return status, await reader.read()
+        return int(status), await reader.readexactly(int(fields["content-length"])), stays
+    return int(status), await reader.read(), False
 
 
 async def _read_chunks(reader: asyncio.StreamReader) -> bytes:

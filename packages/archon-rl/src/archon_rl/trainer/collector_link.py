@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from archon_core.ranks.priority import put_behind_caller
 from archon_core.serving.record import ServerRecord
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import packed, receive, value_of
@@ -70,6 +71,7 @@ class CollectorLink:
                 pass_fds=[theirs.fileno()],
                 process_group=0,
             )
+        put_behind_caller(self._process.pid)
         try:
             self._send(dict(setup), START_SECONDS)
         except BaseException:

@@ -5,7 +5,7 @@ Legend: S sequences (prompts times samples), T tokens of all prompts and complet
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -125,12 +125,13 @@ def build_batch(
     """
     rows = [(group, trajectory) for group, trajectories in groups.items() for trajectory in trajectories]
     trajectories = [trajectory for _, trajectory in rows]
-    return Batch.from_sequences(
-        [trajectory.token_ids for trajectory in trajectories],
+    return Batch(
+        torch.tensor([token for one in trajectories for token in one.token_ids], dtype=torch.int64),
+        tuple(len(one.token_ids) for one in trajectories),
         token_fields={
-            LOSS_MASK: [_of_next_token(one.loss_mask, False, torch.bool) for one in trajectories],
-            LOGPROBS: [_of_next_token(one.logprobs, 0.0, torch.float64) for one in trajectories],
-            VERSIONS: [_of_next_token(one.versions, NO_VERSION, torch.int64) for one in trajectories],
+            LOSS_MASK: _of_next_tokens((one.loss_mask for one in trajectories), False, torch.bool),
+            LOGPROBS: _of_next_tokens((one.logprobs for one in trajectories), 0.0, torch.float64),
+            VERSIONS: _of_next_tokens((one.versions for one in trajectories), NO_VERSION, torch.int64),
             **_routed_experts(trajectories, needs_experts),
         },
         sequence_fields={
@@ -142,12 +143,13 @@ def build_batch(
     )
 
 
-def _of_next_token(values: Sequence[Any], last: Any, dtype: torch.dtype) -> torch.Tensor:
-    """The value at a position belongs to the token that the model predicts there."""
-    return torch.tensor([*values[1:], last], dtype=dtype)
+def _of_next_tokens(rows: Iterable[Sequence[Any]], last: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Rows end to end. The value at a position belongs to the token that the model predicts there; ``last`` stands at
+    the end of each row."""
+    return torch.tensor([value for row in rows for value in (*row[1:], last)], dtype=dtype)
 
 
-def _routed_experts(trajectories: Sequence[Trajectory], needed: bool) -> dict[str, list[torch.Tensor]]:
+def _routed_experts(trajectories: Sequence[Trajectory], needed: bool) -> dict[str, torch.Tensor]:
     """The token field ``routed_experts``; empty if the rollout returned no experts."""
     example = next((one.routed_experts for one in trajectories if one.routed_experts is not None), None)
     n_missing = sum(one.routed_experts is None and one.n_sampled > 0 for one in trajectories)
@@ -167,4 +169,4 @@ def _routed_experts(trajectories: Sequence[Trajectory], needed: bool) -> dict[st
         if one.routed_experts is not None:
             whole[: len(one.routed_experts)] = one.routed_experts
         field.append(whole)
-    return {ROUTED_EXPERTS: field}
+    return {ROUTED_EXPERTS: torch.cat(field)}

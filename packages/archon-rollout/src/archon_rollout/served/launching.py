@@ -17,6 +17,7 @@ from pathlib import Path
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
+from archon_core.ranks.priority import put_behind_caller
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.stopping import Stop, StoppedError, never
@@ -151,6 +152,7 @@ class ServerProcesses:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
+        put_behind_caller(process.pid)
         return _Process(process, log, f"{HOST}:{port}")
 
     def _wait_for(self, index: int, start: float, timeout: float) -> ServerRecord:
