@@ -99,7 +99,9 @@ def test_a_workflow_that_returns_none_leaves_its_record_out():
     assert settled.group.failures == ()
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), RefusedRequestError("too long"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RefusedRequestError("too long"), SystemExit(3), asyncio.CancelledError()]
+)
 def test_an_exception_costs_the_record_and_names_the_workflow_and_the_record(error):
     settled = run(Returns(error))
     [failure] = settled.group.failures
@@ -108,6 +110,24 @@ def test_an_exception_costs_the_record_and_names_the_workflow_and_the_record(err
     assert "test_running.py" in failure.error
     assert "test_running.py" in failure.cause
     assert failure.value is None
+
+
+def test_a_workflow_whose_group_is_cancelled_ends_without_a_result():
+    class Waits:
+        async def run(self, client, record, seeds):
+            await asyncio.sleep(60)
+
+    async def cancel() -> bool:
+        encoder = build_encoder()
+        client = ScriptedClient(encoder.tokenizer, answer)
+        sampler = GroupSampler(Waits(), "mine", encoder, client, 2, rollout_seeds(1), None)
+        task = asyncio.create_task(sampler.sample(5, RECORD))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(cancel())
 
 
 @pytest.mark.parametrize("error", [ConfigError("a"), ServerError("b"), TrainingError("c")])
