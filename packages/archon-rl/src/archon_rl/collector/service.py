@@ -53,10 +53,10 @@ class CollectorService:
                     await writer.drain()
                     return
                 try:
-                    answer = {"ok": await getattr(self, f"_on_{name}")(**call)}
-                except Exception as error:
-                    answer = error_data(error)
-                writer.write(packed(answer))
+                    answer = packed({"ok": await getattr(self, f"_on_{name}")(**call)})
+                except Exception as error:  # also of an answer that cannot be packed
+                    answer = packed(error_data(error))
+                writer.write(answer)
                 await writer.drain()
         finally:
             await self._cancel()
