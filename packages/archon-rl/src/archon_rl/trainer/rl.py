@@ -49,7 +49,7 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
-from archon_rl.workflows.rewards_needed import gives_rewards
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards
 from archon_rl.workflows.source import workflow_source
 from archon_train.run.context import RunContext
 
@@ -121,7 +121,7 @@ class RLTrainer:
             dump = TrajectoryDump(run.folder, task.encoder, run.ranks) if config.rollout.dump_to_file else None
             step = RLStep(collection, self._algorithm, engines, rollout, config.seed, dump)
             evaluate = None
-            if scorer is not None and len(task.validation):
+            if evaluates_rewards(config) and len(task.validation):
                 evaluate = sampling.evaluation(rollout_context(config.actor))
             loop = TrainingLoop(
                 run=run,
@@ -155,7 +155,7 @@ class RLTrainer:
         section = "gconfig" if config.eval_gconfig is None else "eval_gconfig"
         generation = getattr(config, section)
         found = limits if config.eval_gconfig is None else rollout_limits(generation, config.actor, section=section)
-        if "teacher" in self._algorithm.roles and self._reward is not None and evaluates_teacher(self._run):
+        if "teacher" in self._algorithm.roles and evaluates_rewards(config) and evaluates_teacher(self._run):
             found = [*found, *rollout_limits(generation, config.teacher, section=section)]
         return found
 

@@ -46,7 +46,7 @@ class Sampling:
         workflow: turns records into trajectories.
         rollout: samples with the actor's weights.
         data_ranks: divide generation and rewards among them.
-        scorer: scores completions; ``None`` for an algorithm that needs no rewards.
+        scorer: scores completions; ``None`` for an algorithm that needs no rewards, or a workflow that gives them.
         reward: fingerprint of the reward function.
         stack: closes what this starts.
         judge: explains failures.
@@ -116,12 +116,12 @@ class Sampling:
         Args:
             context: the longest sequence that evaluations can generate.
         """
-        assert self.scorer is not None, "evaluations need a reward"
         config, task = self.run.config, self.task
         generation = config.eval_gconfig
         options = sampling_options(generation or config.gconfig, task.ends, greedy=generation is None)
         limits = {"limit": config.trainer.eval_size, "pass_above": config.trainer.eval_pass_above}
         if self._scores_answers:
+            assert self.scorer is not None, "only evaluations that run the workflow do without a reward"
             return partial(
                 evaluate_reward,
                 encoder=task.encoder,
