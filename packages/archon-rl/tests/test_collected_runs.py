@@ -5,15 +5,17 @@ The collector is a thread here. ``tests/test_sampling_ahead.py`` and ``tooling/a
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from bigram_engine import BigramRollout
-from bigram_serving import BigramServing, Faults, ThreadLink
+from bigram_serving import BigramServing, CollectorThread, Faults, ThreadLink
 from run_results import rows, table
 
 from archon_core.config.loading import to_yaml
 from archon_core.contracts.rollout import Completion, InferenceEngineSpec
-from archon_core.errors import TrainingError
+from archon_core.errors import ConfigError, TrainingError
 from archon_core.plugins import registry
 from archon_rl.trainer import sampling_ahead
 from archon_rl.trainer.sampling_ahead import SampleAhead
@@ -180,6 +182,26 @@ def test_a_collector_that_dies_again_and_again_ends_the_run(collected, monkeypat
     monkeypatch.setattr(ThreadLink, "faults", Faults(lost_before=tuple(range(4, 100))))
     with pytest.raises(TrainingError, match=r"the collector was lost 4 times .*collector\.log"):
         collected(*COLLECTED)
+
+
+def test_a_replaced_collector_must_have_the_same_workflow(collected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / "my_collected.py"
+    file.write_text(
+        "import uneven_workflow\n\n\ndef build(config, parts):\n    return uneven_workflow.Uneven(config, parts)\n"
+    )
+    kill = CollectorThread.kill
+
+    def change_and_kill(self):
+        file.write_text(file.read_text() + "# changed\n")
+        kill(self)
+
+    monkeypatch.setattr(CollectorThread, "kill", change_and_kill)
+    monkeypatch.setattr(ThreadLink, "faults", Faults(lost_before=(6,)))
+    with pytest.raises(ConfigError, match=r"workflow: found workflow 'my_collected:build' .* in a new collector, and"):
+        collected(*COLLECTED, "workflow=my_collected:build")
+    sys.modules.pop("my_collected")
 
 
 def test_a_resumed_run_consumes_each_record_once_over_epochs(collected):

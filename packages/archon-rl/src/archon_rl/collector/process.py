@@ -32,6 +32,7 @@ from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
 from archon_rl.trainer.rollout_batch import rollout_seeds
 from archon_rl.workflows.context_limit import ContextLimit
+from archon_rl.workflows.own_code import check_code
 from archon_rl.workflows.parts import workflow_parts
 from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
@@ -85,8 +86,10 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     rewards = None if setup["reward"] is None else reward_threads(config, Fingerprint(**setup["reward"]))
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
+    workflow = source.build(config, workflow_parts(encoder, options, rewards))
+    check_code(config, {option: Fingerprint(**one) for option, one in setup["code"].items()}, "a new collector")
     groups = GroupSampler(
-        workflow=source.build(config, workflow_parts(encoder, options, rewards)),
+        workflow=workflow,
         name=source.name,
         encoder=encoder,
         client=load_target(recipe.target, origin="the inference engine")(recipe.data),

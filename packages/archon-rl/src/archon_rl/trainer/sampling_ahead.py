@@ -62,6 +62,7 @@ class SampleAhead:
         context: the longest sequence of the run.
         pace: how far the collector may run ahead.
         reward: the source that scores completions; a collector that starts later must import the same.
+        code: of the user's own functions of the workflow, by option; likewise.
     """
 
     run: RunContext
@@ -74,6 +75,7 @@ class SampleAhead:
     context: ContextLimit
     pace: Pace
     reward: Fingerprint | None
+    code: Mapping[str, Fingerprint]
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -208,6 +210,7 @@ class SampleAhead:
             "options": asdict(self.options),
             "context": asdict(self.context),
             "reward": None if self.reward is None else asdict(self.reward),
+            "code": {option: asdict(found) for option, found in self.code.items()},
         }
 
     def _collected(
