@@ -204,6 +204,39 @@ def test_a_replaced_collector_must_have_the_same_workflow(collected, tmp_path, m
     sys.modules.pop("my_collected")
 
 
+@pytest.mark.parametrize(
+    ("ranks", "save_every"),
+    [(1, 1), pytest.param(2, 0, marks=pytest.mark.wide), pytest.param(2, 1, marks=pytest.mark.wide)],
+)
+def test_a_request_to_stop_ends_a_run_that_waits_for_a_batch(collected, monkeypatch, ranks, save_every):
+    few = ("trainer.max_steps=2", "trainer.eval_every=0", f"trainer.save_every={save_every}")
+    options = (*COLLECTED, *few, f"actor.backend=bigram:d{ranks}")
+    take = SampleAhead._take
+
+    def wait_in_the_second_step(self, link):
+        if self._published[0] == 0:
+            return take(self, link)
+        self.run.stop.request()
+        return None
+
+    monkeypatch.setattr(SampleAhead, "_take", wait_in_the_second_step)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        collected(*options, ranks=ranks)
+    monkeypatch.setattr(SampleAhead, "_take", take)
+    folder = collected(*options, "trainer.resume=true", ranks=ranks)
+    assert_same(folder, collected(*few, "trial_name=alone"))
+    assert_consumed_once(collected.steps)
+
+
+def test_a_request_to_stop_may_come_before_the_first_batch(collected, monkeypatch):
+    def wait(self, link):
+        self.run.stop.request()
+
+    monkeypatch.setattr(SampleAhead, "_take", wait)
+    with pytest.raises(KeyboardInterrupt, match="stopped before the first step"):
+        collected(*COLLECTED)
+
+
 def test_a_resumed_run_consumes_each_record_once_over_epochs(collected):
     """15 records: the second epoch begins within a step."""
     stopped(collected, *AHEAD, "trainer.save_every=2")
