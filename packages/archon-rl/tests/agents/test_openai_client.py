@@ -7,7 +7,7 @@ import pytest
 from agent_workflows import workflow_of
 
 from archon_core.contracts.workflows import NO_VERSION
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, TooLongRequestError
 from archon_rl.agents.errors import SessionError
 
 openai = pytest.importorskip("openai", reason="the optional dependency openai is not installed")
@@ -172,6 +172,19 @@ def test_a_conversation_that_is_too_long_has_openais_code():
     [_], client = run_agent(agent, engine_max_tokens=40)
     [request] = client.requests
     assert len(request.prompt_ids) + request.config.max_new_tokens == 40
+
+
+def test_a_prompt_beyond_the_limit_of_training_or_servers_has_openais_code():
+    async def agent(data, base_url, api_key, http_client):
+        chat = client_of(base_url, api_key, http_client).chat.completions
+        with pytest.raises(openai.BadRequestError, match="found 9 tokens; allowed are 8") as error:
+            await chat.create(model="m", messages=[user("a")])
+        assert error.value.code == "context_length_exceeded"
+        await chat.create(model="m", messages=[user("a")])
+        return 0.5
+
+    [one], _ = run_agent(agent, error=TooLongRequestError("prompt: found 9 tokens; allowed are 8"), n_errors=1)
+    assert one.reward == 0.5
 
 
 def test_another_key_and_an_ended_session_are_refused():

@@ -14,7 +14,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory
-from archon_core.errors import ArchonError, DataError, RefusedRequestError, ServerError
+from archon_core.errors import ArchonError, DataError, RefusedRequestError, ServerError, TooLongRequestError
 from archon_core.seeding import derive_seed
 from archon_core.serving.openai_answers import Answer, Piece
 from archon_rl.agents.answers import AnswerReader, before_stop
@@ -94,6 +94,7 @@ class Session:
         """Sample and record the answer of a call.
 
         Raises:
+            TooLongError: its prompt leaves no room for an answer.
             DataError: the request is invalid.
             SessionError: the session has ended.
             ServerError: no server completed the call.
@@ -204,6 +205,8 @@ class Session:
                 self._check_open()
             [completion] = generating.result()
             return completion
+        except TooLongRequestError as error:
+            raise TooLongError(f"messages: {error}") from error
         except RefusedRequestError as error:
             raise DataError(f"the server refused the request: {error}") from error
         except ServerError as error:
