@@ -244,6 +244,18 @@ def test_a_repeated_call_is_left_out_on_request():
     assert kept.versions[-1] == 2
 
 
+def test_an_error_of_the_servers_before_an_answer_is_not_why_an_agent_fails():
+    async def agent(data, base_url, api_key, http_client):
+        chat = client_of(base_url, api_key, http_client).chat.completions
+        with pytest.raises(openai.InternalServerError, match="all servers are gone"):
+            await chat.create(model="m", messages=[user("a")])
+        await chat.create(model="m", messages=[user("a")])
+        raise LookupError("nothing there")
+
+    with pytest.raises(SessionError, match="the agent raised LookupError: nothing there"):
+        run_agent(agent, error=ServerError("all servers are gone"), n_errors=1)
+
+
 def test_an_error_of_the_servers_ends_the_run_and_not_the_group():
     async def agent(data, base_url, api_key, http_client):
         chat = client_of(base_url, api_key, http_client).chat.completions

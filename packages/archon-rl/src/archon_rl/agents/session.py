@@ -69,7 +69,7 @@ class Session:
         key: the session's API key.
         tree: the answered calls.
         ended: set when the session has ended.
-        error: an error of the servers, which concerns the whole run.
+        error: an error of the servers, which concerns the whole run; ``None`` after a later answer.
     """
 
     parts: SessionParts
@@ -204,6 +204,7 @@ class Session:
             if not generating.done():
                 self._check_open()
             [completion] = generating.result()
+            self.error = None  # the agent has repeated the call that failed, or goes on without it
             return completion
         except TooLongRequestError as error:
             raise TooLongError(f"messages: {error}") from error
