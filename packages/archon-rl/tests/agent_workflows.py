@@ -25,7 +25,7 @@ async def workflow_of(agent=None, *, template=TOOL_TEMPLATE, script=None, folder
     """A workflow and its client; fields of ``ChatClient`` and options of agents may be given. ``agent`` runs
     inline; without one, agents start sessions from outside."""
     tokenizer = chat_tokenizer(template)
-    fields = {name: given.pop(name) for name in ("answer", "error", "seconds") if name in given}
+    fields = {name: given.pop(name) for name in ("answer", "error", "n_errors", "seconds") if name in given}
     client = ChatClient(tokenizer, script=script, **fields)
     options = AgentOptions(**{"mode": "inline" if agent else "online", **given})
     agents = InlineAgents(AgentCaller(agent)) if callable(agent) else agent

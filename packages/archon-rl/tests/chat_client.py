@@ -26,6 +26,7 @@ class ChatClient:
         script: texts; ``None`` for random tokens.
         answer: prompt text -> text, instead of a script.
         error: raised instead of an answer.
+        n_errors: number of requests that raise it; the first ones.
         seconds: duration of an answer.
         version: of the weights; every answer has the next one.
     """
@@ -34,6 +35,7 @@ class ChatClient:
     script: list[str] | None = None
     answer: object = None
     error: Exception | None = None
+    n_errors: int = 1000
     seconds: float = 0.0
     version: int = 0
     requests: list = field(default_factory=list)
@@ -47,7 +49,7 @@ class ChatClient:
         except asyncio.CancelledError:
             self.n_cancelled += 1
             raise
-        if self.error is not None:
+        if self.error is not None and len(self.requests) <= self.n_errors:
             raise self.error
         draw = random.Random(request.seeds[0])
         ids, reason = self._random(request, draw)

@@ -59,6 +59,23 @@ class AsyncGuessing(Guessing):
         EVENTS.append(("close", self.seed))
 
 
+class AsyncBroken(AsyncGuessing):
+    """Takes its time in coroutines, or raises a ``TimeoutError`` itself."""
+
+    def __init__(self, options, seed):
+        super().__init__({}, seed)
+        self.how = options["how"]
+
+    async def step(self, message):
+        if self.how == "raises":
+            raise TimeoutError("the game server gave no answer")
+        await asyncio.sleep(60)
+
+    async def close(self):
+        await super().close()
+        raise asyncio.CancelledError
+
+
 class WithTools(Guessing):
     tools = ({"type": "function", "function": {"name": "guess", "parameters": {"type": "object", "properties": {}}}},)
 
@@ -77,6 +94,8 @@ class Broken(Guessing):
             time.sleep(0.4)
         if self.how == "raises":
             raise LookupError("nothing there")
+        if self.how == "times out":
+            raise TimeoutError("the game server gave no answer")
         if self.how == "exits":
             sys.exit(3)
         return {
@@ -96,6 +115,10 @@ def async_guessing(options, seed):
     return AsyncGuessing(options, seed)
 
 
+def async_broken(options, seed):
+    return AsyncBroken(options, seed)
+
+
 def with_tools(options, seed):
     return WithTools(options, seed)
 
@@ -108,4 +131,4 @@ def unbuildable(options, seed):
     raise ConfigError("environment.name: install it")
 
 
-NAMES = ("guessing", "async_guessing", "with_tools", "broken", "unbuildable")
+NAMES = ("guessing", "async_guessing", "async_broken", "with_tools", "broken", "unbuildable")

@@ -5,15 +5,17 @@ The collector is a thread here. ``tests/test_sampling_ahead.py`` and ``tooling/a
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 from bigram_engine import BigramRollout
-from bigram_serving import BigramServing, Faults, ThreadLink
+from bigram_serving import BigramServing, CollectorThread, Faults, ThreadLink
 from run_results import rows, table
 
 from archon_core.config.loading import to_yaml
 from archon_core.contracts.rollout import Completion, InferenceEngineSpec
-from archon_core.errors import TrainingError
+from archon_core.errors import ConfigError, TrainingError
 from archon_core.plugins import registry
 from archon_rl.trainer import sampling_ahead
 from archon_rl.trainer.sampling_ahead import SampleAhead
@@ -179,6 +181,59 @@ def test_a_collector_may_die_at_any_message(collected, monkeypatch, loss, every)
 def test_a_collector_that_dies_again_and_again_ends_the_run(collected, monkeypatch):
     monkeypatch.setattr(ThreadLink, "faults", Faults(lost_before=tuple(range(4, 100))))
     with pytest.raises(TrainingError, match=r"the collector was lost 4 times .*collector\.log"):
+        collected(*COLLECTED)
+
+
+def test_a_replaced_collector_must_have_the_same_workflow(collected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    file = tmp_path / "my_collected.py"
+    file.write_text(
+        "import uneven_workflow\n\n\ndef build(config, parts):\n    return uneven_workflow.Uneven(config, parts)\n"
+    )
+    kill = CollectorThread.kill
+
+    def change_and_kill(self):
+        file.write_text(file.read_text() + "# changed\n")
+        kill(self)
+
+    monkeypatch.setattr(CollectorThread, "kill", change_and_kill)
+    monkeypatch.setattr(ThreadLink, "faults", Faults(lost_before=(6,)))
+    with pytest.raises(ConfigError, match=r"workflow: found workflow 'my_collected:build' .* in a new collector, and"):
+        collected(*COLLECTED, "workflow=my_collected:build")
+    sys.modules.pop("my_collected")
+
+
+@pytest.mark.parametrize(
+    ("ranks", "save_every"),
+    [(1, 1), pytest.param(2, 0, marks=pytest.mark.wide), pytest.param(2, 1, marks=pytest.mark.wide)],
+)
+def test_a_request_to_stop_ends_a_run_that_waits_for_a_batch(collected, monkeypatch, ranks, save_every):
+    few = ("trainer.max_steps=2", "trainer.eval_every=0", f"trainer.save_every={save_every}")
+    options = (*COLLECTED, *few, f"actor.backend=bigram:d{ranks}")
+    take = SampleAhead._take
+
+    def wait_in_the_second_step(self, link):
+        if self._published[0] == 0:
+            return take(self, link)
+        self.run.stop.request()
+        return None
+
+    monkeypatch.setattr(SampleAhead, "_take", wait_in_the_second_step)
+    with pytest.raises(KeyboardInterrupt, match="stopped after step 1"):
+        collected(*options, ranks=ranks)
+    monkeypatch.setattr(SampleAhead, "_take", take)
+    folder = collected(*options, "trainer.resume=true", ranks=ranks)
+    assert_same(folder, collected(*few, "trial_name=alone"))
+    assert_consumed_once(collected.steps)
+
+
+def test_a_request_to_stop_may_come_before_the_first_batch(collected, monkeypatch):
+    def wait(self, link):
+        self.run.stop.request()
+
+    monkeypatch.setattr(SampleAhead, "_take", wait)
+    with pytest.raises(KeyboardInterrupt, match="stopped before the first step"):
         collected(*COLLECTED)
 
 

@@ -104,6 +104,14 @@ def test_the_fingerprint_covers_the_users_modules_and_no_others(here):
     assert fingerprint() != before
 
 
+def test_the_fingerprint_of_a_function_is_the_same_before_its_import(here):
+    source = reward_source("my_rewards:score", registry())
+    before = function_fingerprint(source)
+    assert "my_rewards" not in sys.modules
+    load_reward(source)
+    assert function_fingerprint(source) == before
+
+
 def test_a_file_cannot_take_the_place_of_a_module_of_python(here):
     (here / "json.py").write_text("def loads(prompt, completion, record): ...")
     with pytest.raises(ConfigError, match=r"found the module 'json' in .*json/__init__\.py already; .*rename the file"):

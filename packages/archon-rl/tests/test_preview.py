@@ -193,6 +193,8 @@ UNUSED = [
     (CONFIGURATION, ("eval_gconfig={n_samples: 2}", "data.validation_size=0"), "eval_gconfig", "n_samples=2"),
     (CONFIGURATION, (*PURE, "reward=null", "eval_gconfig={n_samples: 2}"), "eval_gconfig", "n_samples=2"),
     (CONFIGURATION, (*PURE, "reward=null"), "trainer.eval_every", "2"),
+    (CONFIGURATION, ("rollout.agent.mode=online", "rollout.backend=served:d1", "reward=null"),
+     "trainer.eval_every", "2"),
     (CONFIGURATION, ("ref={}",), "ref", "a section"),
     (CONFIGURATION, ("ref={}", "actor.kl_ctl=0.1", "ref.optimizer.lr=0.5"), "ref.optimizer", "lr=0.5"),
     (
@@ -257,3 +259,5 @@ def test_used_options_are_no_decisions(run):
     assert not unused(run, "actor.dynamic_sampling=true", "dynamic_bs=true")
     assert not unused(run, "ref={optimizer: null}", text=PAIRS)
     assert not unused(run, text=TAUGHT)
+    gives_rewards = ("workflow=environment", "reward=null", sampled)
+    assert not {"trainer.eval_every", "eval_gconfig"} & set(unused(run, *gives_rewards))

@@ -1,4 +1,4 @@
-"""A workflow with another number of trajectories per record, which fails as its subclasses say."""
+"""Workflows: another number of trajectories per record, several kinds of failures, and own rewards."""
 
 from __future__ import annotations
 
@@ -48,6 +48,20 @@ class RaisesAlways(Uneven):
         raise ValueError("odd")
 
 
+class GivesRewards:
+    """One completion per sample, whose length is its reward."""
+
+    def __init__(self, config, parts):
+        assert parts.rewards is None
+        self.parts = parts
+
+    async def run(self, client, record, seeds):
+        prompt = self.parts.encode_prompt(record)
+        completions = await client.generate(GenerationRequest(prompt, self.parts.options, tuple(seeds)))
+        found = [Trajectory.from_completion(prompt, one) for one in completions]
+        return [replace(one, reward=one.n_sampled, metadata={"length": one.n_sampled}) for one in found]
+
+
 class ReturnsData(Uneven):
     async def run(self, client, record, seeds):
         return {"trajectories": await super().run(client, record, seeds)}
@@ -67,6 +81,10 @@ def raises_sometimes(config, parts):
 
 def raises_always(config, parts):
     return RaisesAlways(config, parts)
+
+
+def gives_rewards(config, parts):
+    return GivesRewards(config, parts)
 
 
 def returns_data(config, parts):

@@ -79,6 +79,10 @@ class RefusedRequestError(ServerError):
     """A request that a server refused because of its content. No other server would accept it."""
 
 
+class TooLongRequestError(RefusedRequestError):
+    """A request whose prompt leaves no room for a token."""
+
+
 def did_you_mean(name: str, known: list[str] | tuple[str, ...]) -> str:
     """Return ``"; did you mean 'x'?"`` for the closest of ``known``, or an empty string when none is close."""
     import difflib

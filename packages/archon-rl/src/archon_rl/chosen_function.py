@@ -100,10 +100,13 @@ class ChosenFunction:
 def is_in(module: ModuleType | None, folder: str) -> bool:
     """Whether a module's file lies in ``folder`` or below it, but not in an environment with installed packages."""
     file = getattr(module, "__file__", None)
-    if file is None or not Path(file).resolve().is_relative_to(Path(folder).resolve()):
-        return False
-    below = Path(file).resolve().relative_to(Path(folder).resolve())
-    return not INSTALLED.intersection(below.parts)
+    return file is not None and lies_in(file, folder)
+
+
+def lies_in(file: str, folder: str) -> bool:
+    """Whether a file lies in ``folder`` or below it, but not in an environment with installed packages."""
+    found, outer = Path(file).resolve(), Path(folder).resolve()
+    return found.is_relative_to(outer) and not INSTALLED.intersection(found.relative_to(outer).parts)
 
 
 def _definer(function: Any) -> str:

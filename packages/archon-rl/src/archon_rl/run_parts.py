@@ -9,7 +9,7 @@ from archon_core.contracts.engine_config import ROLES
 from archon_core.contracts.preview import RunOutline
 from archon_rl.agents.checks import uses_agents
 from archon_rl.teacher_options import is_pure_distillation
-from archon_rl.workflows.rewards_needed import gives_rewards
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards
 from archon_train.model_sections import is_frozen
 
 
@@ -69,6 +69,11 @@ class Run:
     def gives_rewards(self) -> bool:
         """Whether the workflow gives rewards without a reward function."""
         return self.samples and gives_rewards(self.config)
+
+    @property
+    def evaluates_rewards(self) -> bool:
+        """Whether evaluations have rewards."""
+        return self.samples and evaluates_rewards(self.config)
 
     @property
     def has_separate_validation(self) -> bool:

@@ -192,8 +192,13 @@ TABLE: tuple[Unused, ...] = (
     ),
     Unused(
         ("trainer.eval_every", "trainer.eval_size", "eval_gconfig"),
+        "agents run on training records alone, and there is no reward that could score answers to held-out ones",
+        lambda run: run.uses_agents and not run.evaluates_rewards and run.evaluates,
+    ),
+    Unused(
+        ("trainer.eval_every", "trainer.eval_size", "eval_gconfig"),
         "evaluations score completions, and there is no reward",
-        lambda run: run.samples and not run.scores and run.evaluates,
+        lambda run: run.samples and not run.evaluates_rewards and run.evaluates,
     ),
     Unused(
         ("trainer.eval_pass_above",),

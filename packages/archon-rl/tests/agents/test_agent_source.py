@@ -12,6 +12,8 @@ from archon_rl.agents.session_parts import agent_source
 from archon_rl.agents.source import AgentCaller
 
 MODULE = """
+import asyncio
+
 class Agent:
     def __init__(self, bonus=0.0):
         self.bonus = bonus
@@ -32,6 +34,12 @@ async def function(data, api_key):
 
 async def fails(data):
     return 1 / 0
+
+
+async def cancels(data):
+    waiting = asyncio.create_task(asyncio.sleep(60))
+    waiting.cancel()
+    await waiting
 
 
 def no_coroutine(data):
@@ -75,8 +83,13 @@ def test_other_values_are_no_rewards(reward):
 
 
 def test_an_exception_is_named_with_its_line():
-    with pytest.raises(SessionError, match=r"the agent raised ZeroDivisionError: .* \(my_agents.py:21 in fails\)"):
+    with pytest.raises(SessionError, match=r"the agent raised ZeroDivisionError: .* \(my_agents.py:23 in fails\)"):
         call("my_agents:fails")
+
+
+def test_an_agent_that_awaits_a_task_it_has_cancelled_fails():
+    with pytest.raises(SessionError, match=r"the agent raised CancelledError \(my_agents.py:29 in cancels\)"):
+        call("my_agents:cancels")
 
 
 @pytest.mark.parametrize(
@@ -86,7 +99,7 @@ def test_an_exception_is_named_with_its_line():
         ("my_agents:Sync", {}, "found no coroutine function in my_agents:Sync"),
         ("my_agents:function", {"bonus": 1}, "only classes take them"),
         ("my_agents:Agent", {"malus": 1}, r"Agent\(malus\) raised TypeError"),
-        ("my_agents:Agents", {}, r"found no 'Agents' in .*; it defines Agent, Sync, function, fails, no_coroutine"),
+        ("my_agents:Agents", {}, r"found no 'Agents' in .*; it defines Agent, Sync, function, fails, cancels, no_"),
         ("my_agents:system", {}, "found a function of the module"),
         ("other.agents.Agent", {}, r"found no other/agents.py in"),
         ("broken:Agent", {}, r"importing 'broken' .* raised ZeroDivisionError"),

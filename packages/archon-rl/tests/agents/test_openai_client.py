@@ -7,7 +7,7 @@ import pytest
 from agent_workflows import workflow_of
 
 from archon_core.contracts.workflows import NO_VERSION
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, TooLongRequestError
 from archon_rl.agents.errors import SessionError
 
 openai = pytest.importorskip("openai", reason="the optional dependency openai is not installed")
@@ -174,6 +174,19 @@ def test_a_conversation_that_is_too_long_has_openais_code():
     assert len(request.prompt_ids) + request.config.max_new_tokens == 40
 
 
+def test_a_prompt_beyond_the_limit_of_training_or_servers_has_openais_code():
+    async def agent(data, base_url, api_key, http_client):
+        chat = client_of(base_url, api_key, http_client).chat.completions
+        with pytest.raises(openai.BadRequestError, match="found 9 tokens; allowed are 8") as error:
+            await chat.create(model="m", messages=[user("a")])
+        assert error.value.code == "context_length_exceeded"
+        await chat.create(model="m", messages=[user("a")])
+        return 0.5
+
+    [one], _ = run_agent(agent, error=TooLongRequestError("prompt: found 9 tokens; allowed are 8"), n_errors=1)
+    assert one.reward == 0.5
+
+
 def test_another_key_and_an_ended_session_are_refused():
     kept = {}
 
@@ -229,6 +242,18 @@ def test_a_repeated_call_is_left_out_on_request():
     assert len(run_agent(agent)[0]) == 2
     [kept], _ = run_agent(agent, drop_retry_orphans=True)
     assert kept.versions[-1] == 2
+
+
+def test_an_error_of_the_servers_before_an_answer_is_not_why_an_agent_fails():
+    async def agent(data, base_url, api_key, http_client):
+        chat = client_of(base_url, api_key, http_client).chat.completions
+        with pytest.raises(openai.InternalServerError, match="all servers are gone"):
+            await chat.create(model="m", messages=[user("a")])
+        await chat.create(model="m", messages=[user("a")])
+        raise LookupError("nothing there")
+
+    with pytest.raises(SessionError, match="the agent raised LookupError: nothing there"):
+        run_agent(agent, error=ServerError("all servers are gone"), n_errors=1)
 
 
 def test_an_error_of_the_servers_ends_the_run_and_not_the_group():

@@ -158,6 +158,19 @@ def test_an_environment_that_hangs_is_closed_when_it_wakes():
     assert EVENTS == [("new", 5), ("close", 5)]
 
 
+def test_an_environment_whose_coroutine_takes_too_long_is_closed_at_once():
+    with pytest.raises(EnvironmentFailedError, match=r"step gave no answer within 0\.1 s"):
+        converse("async_broken", search, options={"how": "sleeps"}, timeout_seconds=0.1)
+    assert EVENTS == [("new", 5), ("close", 5)]
+
+
+@pytest.mark.parametrize(("name", "how"), [("broken", "times out"), ("async_broken", "raises")])
+def test_a_timeout_of_the_environment_itself_is_passed_on(name, how):
+    with pytest.raises(TimeoutError, match="the game server gave no answer"):
+        converse(name, search, options={"how": how})
+    assert EVENTS == [("new", 5), ("close", 5)]
+
+
 def test_a_run_without_an_environment_is_refused():
     with pytest.raises(ConfigError, match=r"environment\.name: found null; name an environment"):
         build(build_encoder(), None)

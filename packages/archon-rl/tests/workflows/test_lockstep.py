@@ -8,7 +8,7 @@ import pytest
 from thread_ranks import run_on_ranks
 
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
-from archon_core.errors import DataError
+from archon_core.errors import DataError, TrainingError
 from archon_core.ranks.ranks import DataRanks
 from archon_rl.workflows.lockstep import run_in_lockstep
 from archon_rl.workflows.together import together
@@ -111,6 +111,25 @@ def test_an_error_ends_the_other_works():
     with pytest.raises(DataError, match="no"):
         run_in_lockstep([waits, fails], Echo(), DataRanks(), decode)
     assert ended == [True]
+
+
+def test_a_work_that_raises_cancelled_error_is_an_error_of_all_ranks():
+    errors = {}
+
+    async def cancels(client):
+        raise asyncio.CancelledError
+
+    def rank(here):
+        data_ranks = DataRanks(here.rank, 2, here, (0, 1))
+        work = cancels if here.rank else lambda client: ask(client, 1)
+        try:
+            run_in_lockstep([work], Echo(), data_ranks, decode)
+        except TrainingError as error:
+            errors[here.rank] = str(error)
+
+    run_on_ranks(2, rank)
+    found = "a workflow raised CancelledError although nobody cancelled it"
+    assert {rank: found in text for rank, text in errors.items()} == {0: True, 1: True}
 
 
 def test_the_others_of_a_group_are_cancelled_after_an_error():

@@ -32,8 +32,9 @@ def uneven():
     names = ("uneven", "leaves_out", "raises_sometimes", "raises_always", "returns_data")
     for name in names:
         registry().add(WorkflowSpec(name=name, target=f"uneven_workflow:{name}"))
+    registry().add(WorkflowSpec(name="gives_rewards", target="uneven_workflow:gives_rewards", gives_rewards=True))
     yield
-    for name in names:
+    for name in (*names, "gives_rewards"):
         registry().remove("workflow", name)
 
 
@@ -158,6 +159,15 @@ def test_evaluations_leave_out_what_the_workflow_leaves_out(run, uneven):
     assert rows(run("workflow=leaves_out", *options, "trial_name=left_out"))[0]["eval/odd"] == 0
     failed = rows(run("workflow=raises_sometimes", *options, "rewards.max_failed=0.5", "trial_name=failed"))[0]
     assert failed["eval/reward_failed"] >= 1
+
+
+@pytest.mark.parametrize("layout", ["d1", pytest.param("d2", marks=pytest.mark.wide)])
+def test_evaluations_use_the_rewards_that_the_workflow_gives(run, uneven, layout):
+    few = ("workflow=gives_rewards", "reward=null", *FEW, f"actor.backend=bigram:{layout}")
+    before, first, second = rows(run(*few, ranks=int(layout[1])))
+    assert first["reward"] == first["workflow/length"] > 0
+    assert before["eval/reward"] == before["eval/length"] > 0
+    assert {"eval/reward", "eval/length"} <= set(second)
 
 
 def test_a_missing_module_is_named_before_anything_starts(run):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from scripted_client import ScriptedClient, build_encoder, build_parts
 
@@ -12,6 +14,8 @@ from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.workflows import Trajectory
 from archon_core.errors import ConfigError, RefusedRequestError, ServerError, TrainingError
 from archon_rl.algorithm import Algorithm, MixedGroups
+from archon_rl.collector.group import group_data, read_group
+from archon_rl.collector.messages import packed, unpacked
 from archon_rl.collector.sampling import LEFT_OUT, NO_REWARD, NOT_SELECTED, WORKFLOW_FAILED, GroupSampler
 from archon_rl.datasets.placed_record import PlacedRecord
 from archon_rl.losses.supervised import NegativeLogLikelihood
@@ -99,7 +103,9 @@ def test_a_workflow_that_returns_none_leaves_its_record_out():
     assert settled.group.failures == ()
 
 
-@pytest.mark.parametrize("error", [KeyError("x"), RefusedRequestError("too long"), SystemExit(3)])
+@pytest.mark.parametrize(
+    "error", [KeyError("x"), RefusedRequestError("too long"), SystemExit(3), asyncio.CancelledError()]
+)
 def test_an_exception_costs_the_record_and_names_the_workflow_and_the_record(error):
     settled = run(Returns(error))
     [failure] = settled.group.failures
@@ -108,6 +114,24 @@ def test_an_exception_costs_the_record_and_names_the_workflow_and_the_record(err
     assert "test_running.py" in failure.error
     assert "test_running.py" in failure.cause
     assert failure.value is None
+
+
+def test_a_workflow_whose_group_is_cancelled_ends_without_a_result():
+    class Waits:
+        async def run(self, client, record, seeds):
+            await asyncio.sleep(60)
+
+    async def cancel() -> bool:
+        encoder = build_encoder()
+        client = ScriptedClient(encoder.tokenizer, answer)
+        sampler = GroupSampler(Waits(), "mine", encoder, client, 2, rollout_seeds(1), None)
+        task = asyncio.create_task(sampler.sample(5, RECORD))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert asyncio.run(cancel())
 
 
 @pytest.mark.parametrize("error", [ConfigError("a"), ServerError("b"), TrainingError("c")])
@@ -128,12 +152,28 @@ def test_errors_that_concern_the_whole_run_end_it(error):
         ([Trajectory((1, 2), (False, True), (0.0, 0.0), (-1, 1), reward=float("nan"))], "the reward nan; allowed is a"),
         ([Trajectory((1, 2), (False, True), (0.0, 0.0), (-1, 1), reward=None)], "the reward None; allowed is a finite"),
         ([Trajectory((1,), (True,), (0.0,), (1,), routed_experts=[[1]])], "routed_experts of 1 tokens in a trajectory"),
+        (
+            [replace(ONE, metadata={"seen": {1, 2}})],
+            "trajectory with metadata that no file can hold (Object of type set",
+        ),
+        ([replace(ONE, metadata={"share": np.float32(0.5)})], "metadata that no file can hold (Object of type float32"),
+        ([replace(ONE, metadata={"size": 2**64})], "metadata that no file can hold (Integer value out of range)"),
+        ([replace(ONE, metadata={"text": "\ud800"})], "metadata that no file can hold ('utf-8' codec can't encode"),
     ],
 )
 def test_a_result_that_no_step_can_train_on_is_refused_by_the_name_of_the_workflow(value, message):
     with pytest.raises(TrainingError, match=r"^workflow 'mine': found .*; allowed .*; correct the workflow$") as raised:
         run(Returns(value))
     assert message in str(raised.value)
+
+
+def test_a_group_with_numbers_of_other_types_passes_through_messages():
+    found = [replace(ONE, reward=Fraction(1, 2)), replace(ONE, reward=np.float32(0.5), truncated=np.bool_(True))]
+    group = run(Returns(found)).group
+    assert read_group(unpacked(packed(group_data(group))[8:])) == group
+    assert group.rewards == (0.5, 0.5)
+    assert [type(one.reward) for one in group.trajectories] == [float, float]
+    assert group.truncated == (False, True)
 
 
 def test_trajectories_without_any_of_the_sampled_tokens_are_refused():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from archon_core.contracts.rollout import GenerationRequest
-from archon_core.errors import RefusedRequestError
+from archon_core.errors import RefusedRequestError, TooLongRequestError
 
 
 def completion_limit(request: GenerationRequest, program: str) -> int:
@@ -14,7 +14,8 @@ def completion_limit(request: GenerationRequest, program: str) -> int:
         program: name of the servers' program, for messages.
 
     Raises:
-        RefusedRequestError: the prompt leaves no room for a token, or the request has stop texts.
+        TooLongRequestError: the prompt leaves no room for a token.
+        RefusedRequestError: the request has stop texts.
     """
     config = request.config
     if config.stop:
@@ -26,7 +27,7 @@ def completion_limit(request: GenerationRequest, program: str) -> int:
     if config.max_tokens is not None:
         limit = min(limit, config.max_tokens - len(request.prompt_ids))
     if limit < 1:
-        raise RefusedRequestError(
+        raise TooLongRequestError(
             f"gconfig.max_tokens: found {config.max_tokens} with a prompt of {len(request.prompt_ids)} tokens; raise it"
         )
     return limit

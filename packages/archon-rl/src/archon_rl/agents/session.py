@@ -14,7 +14,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory
-from archon_core.errors import ArchonError, DataError, RefusedRequestError, ServerError
+from archon_core.errors import ArchonError, DataError, RefusedRequestError, ServerError, TooLongRequestError
 from archon_core.seeding import derive_seed
 from archon_core.serving.openai_answers import Answer, Piece
 from archon_rl.agents.answers import AnswerReader, before_stop
@@ -69,7 +69,7 @@ class Session:
         key: the session's API key.
         tree: the answered calls.
         ended: set when the session has ended.
-        error: an error of the servers, which concerns the whole run.
+        error: an error of the servers, which concerns the whole run; ``None`` after a later answer.
     """
 
     parts: SessionParts
@@ -94,6 +94,7 @@ class Session:
         """Sample and record the answer of a call.
 
         Raises:
+            TooLongError: its prompt leaves no room for an answer.
             DataError: the request is invalid.
             SessionError: the session has ended.
             ServerError: no server completed the call.
@@ -203,7 +204,10 @@ class Session:
             if not generating.done():
                 self._check_open()
             [completion] = generating.result()
+            self.error = None  # the agent has repeated the call that failed, or goes on without it
             return completion
+        except TooLongRequestError as error:
+            raise TooLongError(f"messages: {error}") from error
         except RefusedRequestError as error:
             raise DataError(f"the server refused the request: {error}") from error
         except ServerError as error:

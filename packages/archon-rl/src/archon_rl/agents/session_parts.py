@@ -47,6 +47,16 @@ def agent_source(options: AgentOptions) -> AgentSource:
     return AgentSource(text, found.target, folder=str(found.folder))
 
 
+def preprocessor_source(text: str) -> ChosenFunction:
+    """The function that an item of ``message_preprocessors`` names. Raises ConfigError if there is none."""
+    return _source(_Preprocessor, text, find_preprocessor(text))
+
+
+def matcher_source(text: str) -> ChosenFunction:
+    """The function that ``prefix_matcher`` names. Raises ConfigError if there is none."""
+    return _source(_Matcher, text, find_matcher(text))
+
+
 def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template: bool = True) -> SessionParts:
     """What the sessions of a run share.
 
@@ -84,16 +94,16 @@ def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template:
     )
 
 
-def _load(kind: type[ChosenFunction], text: str, found: OwnFunction) -> Callable[..., Any]:
-    return kind(text, found.target, folder=str(found.folder)).load()
+def _source(kind: type[ChosenFunction], text: str, found: OwnFunction) -> ChosenFunction:
+    return kind(text, found.target, folder=str(found.folder))
 
 
 def _matcher(text: str | None) -> Matcher:
-    return same_messages if text is None else _load(_Matcher, text, find_matcher(text))
+    return same_messages if text is None else matcher_source(text).load()
 
 
 def _preprocessor(text: str) -> Callable[[list[dict[str, Any]]], list[dict[str, Any]]]:
-    function = _load(_Preprocessor, text, find_preprocessor(text))
+    function = preprocessor_source(text).load()
 
     def preprocess(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 import numbers
@@ -13,6 +14,7 @@ from typing import Any
 from archon_core.errors import ConfigError
 from archon_rl.agents.errors import SessionError
 from archon_rl.agents.functions import AGENT, AGENT_PARAMETERS
+from archon_rl.cancellation import is_cancellation
 from archon_rl.chosen_function import ChosenFunction
 from archon_rl.rewards.checking import described
 
@@ -97,7 +99,9 @@ class AgentCaller:
             found = await self._run(
                 dict(record), **_accepted(self._run, {**connection, "http_client": self._http_client})
             )
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
             raise SessionError(f"the agent raised {described(error)}") from error
         return _checked(found)
 

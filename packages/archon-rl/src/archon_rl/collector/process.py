@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,10 +27,12 @@ from archon_rl.datasets.records import SubsetDataset
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.parent import end_with
 from archon_rl.preference_encoding import build_encoder
+from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
 from archon_rl.trainer.rollout_batch import rollout_seeds
 from archon_rl.workflows.context_limit import ContextLimit
+from archon_rl.workflows.own_code import check_code
 from archon_rl.workflows.parts import workflow_parts
 from archon_rl.workflows.source import workflow_source
 from archon_train.experiment import load_config
@@ -45,7 +46,7 @@ def main(descriptor: int, trainer: int) -> None:
         trainer: process id of the trainer.
     """
     end_with(trainer)  # whatever blocks here: an import, a reward that hangs, a workflow that never awaits
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the trainer, which stops this process
+    leave_signals_to_trainer()  # which stops this process
     os.set_inheritable(descriptor, False)  # a process of a workflow must not keep the socket open
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     channel = socket.socket(fileno=descriptor)
@@ -85,8 +86,10 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     rewards = None if setup["reward"] is None else reward_threads(config, Fingerprint(**setup["reward"]))
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
+    workflow = source.build(config, workflow_parts(encoder, options, rewards))
+    check_code(config, {option: Fingerprint(**one) for option, one in setup["code"].items()}, "a new collector")
     groups = GroupSampler(
-        workflow=source.build(config, workflow_parts(encoder, options, rewards)),
+        workflow=workflow,
         name=source.name,
         encoder=encoder,
         client=load_target(recipe.target, origin="the inference engine")(recipe.data),

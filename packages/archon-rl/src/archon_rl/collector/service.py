@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from archon_core.contracts.serving import RemoteClient
+from archon_core.errors import TrainingError
 from archon_core.serving.record import ServerRecord
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import error_data, packed, receive_async
@@ -52,10 +53,10 @@ class CollectorService:
                     await writer.drain()
                     return
                 try:
-                    answer = {"ok": await getattr(self, f"_on_{name}")(**call)}
-                except Exception as error:
-                    answer = error_data(error)
-                writer.write(packed(answer))
+                    answer = packed({"ok": await getattr(self, f"_on_{name}")(**call)})
+                except Exception as error:  # also of an answer that cannot be packed
+                    answer = packed(error_data(error))
+                writer.write(answer)
                 await writer.drain()
         finally:
             await self._cancel()
@@ -124,9 +125,9 @@ class CollectorService:
 
     def _finish(self, number: int, task: asyncio.Task[Settled[Group]]) -> None:
         del self._tasks[number]
-        if task.cancelled():
+        if task.cancelled() and self._closing:
             return
-        error = task.exception()
+        error = _error_of(number, task)
         if error is not None:
             logger.error("group %d failed", number, exc_info=error)
             self._error = self._error or error
@@ -142,3 +143,10 @@ class CollectorService:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _error_of(number: int, task: asyncio.Task[Any]) -> BaseException | None:
+    """Why a group has no result. Nobody may wait for a group that will never be settled."""
+    if task.cancelled():
+        return TrainingError(f"group {number}: its task was cancelled while the run goes on; report this as a bug")
+    return task.exception()

@@ -12,6 +12,7 @@ from typing import Any
 
 from archon_core.contracts.environments import Environment, EnvironmentFactory, Message
 from archon_core.errors import ArchonError
+from archon_rl.cancellation import is_cancellation
 from archon_rl.worker_threads import WorkerThreads
 
 CLOSE = "close"
@@ -117,18 +118,24 @@ class RunningEnvironment:
         """Close the environment. What it raises concerns nobody: the conversation is over."""
         try:
             if not self._hangs:
-                with suppress(Exception):
-                    await self._call(CLOSE)
+                await self._call(CLOSE)
+        except (Exception, asyncio.CancelledError) as error:
+            if is_cancellation(error):
+                raise
         finally:
             self._threads.close(wait=False)
 
     async def _call(self, name: str, *arguments: Any) -> Any:
+        answer = self._threads.submit((name, arguments))
         try:
-            async with asyncio.timeout(self._timeout):
-                value = await self._threads.run((name, arguments))
+            async with asyncio.timeout(self._timeout) as limit:
+                value = await asyncio.wrap_future(answer)
                 return await value if inspect.isawaitable(value) else value
         except TimeoutError as error:
-            self._hangs = True
+            if not limit.expired():  # the environment raised it
+                raise
+            # A coroutine that was too slow has ended, and leaves the thread free to close the environment.
+            self._hangs = self._hangs or answer.running()
             raise EnvironmentFailedError(
                 f"environment {self._name!r}: {name} gave no answer within {self._timeout:g} s "
                 "(environment.timeout_seconds)"

@@ -19,8 +19,8 @@ from collections.abc import Iterator
 HELD_SECONDS = 0.002
 
 TRAINERS_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-"""Signals that a cluster may send to all processes of a job. They are the trainer's, which finishes its step; reward
-processes start with them blocked, and unblock them with handlers that do nothing."""
+"""Signals that a cluster may send to all processes of a job. They are the trainer's, which finishes its step; processes
+that it starts have them blocked at first, and unblock them with handlers that do nothing."""
 
 _LENGTH = struct.Struct("!Q")
 _CHUNK = 1 << 16

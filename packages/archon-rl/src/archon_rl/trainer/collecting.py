@@ -39,11 +39,19 @@ class Collected:
     groups: Mapping[int, Settled[Group]] = field(default_factory=dict)
 
 
+class StoppedWaitingError(Exception):
+    """The user asks to stop while a step waits for completions that others provide. Raised on all ranks."""
+
+
 class Collection(Protocol):
     """Provides the completions of training steps, in order."""
 
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
-        """The completions of ``step``, counted from 0, with their rewards. Collective. ``clock`` measures phases."""
+        """The completions of ``step``, counted from 0, with their rewards. Collective. ``clock`` measures phases.
+
+        Raises:
+            StoppedWaitingError: on all ranks; the step has not begun.
+        """
 
     def published(self, step: int) -> None:
         """The inference engine has the weights after ``step`` training steps. Collective."""

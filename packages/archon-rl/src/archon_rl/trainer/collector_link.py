@@ -19,6 +19,7 @@ from archon_rl.collector.group import Group
 from archon_rl.collector.messages import packed, receive, value_of
 from archon_rl.collector.states import read_batch
 from archon_rl.collector.window import ConsumedBatch
+from archon_rl.rewards.messages import TRAINERS_SIGNALS
 
 START_SECONDS = 300.0
 """Time limit for starting Python, loading the data and importing the reward."""
@@ -44,7 +45,8 @@ class CollectorLostError(Exception):
 
 
 class CollectorLink:
-    """One collector process. It leads a process group, so Ctrl-C in the terminal reaches the trainer alone.
+    """One collector process. It leads a process group, so Ctrl-C in the terminal reaches the trainer alone, and ignores
+    signals that a cluster sends to all processes of a job.
 
     Belongs to the thread that creates it: where the kernel ends the process with the trainer, it goes by that thread.
 
@@ -62,17 +64,24 @@ class CollectorLink:
         arguments = {"path": sys.path, "descriptor": theirs.fileno(), "trainer": os.getpid()}
         environment = {name: value for name, value in os.environ.items() if name != "ARCHON_SERVER_TOKEN"}
         with theirs, log.open("ab") as output:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, json.dumps(arguments)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env=environment,
-                pass_fds=[theirs.fileno()],
-                process_group=0,
-            )
+            # The process unblocks them when it has installed its handlers.
+            previous = signal.pthread_sigmask(signal.SIG_BLOCK, TRAINERS_SIGNALS)
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _MAIN, json.dumps(arguments)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env=environment,
+                    pass_fds=[theirs.fileno()],
+                    process_group=0,
+                )
+            except BaseException:
+                signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+                raise
         put_behind_caller(self._process.pid)
         try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, previous)  # a Ctrl-C that was held takes effect here
             self._send(dict(setup), START_SECONDS)
         except BaseException:
             self.close()

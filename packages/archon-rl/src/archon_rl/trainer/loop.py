@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.ranks.failing_together import failing_together
@@ -20,7 +21,7 @@ from archon_rl.trainer.checkpointing import (
     read_collection,
     resumed_checkpoint,
 )
-from archon_rl.trainer.collecting import Collection
+from archon_rl.trainer.collecting import Collection, StoppedWaitingError
 from archon_rl.trainer.export_check import verify_export, verify_value_export
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
@@ -60,6 +61,7 @@ class TrainingLoop:
     collection: Collection | None = None
     _baseline: dict[str, float] = field(default_factory=dict, init=False)
     _latest: dict[str, float] = field(default_factory=dict, init=False)
+    _saved: int = field(default=0, init=False)
     _checkpoints: Checkpoints = field(init=False)
 
     def __post_init__(self) -> None:
@@ -77,7 +79,7 @@ class TrainingLoop:
             with failing_together(self.run.ranks):
                 kept = read_collection(checkpoint) if self.run.ranks.is_first else None
             self.collection.restore(kept)
-        self._baseline = state.baseline
+        self._baseline, self._saved = state.baseline, state.step
         self.run.progress.note(f"Resuming after step {state.step} from {checkpoint}")
         return state.step
 
@@ -85,7 +87,7 @@ class TrainingLoop:
         """Train from ``done`` completed steps to the end, then export.
 
         Raises:
-            KeyboardInterrupt: the user asked to stop; the last completed step has a checkpoint.
+            KeyboardInterrupt: the user asked to stop; the last completed step, if there is one, has a checkpoint.
             TrainingError: the verification of the export failed.
         """
         if done >= self.total_steps:
@@ -99,7 +101,10 @@ class TrainingLoop:
         self.run.progress.start(self.total_steps, completed=done)
         try:
             while done < self.total_steps:
-                row = self.run_step(done)
+                try:
+                    row = self.run_step(done)
+                except StoppedWaitingError:
+                    self._stop_after(done)
                 done += 1
                 self._finish_step(done, row)
             self._finish_run()
@@ -127,13 +132,25 @@ class TrainingLoop:
         self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
         self._checkpoints.poll()
         stop = not last and self._stop_requested()
-        if last or stop or _is_due(done, trainer.save_every):
-            with failing_together(self.run.ranks):
-                kept = self.collection.state() if self.collection and self.run.ranks.is_first else None
-            self._checkpoints.save(done, self._baseline, kept)
+        if last or _is_due(done, trainer.save_every):
+            self._save(done)
         if stop:
-            self._checkpoints.finish()
-            raise KeyboardInterrupt(f"stopped after step {done}")
+            self._stop_after(done)
+
+    def _save(self, done: int) -> None:
+        with failing_together(self.run.ranks):
+            kept = self.collection.state() if self.collection and self.run.ranks.is_first else None
+        self._checkpoints.save(done, self._baseline, kept)
+        self._saved = done
+
+    def _stop_after(self, done: int) -> NoReturn:
+        """End the run after ``done`` steps, the last of which gets a checkpoint if it has none."""
+        if done == 0:
+            raise KeyboardInterrupt("stopped before the first step")
+        if self._saved != done:
+            self._save(done)
+        self._checkpoints.finish()
+        raise KeyboardInterrupt(f"stopped after step {done}")
 
     def _stop_before_first_step(self) -> None:
         if self._stop_requested():

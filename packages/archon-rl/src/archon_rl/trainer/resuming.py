@@ -6,7 +6,7 @@ checkpoints store the new fingerprints.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.chosen_function import ChosenFunction
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.rewards.calls import RewardRunner
-from archon_rl.rewards.source_fingerprint import function_fingerprint
 from archon_rl.tokenization import build_tokenizer, load_tokenizer
 from archon_rl.trainer.checkpointing import (
     TOKENIZER_FOLDER,
@@ -29,6 +28,7 @@ from archon_rl.trainer.checkpointing import (
     with_resume_advice,
 )
 from archon_rl.trainer.fingerprint import records_fingerprint, template_fingerprint, tokenizer_fingerprint
+from archon_rl.workflows.own_code import WORKFLOW, code_fingerprints
 from archon_train.run.context import RunContext
 
 OPTION = "trainer.accept_changed"
@@ -43,7 +43,8 @@ LABELS = {
     "reward": "reward",
     "workflow": "workflow",
 }
-"""Values of ``trainer.accept_changed`` -> their names in messages."""
+"""Values of ``trainer.accept_changed`` -> their names in messages. Fingerprints of other names are of options whose
+functions belong to the workflow (``own_code``)."""
 
 
 def fingerprints(
@@ -52,7 +53,7 @@ def fingerprints(
     validation: Dataset,
     *,
     reward: RewardRunner | None = None,
-    workflow: ChosenFunction | None = None,
+    code: Mapping[str, Sequence[ChosenFunction]] | None = None,
 ) -> dict[str, Fingerprint]:
     """Fingerprints of the run's inputs by name; a resumed run compares them with its checkpoint. Collective.
 
@@ -63,7 +64,8 @@ def fingerprints(
         train: the training records.
         validation: the held-out records; may be empty.
         reward: started here on the first rank; ``None`` for algorithms without one.
-        workflow: of the run, or its agent; one of a user's own module is imported here on the first rank.
+        code: functions of the user's own modules, by option (``own_code``). That of the workflow, or the agent, is
+            imported here on the first rank.
 
     Raises:
         ConfigError: on every rank, an input changed that ``trainer.accept_changed`` does not list.
@@ -79,9 +81,9 @@ def fingerprints(
             found = _fingerprints(run.config, train, validation, run.folder.path / TOKENIZER_FOLDER)
             if reward is not None:
                 found["reward"] = reward.start()
-            if workflow is not None and workflow.folder:
-                workflow.load()
-                found["workflow"] = function_fingerprint(workflow)
+            for function in (code or {}).get(WORKFLOW, ()):
+                function.load()
+            found |= code_fingerprints(code or {})
             if checkpoint is not None:
                 decisions = _compare(run.config, checkpoint, read_state(run, checkpoint), found)
     run.record(run.ranks.broadcast(decisions))
@@ -182,8 +184,10 @@ def _refusal(
 
 
 def _option(name: str) -> str:
-    return name.removesuffix(AT_ITS_PATH)
+    found = name.removesuffix(AT_ITS_PATH)
+    return found if found in LABELS else WORKFLOW
 
 
 def _label(name: str) -> str:
-    return LABELS[_option(name)] + (AT_ITS_PATH if name.endswith(AT_ITS_PATH) else "")
+    label = LABELS.get(name.removesuffix(AT_ITS_PATH), f"{WORKFLOW}, {name}")
+    return label + (AT_ITS_PATH if name.endswith(AT_ITS_PATH) else "")

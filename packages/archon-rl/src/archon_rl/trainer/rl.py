@@ -10,10 +10,8 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_rl.agents.checks import uses_agents, workflow_name
-from archon_rl.agents.session_parts import agent_source
+from archon_rl.agents.checks import workflow_name
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
-from archon_rl.chosen_function import ChosenFunction
 from archon_rl.collector_options import sampling_problems
 from archon_rl.config import RewardOptions
 from archon_rl.rewards.calls import RewardRunner
@@ -49,7 +47,8 @@ from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
-from archon_rl.workflows.rewards_needed import gives_rewards
+from archon_rl.workflows.own_code import own_code
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards
 from archon_rl.workflows.source import workflow_source
 from archon_train.run.context import RunContext
 
@@ -99,7 +98,8 @@ class RLTrainer:
             rewards = None if self._reward is None else _build_runner(run, self._reward)
             if rewards is not None:
                 stack.callback(rewards.close)
-            known = fingerprints(run, task.train, task.validation, reward=rewards, workflow=self._own_code())
+            code = own_code(config)
+            known = fingerprints(run, task.train, task.validation, reward=rewards, code=code)
             engines = self._build_engines(task, total_steps, stack)
             actor = engines.actor.engine
             rollout = build_inference_engine(run, actor)
@@ -115,13 +115,14 @@ class RLTrainer:
                 data_ranks=actor.data_ranks,
                 scorer=scorer,
                 reward=known.get("reward"),
+                code={option: known[option] for option in code},
                 stack=stack,
             )
             collection = sampling.collection(rollout_context(config.actor, *others))
             dump = TrajectoryDump(run.folder, task.encoder, run.ranks) if config.rollout.dump_to_file else None
             step = RLStep(collection, self._algorithm, engines, rollout, config.seed, dump)
             evaluate = None
-            if scorer is not None and len(task.validation):
+            if evaluates_rewards(config) and len(task.validation):
                 evaluate = sampling.evaluation(rollout_context(config.actor))
             loop = TrainingLoop(
                 run=run,
@@ -142,20 +143,13 @@ class RLTrainer:
             collection.published(done)
             loop.run_from(done)
 
-    def _own_code(self) -> ChosenFunction:
-        """What the user's modules may define of the workflow: the agent, or the workflow itself."""
-        config = self._run.config
-        if uses_agents(config) and config.rollout.agent.agent_cls_path:
-            return agent_source(config.rollout.agent)
-        return self._workflow
-
     def _held_out_limits(self, limits: list[LengthLimit]) -> list[LengthLimit]:
         """The longest held-out records that the evaluations can take; ``limits`` are those of training."""
         config = self._run.config
         section = "gconfig" if config.eval_gconfig is None else "eval_gconfig"
         generation = getattr(config, section)
         found = limits if config.eval_gconfig is None else rollout_limits(generation, config.actor, section=section)
-        if "teacher" in self._algorithm.roles and self._reward is not None and evaluates_teacher(self._run):
+        if "teacher" in self._algorithm.roles and evaluates_rewards(config) and evaluates_teacher(self._run):
             found = [*found, *rollout_limits(generation, config.teacher, section=section)]
         return found
 

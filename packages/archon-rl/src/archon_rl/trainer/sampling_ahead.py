@@ -29,7 +29,7 @@ from archon_rl.collector.staleness import GroupAges, ages_of, staleness_metrics
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
 from archon_rl.fingerprint import Fingerprint
-from archon_rl.trainer.collecting import Collected, refill_statistics, without_rewards
+from archon_rl.trainer.collecting import Collected, StoppedWaitingError, refill_statistics, without_rewards
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
 from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.scoring import Scorer
@@ -62,6 +62,7 @@ class SampleAhead:
         context: the longest sequence of the run.
         pace: how far the collector may run ahead.
         reward: the source that scores completions; a collector that starts later must import the same.
+        code: of the user's own functions of the workflow, by option; likewise.
     """
 
     run: RunContext
@@ -74,6 +75,7 @@ class SampleAhead:
     context: ContextLimit
     pace: Pace
     reward: Fingerprint | None
+    code: Mapping[str, Fingerprint]
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -133,18 +135,21 @@ class SampleAhead:
                 self._link.switching()
 
     def _wait(self, step: int) -> dict[str, Any]:
-        """The batch of ``step`` as data, on every rank."""
+        """The batch of ``step`` as data, on every rank. Raises StoppedWaitingError, as it may never be complete."""
         while True:
             data: dict[str, Any] | None = None
-            needs_publication = False
+            needs_publication = stops = False
             with failing_together(self._ranks):
                 if self._ranks.is_first:
-                    while data is None and not needs_publication:
+                    while data is None and not needs_publication and not stops:
                         data = self._reach(self._take)
                         needs_publication = data is None and self.rollout.needs_publication()
-            data, needs_publication = self._ranks.broadcast((data, needs_publication))
+                        stops = data is None and self.run.stop.requested
+            data, stops = self._ranks.broadcast((data, stops))
             if data is not None:
                 return data
+            if stops:
+                raise StoppedWaitingError
             self.rollout.update_weights(self._published[1])  # waits for servers, which need the weights
             self.published(self._published[0])
 
@@ -208,6 +213,7 @@ class SampleAhead:
             "options": asdict(self.options),
             "context": asdict(self.context),
             "reward": None if self.reward is None else asdict(self.reward),
+            "code": {option: asdict(found) for option, found in self.code.items()},
         }
 
     def _collected(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -46,8 +46,9 @@ class Sampling:
         workflow: turns records into trajectories.
         rollout: samples with the actor's weights.
         data_ranks: divide generation and rewards among them.
-        scorer: scores completions; ``None`` for an algorithm that needs no rewards.
+        scorer: scores completions; ``None`` for an algorithm that needs no rewards, or a workflow that gives them.
         reward: fingerprint of the reward function.
+        code: option -> fingerprint of the user's own functions of the workflow.
         stack: closes what this starts.
         judge: explains failures.
     """
@@ -60,6 +61,7 @@ class Sampling:
     data_ranks: DataRanks
     scorer: Scorer | None
     reward: Fingerprint | None
+    code: Mapping[str, Fingerprint]
     stack: ExitStack
     judge: FailureJudge = field(init=False)
     _threads: RewardThreads | None = field(init=False)
@@ -116,12 +118,12 @@ class Sampling:
         Args:
             context: the longest sequence that evaluations can generate.
         """
-        assert self.scorer is not None, "evaluations need a reward"
         config, task = self.run.config, self.task
         generation = config.eval_gconfig
         options = sampling_options(generation or config.gconfig, task.ends, greedy=generation is None)
         limits = {"limit": config.trainer.eval_size, "pass_above": config.trainer.eval_pass_above}
         if self._scores_answers:
+            assert self.scorer is not None, "only evaluations that run the workflow do without a reward"
             return partial(
                 evaluate_reward,
                 encoder=task.encoder,
@@ -140,7 +142,8 @@ class Sampling:
         return evaluate
 
     def _ahead(self, options: GenerationConfig, context: ContextLimit) -> SampleAhead:
-        parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), self.reward)
+        code = (self.reward, self.code)
+        parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), *code)
         ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts)
         self.stack.callback(ahead.close)
         return ahead

@@ -59,7 +59,7 @@ class SampleRounds:
         algorithm: shapes rewards, and selects groups.
         run_workflow: runs the workflow.
         judge: explains failures.
-        has_rewards: whether the run has a reward.
+        has_rewards: whether the run has a reward function; workflows may give rewards without one.
         needs_experts: require the routed experts of every completion (``rollout.return_routed_experts``).
     """
 
@@ -95,7 +95,7 @@ class SampleRounds:
         chosen = [one.group for one in groups if one.accepted]
         batch = batch_of(self.algorithm, chosen, needs_experts=self.needs_experts)
         statistics = sampled_by(groups).statistics(len(batch))
-        if not self.has_rewards:
+        if not self.has_rewards and not self.algorithm.needs_rewards:
             statistics = without_rewards(statistics)
         if self.algorithm.selection is not None:
             statistics |= refill_statistics(len(settled), n_kept, cursor.batch_size, n_rounds)

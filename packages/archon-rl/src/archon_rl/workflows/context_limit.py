@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.rollout import GenerationRequest
-from archon_core.errors import RefusedRequestError
+from archon_core.errors import TooLongRequestError
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class ContextLimit:
         """The request, with a limit on its completion if it could become too long.
 
         Raises:
-            RefusedRequestError: the prompt is too long.
+            TooLongRequestError: the prompt is too long.
         """
         prompt, config = request.prompt_ids, request.config
         limits = [limit for limit in (config.max_tokens, self.longest) if limit is not None]
@@ -38,7 +38,7 @@ class ContextLimit:
         longest = min(limits)
         if len(prompt) > longest:
             reason = self.reason if longest == self.longest else f"gconfig.max_tokens={config.max_tokens}"
-            raise RefusedRequestError(
+            raise TooLongRequestError(
                 f"prompt of a request: found {len(prompt)} tokens; allowed are {longest}: {reason}; shorten it"
             )
         if len(prompt) + config.max_new_tokens <= longest:

@@ -14,6 +14,7 @@ from typing import Any, Generic, TypeVar
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, InferenceEngine
 from archon_core.contracts.serving import RolloutClient
+from archon_core.errors import TrainingError
 from archon_core.ranks.failing_together import Failure, raise_on_every_rank
 from archon_core.ranks.ranks import DataRanks
 
@@ -135,10 +136,17 @@ class _Rounds(Generic[T]):
         assert self._tasks is not None, "requests() starts the works"
         asking = {one.place for one in self._waiting if not one.answer.done()}
         ended = [task.done() for task in self._tasks]
-        errors = [task.exception() for task in self._tasks if task.done()]  # asks all: asyncio logs the others
+        errors = [_error_of(task) for task in self._tasks if task.done()]  # asks all: asyncio logs the others
         for error in filter(None, errors):
             raise error
         return all(done or place in asking for place, done in enumerate(ended))
+
+
+def _error_of(task: asyncio.Task[Any]) -> BaseException | None:
+    """What a work raised. A ``CancelledError`` is no ``Exception``: it would end this rank while the others wait."""
+    if task.cancelled():
+        return TrainingError("a workflow raised CancelledError although nobody cancelled it; correct the workflow")
+    return task.exception()
 
 
 @dataclass(frozen=True)

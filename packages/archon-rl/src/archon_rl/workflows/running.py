@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -11,6 +12,7 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory, Workflow
 from archon_core.errors import ConfigError, DataError, RefusedRequestError, ServerError, TrainingError
+from archon_rl.cancellation import is_cancellation
 from archon_rl.rewards.calls import Outcome, failure_by
 from archon_rl.rewards.checking import described
 from archon_rl.text_encoding import TextEncoder
@@ -125,6 +127,8 @@ async def run_workflow(
 ) -> WorkflowResult:
     """Run a workflow for one record. Its exceptions become a result, except ``ENDS_THE_RUN``.
 
+    A ``CancelledError`` is one of them, unless the task that calls this is cancelled.
+
     Args:
         name: of the workflow, for messages.
         checks_tokens: check every token of its trajectories.
@@ -141,8 +145,9 @@ async def run_workflow(
                 check_tokens(name, one)
         except RewardsFailedError as failed:
             failures = failed.failures
-        except (Exception, SystemExit) as raised:
-            if isinstance(raised, ENDS_THE_RUN) and not isinstance(raised, RefusedRequestError):
+        except (Exception, SystemExit, asyncio.CancelledError) as raised:
+            ends_the_run = isinstance(raised, ENDS_THE_RUN) and not isinstance(raised, RefusedRequestError)
+            if ends_the_run or is_cancellation(raised):
                 raise
             place = getattr(record, "place", "a record without a location")
             text = f"{place}: workflow {name!r} raised {described(raised)}; correct the workflow"

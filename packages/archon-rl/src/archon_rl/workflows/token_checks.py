@@ -13,11 +13,11 @@ LARGEST_LOGPROB = 1e-5
 
 
 def check_tokens(workflow: str, one: Trajectory) -> None:
-    """Check every token of a trajectory, and that JSON can hold its metadata.
+    """Check every token of a trajectory, and that the numbers of its metadata are finite.
 
     Args:
         workflow: its name, for messages.
-        one: a trajectory with one entry per token in each field.
+        one: a trajectory that ``checked_trajectories`` has accepted.
 
     Raises:
         TrainingError: the values of a token contradict each other, or cannot come from a model.
@@ -45,5 +45,5 @@ def check_tokens(workflow: str, one: Trajectory) -> None:
         before = version
     try:
         json.dumps(dict(one.metadata), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise refused(workflow, f"metadata that JSON cannot hold ({error})", "allowed are values of JSON") from error
+    except ValueError as error:
+        raise refused(workflow, f"metadata with a number that is not finite ({error})", "allowed are others") from error
