@@ -176,14 +176,15 @@ def test_a_failed_request_goes_to_another_server() -> None:
 
 
 def test_repetitions_are_limited() -> None:
-    world = World("a", request_retries=1, health_check_failure_threshold=100)
+    world = World("abc", request_retries=1, request_timeout=2.0, health_check_failure_threshold=100)
     world.begin()
-    server = world.driver.servers["a"]
-    server.refuses = "server a: out of memory"
-    asyncio.run(world.pool.refresh())
-    world.options.request_timeout = 0.2
-    with pytest.raises(ServerError, match="found no server in service"):
+    for name, server in world.driver.servers.items():
+        server.refuses = f"server {name}: out of memory"
+    with pytest.raises(
+        ServerError, match=r"2 attempts failed .*\n  server a: out of memory\n  server b: out of memory$"
+    ):
         world.ask()
+    assert [len(server.requests) for server in world.driver.servers.values()] == [1, 1, 0]
 
 
 def test_an_aborted_completion_is_continued_where_it_ended() -> None:
@@ -243,6 +244,33 @@ def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
     asyncio.run(give_up())
     assert len(server.aborted) == 1
     assert world.pool.status().outstanding["a"] == 0
+
+
+@pytest.mark.parametrize("departs", [False, True])
+def test_requests_that_are_cancelled_together_cost_one_call_and_none_to_a_server_that_has_left(
+    monkeypatch, departs
+) -> None:
+    world = World("ab")
+    world.begin()
+    calls = []
+    monkeypatch.setattr(
+        world.driver, "abort", lambda server, ids, timeout: calls.append((server.incarnation, len(ids)))
+    )
+    for server in world.driver.servers.values():
+        server.hangs = True
+
+    async def give_up() -> None:
+        request = GenerationRequest((7,), GenerationConfig(max_new_tokens=2), (5,))
+        tasks = [asyncio.create_task(world.client.generate(request)) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            task.cancel()
+        if departs:
+            world.pool.failed("a", "no answer")
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(give_up())
+    assert sorted(calls) == ([("b", 10)] if departs else [("a", 10), ("b", 10)])
 
 
 def test_too_few_servers_are_an_error_that_says_who_left_and_why() -> None:

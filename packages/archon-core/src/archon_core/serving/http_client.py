@@ -15,8 +15,15 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import Any
 
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
+from archon_core.errors import (
+    NoDescriptorError,
+    RefusedRequestError,
+    ServerError,
+    UncertainCallError,
+    UnreachableError,
+)
 from archon_core.serving.connections import connection
+from archon_core.serving.descriptors import EXHAUSTED
 
 LONGEST_ERROR = 500
 """Characters to quote of an answer that is not JSON."""
@@ -35,6 +42,7 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
 
     Raises:
         ServerError: the server cannot be reached, or answered something invalid.
+        NoDescriptorError: this process cannot open a connection.
         RefusedRequestError: it refused the request because of its content.
         UncertainCallError: there was no complete answer.
     """
@@ -49,6 +57,7 @@ def exchange(
 
     Raises:
         UnreachableError: the server accepts no connection.
+        NoDescriptorError: this process cannot open one.
         UncertainCallError: there was no complete answer.
     """
     limited = _LimitedConnection(*_split(address), timeout=timeout)
@@ -56,7 +65,7 @@ def exchange(
         try:
             limited.connect()
         except OSError as error:
-            raise UnreachableError(f"server {address}: cannot connect: {error}") from error
+            raise _not_connected(address, error) from error
         try:
             limited.request(method, path, body=_encode(data), headers=_headers(token))
             response = limited.getresponse()
@@ -79,7 +88,7 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
                 try:
                     connected = await stack.enter_async_context(connection(host, port))
                 except OSError as error:
-                    raise UnreachableError(f"server {address}: cannot connect: {error}") from error
+                    raise _not_connected(address, error) from error
                 connected.writer.write("\r\n".join(lines).encode() + body)
                 await connected.writer.drain()
                 status, content, connected.is_reusable = await _read(connected.reader)
@@ -178,6 +187,15 @@ class _LimitedSocket(socket.socket):
         if left <= 0:
             raise TimeoutError("timed out")
         self.settimeout(left)
+
+
+def _not_connected(address: str, error: OSError) -> ServerError:
+    if error.errno in EXHAUSTED:
+        return NoDescriptorError(
+            f"server {address}: cannot connect, because this process or machine has too many open files; raise the "
+            "hard limit (ulimit -Hn)"
+        )
+    return UnreachableError(f"server {address}: cannot connect: {error}")
 
 
 def _split(address: str) -> tuple[str, int]:

@@ -7,28 +7,35 @@ actions repeat independently, so that a registry or an address that hangs delays
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import NoDescriptorError, ServerError, UncertainCallError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
-from archon_rollout.pool.stopping import POLL_SECONDS
+from archon_rollout.pool.stopping import POLL_SECONDS, in_thread, try_within
 from archon_rollout.pool.warming import WarmerLike, start_warm_ups
 
 if TYPE_CHECKING:
     from archon_rollout.pool.pool import Pool
 
+logger = logging.getLogger(__name__)
+
 PROBE_TOKEN = 0
 PROBE_PREFIX = "probe-"
 
+STOP_SECONDS = 5.0
+"""Time limit of each step of the end: of the thread, of closing the registry, of the last status."""
+
 PROGRESS_SECONDS = 3.0
-"""Longest time in which a server that did not answer a probe must make a token for another request."""
+"""Longest time in which a server that did not answer a probe must generate a token for another request."""
 
 
 class Watch:
@@ -66,13 +73,14 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Stop watching. Running probes end with their time limit. Returns whether it was watching."""
+        """Stop watching. Running probes are cancelled. Returns whether it was watching. A registry that hangs delays
+        it by a time limit."""
         self._stopping.set()
         if self._thread is None:
             return False
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
         self._thread = None
-        self._sources.close()
+        try_within(STOP_SECONDS, self._sources.close, doing="closing the registry of servers")
         return True
 
     def wait(self, seconds: float) -> None:
@@ -96,22 +104,33 @@ class Watch:
             self._crash = error
 
     async def _repeat_all(self) -> None:
-        await asyncio.gather(*map(self._repeat, (self._read_registry, self._probe_servers, self._warm_newcomers)))
+        """Run all actions until the pool stops, then cancel them, whatever they wait for."""
+        actions = (self._read_registry, self._probe_servers, self._warm_newcomers)
+        tasks = [asyncio.create_task(self._repeat(action)) for action in actions]
+        try:
+            while not self._stopping.is_set():
+                ended, _ = await asyncio.wait(tasks, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for task in ended:
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Run an action in every interval until the pool stops."""
-        while not self._stopping.is_set():
+        """Run an action in every interval."""
+        while True:
             await action()
             until = self._clock() + self._options.health_check_interval_seconds
-            while not self._stopping.is_set() and self._clock() < until:
+            while self._clock() < until:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _read_registry(self) -> None:
-        listing = await asyncio.to_thread(self._sources.read)
+        listing = await in_thread(self._sources.read)
         found = await asyncio.gather(*(self._identified(record) for record in listing.records))
         records = {record.incarnation: record for record in found if record is not None}
         self._pool.announced(records, registry_error=listing.error)
-        await asyncio.to_thread(self._pool.write_status)
+        await in_thread(self._pool.write_status)
 
     async def _identified(self, record: ServerRecord) -> ServerRecord | None:
         """The record with its incarnation, which a registry of addresses does not know."""
@@ -119,7 +138,7 @@ class Watch:
             return record
         timeout = self._options.health_check_timeout_seconds
         try:
-            found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
+            found = await in_thread(partial(self._driver.ready, record.address, timeout=timeout))
         except Exception:  # as for calls: see _result_of
             found = None
         if found is not None:
@@ -132,7 +151,7 @@ class Watch:
 
     async def _probe_servers(self) -> None:
         await asyncio.gather(self._probe_all(), self._watch_draining())
-        await asyncio.to_thread(self._pool.write_status)
+        await in_thread(self._pool.write_status)
 
     async def _probe_all(self) -> None:
         if not self._options.enable_health_monitor:
@@ -140,20 +159,21 @@ class Watch:
             return
         targets = self._pool.probe_targets()
         errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
-        self._pool.probed(dict(zip(targets, errors, strict=True)))
+        found = zip(targets, errors, strict=True)
+        self._pool.probed({name: error for name, error in found if error is not None})
 
     async def _watch_draining(self) -> None:
         """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
         targets = self._pool.draining()
         timeout = self._options.health_check_timeout_seconds
-        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
+        calls = (in_thread(partial(self._driver.state, record, timeout=timeout)) for record in targets.values())
         results = await asyncio.gather(*(_result_of(call, timeout) for call in calls))
         for name, (error, _) in zip(targets, results, strict=True):
             if error:
                 self._pool.failed(name, f"it withdrew, and does not answer: {error}")
 
-    async def _probe(self, server: ServerRecord) -> str:
-        """Why a server failed a probe; empty if it did not."""
+    async def _probe(self, server: ServerRecord) -> str | None:
+        """Why a server failed a probe; empty if it did not, ``None`` if it was not asked."""
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
         # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
@@ -162,18 +182,21 @@ class Watch:
         return "" if is_silent and await self._is_generating(server) else error
 
     async def _is_generating(self, server: ServerRecord) -> bool:
-        """Whether a server makes tokens, so that a probe without an answer only waits behind other requests."""
+        """Whether a server that did not answer a probe generates tokens: the probe then waits behind other requests."""
         timeout = min(self._options.health_check_timeout_seconds, PROGRESS_SECONDS)
         try:
-            return await asyncio.to_thread(self._driver.is_generating, server, timeout=timeout)
+            return await in_thread(partial(self._driver.is_generating, server, timeout=timeout))
         except Exception:  # as for calls: see _result_of
             return False
 
 
-async def _result_of(call: Awaitable[object], timeout: float) -> tuple[str, bool]:
-    """Why a call failed, empty if it did not; and whether there was no answer."""
+async def _result_of(call: Awaitable[object], timeout: float) -> tuple[str | None, bool]:
+    """Why a call failed, empty if it did not, ``None`` if it was not made; and whether there was no answer."""
     try:
         await asyncio.wait_for(call, timeout)
+    except NoDescriptorError as error:
+        logger.warning("%s", error)
+        return None, False
     except ServerError as error:
         return str(error), isinstance(error, UncertainCallError)
     except TimeoutError:
