@@ -68,6 +68,7 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
     try:
         with pytest.raises(TrainingError, match="no update_weights"):
             engine.generate(requests())
+        assert engine._publisher._options.canary.vocab_size == trainer.hf_config.vocab_size
         engine.update_weights(trainer.version)
         compare_with_local(engine, trainer)
         assert engine.generate([]) == []

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import socket
+from typing import TYPE_CHECKING
 
-from torch.distributed import TCPStore
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 LOCALHOST = "127.0.0.1"
 
@@ -14,6 +16,8 @@ WAITING = 1024
 
 def serve_loopback_store() -> TCPStore:
     """A store on a free port of the loopback interface. ``TCPStore`` by itself listens on all interfaces."""
+    from torch.distributed import TCPStore
+
     listener = socket.socket()
     listener.bind((LOCALHOST, 0))
     listener.listen(WAITING)
