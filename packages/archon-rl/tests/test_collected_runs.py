@@ -30,8 +30,8 @@ VARIANTS = {
     "teacher": (*TEACHER, "actor.ppo_n_minibatches=2"),
 }
 LEFT_OUT = (
-    *("staleness", "stale_prompts", "dropped/", "server_version/", "workflow/", "collector/", "eval/"),
-    "critic/explained_variance",
+    *("staleness", "stale_prompts", "trained_tokens", "dropped/", "server_version/", "workflow/", "collector/"),
+    *("eval/", "critic/explained_variance"),
 )
 """Metrics that only one of both kinds of run has, and one that divides by a variance of 0."""
 

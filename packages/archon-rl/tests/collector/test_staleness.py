@@ -65,6 +65,7 @@ def test_metrics_share_out_the_trained_tokens_and_average_over_groups():
         "staleness_in_flight": 1.0,
         "staleness_in_queue": pytest.approx(4 / 3),
         "stale_prompts": 1,
+        "trained_tokens": 8,
         "staleness/0": 3 / 8,
         "staleness/1": 5 / 8,
         "staleness/2": 0.0,
@@ -75,6 +76,7 @@ def test_metrics_share_out_the_trained_tokens_and_average_over_groups():
         "staleness_in_flight": 0.0,
         "staleness_in_queue": 0.0,
         "stale_prompts": 0,
+        "trained_tokens": 0,
         "staleness/0": 0.0,
     }
 

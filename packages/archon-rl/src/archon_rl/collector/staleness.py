@@ -104,5 +104,6 @@ def staleness_metrics(kept: Sequence[GroupAges], dropped: Sequence[GroupAges], *
         "staleness_in_flight": sum(one.in_flight for one in groups) / n,
         "staleness_in_queue": sum(one.in_queue for one in groups) / n,
         "stale_prompts": len(dropped),
+        "trained_tokens": tokens.total(),
         **{f"staleness/{age}": tokens[age] / n_tokens for age in sorted(shown)},
     }
