@@ -66,7 +66,7 @@ def mean_facts(settled: Collection[Settled[Group]]) -> dict[str, float]:
 
 
 def mean_seconds(settled: Collection[Settled[Group]]) -> dict[str, float]:
-    """Mean durations of a group: of its requests and of its rewards, which run beside those of other groups."""
+    """Mean durations of a group: of its workflow without rewards, and of its rewards. Groups run beside one another."""
     found = defaultdict[str, list[float]](list)
     for one in settled:
         for name, seconds in one.group.seconds.items():
