@@ -5,6 +5,8 @@ The collector is a thread here. ``tests/test_sampling_ahead.py`` and ``tooling/a
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from bigram_engine import BigramRollout
@@ -15,8 +17,10 @@ from archon_core.config.loading import to_yaml
 from archon_core.contracts.rollout import Completion, InferenceEngineSpec
 from archon_core.errors import TrainingError
 from archon_core.plugins import registry
+from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trainer import sampling_ahead
 from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_rl.trajectory_files import Line, read_step, steps_in
 from archon_train.run.folder import RunFolder
 
 TOLERANCE = 1e-9
@@ -139,6 +143,25 @@ def test_prompts_without_room_for_a_completion_have_no_age(collected, monkeypatc
     monkeypatch.setattr(BigramRollout, "_complete", complete_some)
     few = ("trainer.max_steps=3", "trainer.eval_every=0")
     assert_same(collected(*COLLECTED, *few), collected(*few, "trial_name=alone"))
+
+
+def written(folder) -> dict[int, list[Line]]:
+    """Step -> the trajectories in its file."""
+    return {step: list(read_step(file)) for step, file in steps_in(folder.path).items()}
+
+
+def test_files_have_the_groups_that_the_algorithm_rejects_as_synchronous_ones_do(collected):
+    few = (*VARIANTS["dapo"], "rollout.dump_to_file=true", "trainer.max_steps=3", "trainer.eval_every=0")
+    found, alone = written(collected(*COLLECTED, *few)), written(collected(*few, "trial_name=alone"))
+    dropped = [one.dropped for lines in found.values() for one in lines]
+    assert 0 < dropped.count(NOT_SELECTED) < len(dropped)
+
+    def facts(lines: list[Line]) -> list[tuple[Any, ...]]:
+        return [(one.group, one.sample, one.dropped, one.reward, one.token_ids, one.loss_mask) for one in lines]
+
+    assert {step: facts(lines) for step, lines in found.items()} == {
+        step: facts(lines) for step, lines in alone.items()
+    }
 
 
 def test_servers_that_are_gone_for_a_while_get_the_weights_again(collected, monkeypatch):

@@ -96,6 +96,7 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
         context=ContextLimit(**setup["context"]),
         checks_tokens=config.rollout.check_trajectory_format,
         traces=config.rollout.enable_rollout_tracing,
+        keeps_rejected=config.rollout.dump_to_file,
     )
     cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
     sampler = RunSampler(dataset, cursor, groups)

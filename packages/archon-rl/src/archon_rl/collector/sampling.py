@@ -67,6 +67,7 @@ class GroupSampler:
         context: the longest sequence of the run.
         checks_tokens: check every token of the workflow's trajectories.
         traces: log every request.
+        keeps_rejected: keep the trajectories of groups that the algorithm does not select, for files.
     """
 
     workflow: Workflow
@@ -79,6 +80,7 @@ class GroupSampler:
     context: ContextLimit = UNLIMITED
     checks_tokens: bool = False
     traces: bool = False
+    keeps_rejected: bool = False
 
     async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
         """The group of a record.
@@ -108,7 +110,7 @@ class GroupSampler:
         batch = build_batch({0: group.trajectories}, self.algorithm.rewards(raw, lengths))
         if self.algorithm.selection(batch).all():
             return Settled(group)
-        return Settled(group.without_trajectories(), NOT_SELECTED)
+        return Settled(group if self.keeps_rejected else group.without_trajectories(), NOT_SELECTED)
 
 
 @dataclass(frozen=True)

@@ -161,4 +161,5 @@ class Sampling:
             context=context,
             checks_tokens=self.run.config.rollout.check_trajectory_format,
             traces=self.run.config.rollout.enable_rollout_tracing,
+            keeps_rejected=self.run.config.rollout.dump_to_file,
         )
