@@ -27,10 +27,6 @@ NO_REWARD = "a completion has no reward"
 WORKFLOW_FAILED = "the workflow failed"
 LEFT_OUT = "the workflow left it out"
 
-COUNTED = {WORKFLOW_FAILED: "workflow/failed", LEFT_OUT: "workflow/left_out"}
-"""Reason of a group without trajectories -> metric: such groups of a step."""
-
-
 DROPPED = {
     NOT_SELECTED: "dropped/not_selected",
     NO_REWARD: "dropped/no_reward",
@@ -44,12 +40,6 @@ def dropped_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
     """The metrics of ``DROPPED``."""
     reasons = Counter(one.reason for one in settled)
     return {metric: float(reasons[reason]) for reason, metric in DROPPED.items()}
-
-
-def reason_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
-    """The metrics of ``COUNTED``."""
-    reasons = Counter(one.reason for one in settled)
-    return {metric: float(reasons[reason]) for reason, metric in COUNTED.items()}
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
-from archon_rl.collector.sampling import dropped_counts
 from archon_rl.collector.staleness import GroupAges, ages_of, staleness_metrics
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
@@ -239,7 +238,6 @@ class SampleAhead:
                 **failures,
                 **{f"{FACTS}{name}": value for name, value in mean_facts(batch.settled.values()).items()},
                 **staleness_metrics(ages, [*stale.values()], bound=self.pace.max_staleness),
-                **dropped_counts(batch.settled.values()),
                 **mean_seconds(batch.settled.values()),
                 **{f"server_version/{address}": version for address, version in servers.items()},
                 **{f"collector/{name}": value for name, value in load.items()},
