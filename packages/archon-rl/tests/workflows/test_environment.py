@@ -159,7 +159,7 @@ def test_an_environment_that_hangs_is_closed_when_it_wakes():
 
 
 def test_a_run_without_an_environment_is_refused():
-    with pytest.raises(ConfigError, match=r"environment\.name: found null; name an environment"):
+    with pytest.raises(ConfigError, match=r"environment\.name: found null with workflow=environment; name an"):
         build(build_encoder(), None)
 
 
