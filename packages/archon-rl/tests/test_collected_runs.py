@@ -132,6 +132,7 @@ def test_at_staleness_0_a_run_has_the_numbers_of_synchronous_sampling_on_every_l
     assert_same(found, alone)
     assert set(staleness(found)) == {0}
     assert_consumed_once(collected.steps)
+    assert ThreadLink.setup["data_ranks"] == (2 if layout == "d2" else 1), "for the number of reward processes"
 
 
 def test_prompts_without_room_for_a_completion_have_no_age(collected, monkeypatch):

@@ -61,6 +61,7 @@ class SampleAhead:
         context: the longest sequence of the run.
         pace: how far the collector may run ahead.
         reward: the source that scores completions; a collector that starts later must import the same.
+        n_data_ranks: number of data ranks of the trainer; the collector has the reward processes of all.
     """
 
     run: RunContext
@@ -73,6 +74,7 @@ class SampleAhead:
     context: ContextLimit
     pace: Pace
     reward: Fingerprint | None
+    n_data_ranks: int
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -207,6 +209,7 @@ class SampleAhead:
             "options": asdict(self.options),
             "context": asdict(self.context),
             "reward": None if self.reward is None else asdict(self.reward),
+            "data_ranks": self.n_data_ranks,
         }
 
     def _collected(

@@ -141,7 +141,7 @@ class Sampling:
 
     def _ahead(self, options: GenerationConfig, context: ContextLimit) -> SampleAhead:
         parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), self.reward)
-        ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts)
+        ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts, self.data_ranks.size)
         self.stack.callback(ahead.close)
         return ahead
 
