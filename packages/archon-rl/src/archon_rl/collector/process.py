@@ -82,11 +82,9 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
-    rewards = (
-        None
-        if setup["reward"] is None
-        else reward_threads(config, Fingerprint(**setup["reward"]), data_ranks=setup["data_ranks"])
-    )
+    rewards = None
+    if setup["reward"] is not None:
+        rewards = reward_threads(config, Fingerprint(**setup["reward"]), data_ranks=setup["data_ranks"])
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
     groups = GroupSampler(
