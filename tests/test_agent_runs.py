@@ -36,7 +36,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def steps(folder: Path) -> list[dict[str, float]]:
-    return [row for row in read_metrics(folder / "runs/agent/grpo/metrics.jsonl") if "workflow/failed" in row]
+    return [row for row in read_metrics(folder / "runs/agent/grpo/metrics.jsonl") if "dropped/workflow_failed" in row]
 
 
 def test_the_page_shows_the_agent_of_the_example():
@@ -50,7 +50,7 @@ def test_the_example_trains_on_the_sessions_of_its_agent(tmp_path, mode):
     run = start(tmp_path, f"rollout.agent.mode={mode}", "rollout.agent.subproc_max_workers=2")
     assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
     rows = steps(tmp_path)
-    assert [row["workflow/failed"] for row in rows] == [0, 0]
+    assert [row["dropped/workflow_failed"] for row in rows] == [0, 0]
     assert all(row["updates"] == 1 and row["staleness_max"] == 0 for row in rows)
     # After two steps of warm start nearly all answers are wrong: most sessions have two answers of several tokens.
     assert all(row["completion_tokens"] > 2 for row in rows)
@@ -77,5 +77,5 @@ def test_agents_from_outside_drive_a_run_with_the_code_of_the_page(tmp_path, mon
         else:
             n_sessions += 1
     assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
-    assert [row["workflow/failed"] for row in steps(tmp_path)] == [0, 0]
+    assert [row["dropped/workflow_failed"] for row in steps(tmp_path)] == [0, 0]
     assert not any(one["selected"] < 1 for one in steps(tmp_path))

@@ -97,6 +97,8 @@ def overrides(file: str, model: Path, root: Path) -> list[str]:
         options |= SAMPLING
     if config.get("teacher", {}).get("rollout", {}).get("backend"):
         options |= {"teacher.path": str(model), "teacher.rollout.backend": "served:d1"}
+    if config.get("actor", {}).get("pad_to_maximum"):
+        options["actor.mb_spec.max_tokens_per_mb"] = "512"  # not 32,768 tokens of padding
     if "overlong_tokens" in config.get("actor", {}):
         options["actor.overlong_tokens"] = "2"
     return [f"{option}={value}" for option, value in options.items()]

@@ -185,11 +185,11 @@ def test_rules_that_exchange_tensors_are_found_by_loading_in_transformers(tmp_pa
 
 
 @pytest.mark.slow
-def test_a_wrong_role_is_found_on_two_tensor_ranks(tmp_path):
+def test_a_wrong_role_is_found_on_two_tensor_ranks(tmp_path_factory):
     with pytest.raises(
         AssertionError, match=r"(?s)archon:t2 does not give.*whose output differs: layers.0.mlp.*2 times"
     ):
-        suite_of("wrong-role").test_a_layout_gives_the_numbers_of_one_process("t2", tmp_path)
+        suite_of("wrong-role").test_a_layout_gives_the_numbers_of_one_process("t2", tmp_path_factory)
 
 
 def test_a_suite_without_a_model_says_what_to_write():

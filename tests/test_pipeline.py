@@ -158,7 +158,7 @@ def run_all_options(layout, schedule):
     return {name: run(layout, {**TIED, "pp_schedule": schedule, **options}) for name, options in OPTIONS.items()}
 
 
-QUICK = ("1F1B", "ZBVZeroBubble")
+QUICK = ("ZBVZeroBubble",)
 
 
 @pytest.mark.slow

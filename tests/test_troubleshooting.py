@@ -460,6 +460,7 @@ def _(folder: Path) -> None:
     (folder / "data.jsonl").write_text("".join(records))
     options = ["data.dataset=jsonl", f"data.path={folder / 'data.jsonl'}", "data.validation_size=0", "algorithm=sft"]
     options += ["data.batch_size=4", "trainer.verify_export=false", "warm_start=null", "reward=null", "rollout={}"]
+    options += ["actor.backend=archon:d1"]
     run_archon("train", str(EXAMPLE), "trainer.max_steps=2", *options)
     (folder / "data.jsonl").write_text("".join(reversed(records)))
     run_archon("train", str(EXAMPLE), "trainer.max_steps=3", *options, "--resume")

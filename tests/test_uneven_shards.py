@@ -82,7 +82,9 @@ CASES_OF_FOUR = (
 )
 CASES_OF_TWO = (("t2", "critic", {}), ("t2", "one key head", SELECTIVE))
 WIDE = (
-    *((layout, name, {}) for layout in ("t4", "d2t2", "c2t2", "r2t2") for name in MODELS if name != "experts"),
+    *((layout, name, {}) for layout in ("t4", "d2t2", "c2t2") for name in MODELS if name != "experts"),
+    ("r2t2", "one key head", {}),
+    ("r2t2", "tied, two key heads, biases", {}),
     *(("p2t2", name, {"pp_schedule": "1F1B"}) for name in MODELS),
     ("p2t2", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
     ("d2t2", "experts", {}),

@@ -10,7 +10,9 @@ import asyncio
 import copy
 import socket
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from bigram_engine import BigramRollout
 
@@ -136,11 +138,13 @@ class Faults:
 
 
 class ThreadLink(CollectorLink):
-    """A ``CollectorLink`` whose collector is a thread."""
+    """A ``CollectorLink`` whose collector is a thread; ``setup`` is that of the last one."""
 
     faults = Faults()
+    setup: Mapping[str, Any]
 
     def __init__(self, setup, log):
+        ThreadLink.setup = setup
         self._channel, theirs = socket.socketpair()
         self._process = CollectorThread(theirs)
         self.faults.n_collectors += 1

@@ -6,6 +6,8 @@ The collector is a thread here. ``tests/test_sampling_ahead.py`` and ``tooling/a
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -17,8 +19,10 @@ from archon_core.config.loading import to_yaml
 from archon_core.contracts.rollout import Completion, InferenceEngineSpec
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.plugins import registry
+from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trainer import sampling_ahead
 from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_rl.trajectory_files import STALE, Line, read_step, steps_in
 from archon_train.run.folder import RunFolder
 
 TOLERANCE = 1e-9
@@ -32,8 +36,8 @@ VARIANTS = {
     "teacher": (*TEACHER, "actor.ppo_n_minibatches=2"),
 }
 LEFT_OUT = (
-    *("staleness", "stale_prompts", "dropped/", "server_version/", "workflow/", "collector/", "eval/"),
-    "critic/explained_variance",
+    *("staleness", "stale_prompts", "trained_tokens", "dropped/", "server_version/", "workflow/", "collector/"),
+    *("eval/", "critic/explained_variance"),
 )
 """Metrics that only one of both kinds of run has, and one that divides by a variance of 0."""
 
@@ -129,6 +133,7 @@ def test_at_staleness_0_a_run_has_the_numbers_of_synchronous_sampling_on_every_l
     assert_same(found, alone)
     assert set(staleness(found)) == {0}
     assert_consumed_once(collected.steps)
+    assert ThreadLink.setup["data_ranks"] == (2 if layout == "d2" else 1), "for the number of reward processes"
 
 
 def test_prompts_without_room_for_a_completion_have_no_age(collected, monkeypatch):
@@ -141,6 +146,58 @@ def test_prompts_without_room_for_a_completion_have_no_age(collected, monkeypatc
     monkeypatch.setattr(BigramRollout, "_complete", complete_some)
     few = ("trainer.max_steps=3", "trainer.eval_every=0")
     assert_same(collected(*COLLECTED, *few), collected(*few, "trial_name=alone"))
+
+
+def written(folder) -> dict[int, list[Line]]:
+    """Step -> the trajectories in its file."""
+    return {step: list(read_step(file)) for step, file in steps_in(folder.path).items()}
+
+
+def test_files_have_the_groups_that_the_algorithm_rejects_as_synchronous_ones_do(collected):
+    few = (*VARIANTS["dapo"], "rollout.dump_to_file=true", "trainer.max_steps=3", "trainer.eval_every=0")
+    found, alone = written(collected(*COLLECTED, *few)), written(collected(*few, "trial_name=alone"))
+    dropped = [one.dropped for lines in found.values() for one in lines]
+    assert 0 < dropped.count(NOT_SELECTED) < len(dropped)
+
+    def facts(lines: list[Line]) -> list[tuple[Any, ...]]:
+        return [(one.group, one.sample, one.dropped, one.reward, one.token_ids, one.loss_mask) for one in lines]
+
+    assert {step: facts(lines) for step, lines in found.items()} == {
+        step: facts(lines) for step, lines in alone.items()
+    }
+
+
+def test_groups_that_are_too_stale_are_counted_and_written_but_not_trained_on(collected, monkeypatch):
+    """Labels are forged: step 2 gets two groups of the first weights, step 3 gets nothing else."""
+    collect = SampleAhead._collected
+
+    def forge(self, batch, *facts):
+        forged = {1: [*batch.settled][:2], 2: [*batch.settled]}.get(batch.step, [])
+        settled = {number: aged(one) if number in forged else one for number, one in batch.settled.items()}
+        return collect(self, replace(batch, settled=settled), *facts)
+
+    def aged(one):
+        old = [replace(t, versions=tuple(min(version, 0) for version in t.versions)) for t in one.group.trajectories]
+        return replace(one, group=replace(one.group, trajectories=tuple(old)))
+
+    monkeypatch.setattr(SampleAhead, "_collected", forge)
+    few = (*COLLECTED, "rollout.dump_to_file=true", "actor.optimizer.lr_scheduler_type=constant")
+    folder = collected(*few, "trainer.max_steps=4")
+    found = [row for row in rows(folder) if "selected" in row]
+    assert [row["stale_prompts"] for row in found] == [0, 2, 4, 0]
+    assert [row["staleness_max"] for row in found] == [0, 1, 2, 0]
+    assert [row["selected"] for row in found] == [1.0, 0.5, 0.0, 1.0]
+    assert [row["trained_tokens"] > 0 for row in found] == [True, True, False, True]
+    versions = [row["version"] for row in found]
+    assert versions[0] < versions[1] == versions[2] < versions[3], "step 3 trains on nothing"
+    shares = [sum(value for name, value in row.items() if name.startswith("staleness/")) for row in found]
+    assert shares == pytest.approx([1, 1, 0, 1])
+    stale = [{one.group for one in lines if one.dropped == STALE} for lines in written(folder).values()]
+    assert stale == [set(), {4, 5}, {8, 9, 10, 11}, set()]
+    assert all(one.dropped in ("", STALE) for lines in written(folder).values() for one in lines)
+    assert_consumed_once(collected.steps)
+    ends = [collected(*few, f"trainer.max_steps={n}", f"trial_name=after-{n}") for n in (2, 3)]
+    assert torch.equal(table(ends[0]), table(ends[1]))
 
 
 def test_servers_that_are_gone_for_a_while_get_the_weights_again(collected, monkeypatch):

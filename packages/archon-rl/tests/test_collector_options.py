@@ -55,6 +55,16 @@ def test_without_servers_the_options_are_not_used_and_the_dry_run_says_so(run):
     run(*overrides, "trainer.max_steps=1")
 
 
+def test_a_reward_model_samples_in_turns_on_servers_too_and_the_dry_run_says_so(run):
+    limits = ("rollout.max_concurrent_rollouts=2", "rollout.queue_size=8")
+    found, *_ = preview(run, SERVED, "reward=model", "reward_model.path=somewhere", *limits)
+    decisions = [one for one in found.decisions if f"{one.option}={one.requested}" in limits]
+    assert len(decisions) == len(limits)
+    assert all("a model scores the completions of a whole step" in one.reason for one in decisions)
+    sampled_ahead, *_ = preview(run, SERVED, *limits)
+    assert not [one for one in sampled_ahead.decisions if f"{one.option}={one.requested}" in limits]
+
+
 def test_options_left_out_have_areals_defaults(run):
     assert pace_of(run.config(SERVED)) == Pace(0, max_concurrent=4, queue_size=64)
     limited = run.config("rollout.max_concurrent_rollouts=1", "rollout.max_head_offpolicyness=3", "data.batch_size=20")

@@ -15,6 +15,7 @@ AHEAD = {
     "staleness/0": 0.25,
     "staleness/1": 0.75,
     "stale_prompts": 1,
+    "trained_tokens": 40,
     "dropped/no_reward": 2.0,
     "dropped/left_out": 0.0,
     "collector/running": 3,
@@ -47,7 +48,8 @@ def test_a_synchronous_run_has_no_columns_of_sampling_ahead(show):
 
 
 def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
-    later = {"tokens": 300, "staleness/0": 1.0, "staleness/1": 0.0, "stale_prompts": 0, "dropped/no_reward": 1.0}
+    """The shares of a step count by its trained tokens: 40 and 120, whatever prompts and dropped groups have."""
+    later = {"trained_tokens": 120, "staleness/0": 1.0, "staleness/1": 0.0, "stale_prompts": 0, "dropped/no_reward": 1}
     output = show({"step": 1, **STEP, **AHEAD}, {"step": 2, **STEP, **AHEAD, **later})
     lines = output.splitlines()
     assert lines[1].split() == ["1", "0.500", "-0.0100", "2.0", "50", "0.75", "3", "4", "0.5", "12%", "0.25"]
@@ -56,6 +58,12 @@ def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
         "dropped groups: 3 no reward, 1 stale",
         "versions of the servers: 127.0.0.1:7 6",
     ]
+
+
+def test_steps_that_left_out_every_group_have_no_shares(show):
+    nothing = {"tokens": 0, "trained_tokens": 0, "staleness/0": 0.0, "staleness/1": 0.0}
+    output = show({"step": 1, **STEP, **AHEAD}, {"step": 2, **STEP, **AHEAD, **nothing}, last=1)
+    assert "trained tokens by staleness: none\n" in output
 
 
 def test_the_last_steps_are_shown_and_json_has_all_metrics(show):

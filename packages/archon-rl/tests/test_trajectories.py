@@ -11,6 +11,7 @@ from run_results import rows
 
 from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_core.errors import ConfigError, DataError
+from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trajectories_cli import describe, has_colours, trajectories
 from archon_rl.trajectory_files import Segment, line_of, read_step, steps_in, write_step
 
@@ -152,8 +153,11 @@ def test_a_folder_without_trajectories_is_refused(tmp_path, capsys):
         shown(tmp_path / "absent", capsys)
 
 
-def test_a_run_writes_what_it_trains_on_and_what_it_does_not_select(run):
-    folder = run("rollout.dump_to_file=true", "actor.dynamic_sampling=true", "trainer.max_steps=3")
+@pytest.mark.parametrize(
+    "workflow", [(), ("workflow=multi_turn", "multi_turn.feedback='+'")], ids=["rlvr", "multi_turn"]
+)
+def test_a_run_writes_what_it_trains_on_and_what_it_does_not_select(run, workflow):
+    folder = run("rollout.dump_to_file=true", "actor.dynamic_sampling=true", "trainer.max_steps=3", *workflow)
     found = {step: list(read_step(file)) for step, file in steps_in(folder.path).items()}
     metrics = {row["step"]: row for row in rows(folder) if "tokens" in row}
     assert list(found) == [1, 2, 3]
@@ -168,6 +172,7 @@ def test_a_run_writes_what_it_trains_on_and_what_it_does_not_select(run):
             assert one.segments[0].text.endswith("=")
     numbers = [sorted({one.group for one in lines}) for lines in found.values()]
     assert [*chain(*numbers)] == list(range(sum(map(len, numbers))))
+    assert {one.dropped for one in chain(*found.values())} == {"", NOT_SELECTED}
 
 
 def test_a_run_without_the_option_writes_no_trajectories(run):

@@ -58,6 +58,8 @@ class ThreadRanks(Ranks):
 
 def run_on_ranks(size: int, body: Callable[[Ranks], None]) -> None:
     """Run ``body`` on ``size`` ranks and wait for all; raises what the first rank to fail raised."""
+    from transformers import CONFIG_MAPPING  # noqa: F401  (not safe for two threads that import it first)
+
     meeting = Meeting(size)
     failures: list[BaseException] = []
 

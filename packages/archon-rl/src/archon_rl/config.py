@@ -258,10 +258,12 @@ class WarmStartOptions:
 
 @dataclass
 class RewardOptions:
-    """Calls of the reward function (``rewards``), in processes beside each data rank of the trainer.
+    """Calls of the reward function (``rewards``), in processes beside each data rank of the trainer, or with servers
+    beside the collector.
 
     Attributes:
-        processes: reward processes per data rank; 0 calls the function in the trainer, without a time limit.
+        processes: reward processes per data rank, those of all ranks beside the collector if there is one; 0 calls the
+            function in the trainer or collector, without a time limit.
         timeout_seconds: time limit per completion. A process that exceeds it is killed and replaced.
         max_failed: largest share of the last 1,000 completions without a reward (exceptions, invalid values, time
             limit); more of them end the run.

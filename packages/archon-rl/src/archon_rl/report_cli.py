@@ -27,6 +27,8 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 """Heading -> metric, format. A column without a value in any row is left out."""
 
 AGE, DROPPED, VERSION, STALE = "staleness/", "dropped/", "server_version/", "stale_prompts"
+TRAINED = "trained_tokens"
+"""Weight of a step's shares of tokens by staleness."""
 
 
 def report(
@@ -72,8 +74,9 @@ def _totals(rows: list[dict[str, float]]) -> list[str]:
     if not asynchronous:
         return []
     ages = sorted({int(name.removeprefix(AGE)) for row in asynchronous for name in row if name.startswith(AGE)})
-    tokens = sum(row["tokens"] for row in asynchronous)
-    shares = {age: sum(row.get(f"{AGE}{age}", 0) * row["tokens"] for row in asynchronous) / tokens for age in ages}
+    trained = {age: sum(row.get(f"{AGE}{age}", 0) * row.get(TRAINED, 0) for row in asynchronous) for age in ages}
+    n_trained = sum(row.get(TRAINED, 0) for row in asynchronous)
+    shares = ", ".join(f"{age}: {n / n_trained:.1%}" for age, n in trained.items()) if n_trained else "none"
     reasons = sorted({name for row in asynchronous for name in row if name.startswith(DROPPED)})
     dropped = {name.removeprefix(DROPPED): sum(row.get(name, 0) for row in asynchronous) for name in reasons}
     dropped["stale"] = sum(row.get(STALE, 0) for row in asynchronous)
@@ -81,7 +84,7 @@ def _totals(rows: list[dict[str, float]]) -> list[str]:
     lost = ", ".join(f"{n:.0f} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
     return [
         "",
-        "trained tokens by staleness: " + ", ".join(f"{age}: {share:.1%}" for age, share in shares.items()),
+        f"trained tokens by staleness: {shares}",
         f"dropped groups: {lost or 'none'}",
         "versions of the servers: " + (", ".join(f"{server} {v}" for server, v in versions.items()) or "unknown"),
     ]

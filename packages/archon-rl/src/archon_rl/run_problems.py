@@ -17,6 +17,8 @@ from archon_core.plugins import RewardSpec, registry
 from archon_rl.agents.checks import agent_problems
 from archon_rl.config import NormConfig
 from archon_rl.teacher_options import is_pure_distillation
+from archon_rl.workflows.options import NO_REWARD
+from archon_rl.workflows.tool_options import NO_ENVIRONMENT
 
 RLVR, MULTI_TURN, ENVIRONMENT = "rlvr", "multi_turn", "environment"
 """Names of workflows."""
@@ -179,15 +181,9 @@ def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
     """
     name = config.workflow
     if name == MULTI_TURN and config.reward is None:
-        yield (
-            f"workflow: found {name} without a reward, which tells right answers from wrong ones; set reward, or "
-            f"workflow={RLVR}"
-        )
+        yield NO_REWARD
     if name == ENVIRONMENT and config.environment.name is None:
-        yield (
-            f"environment.name: found null with workflow={name}; name an environment of 'archon plugins', or "
-            "module:function of a Python file in the working directory"
-        )
+        yield NO_ENVIRONMENT
     if reward_role and name != RLVR:
         yield (
             f"workflow: found {name} with reward={config.reward}, a model on the trainer's ranks that scores the "

@@ -24,6 +24,16 @@ _TEXT_FIX = "set tokenizer.use_chat_template=false to encode the prompt as it is
 _MESSAGES_FIX = "set tokenizer_path to a tokenizer whose template can render the conversation, or correct the record"
 
 
+def is_plain(tokenizer: Any, *, use_chat_template: bool) -> bool:
+    """Whether prompts are encoded as they are: there is no chat template, or the run does not use it.
+
+    Args:
+        tokenizer: a ``transformers`` tokenizer.
+        use_chat_template: ``tokenizer.use_chat_template``.
+    """
+    return not use_chat_template or tokenizer.chat_template is None
+
+
 @dataclass(frozen=True)
 class Example:
     """A sequence for supervised training.
@@ -184,7 +194,7 @@ class TextEncoder:
     def _render(self, prompt: str | Messages) -> tuple[str, bool]:
         """The prompt as text, and whether a chat template rendered it."""
         if isinstance(prompt, str):
-            if not self.use_chat_template or self.tokenizer.chat_template is None:
+            if is_plain(self.tokenizer, use_chat_template=self.use_chat_template):
                 return prompt, False
             message = {"role": "user", "content": prompt}
             return render_chat(self.tokenizer, [message], generation_prompt=True, fix=_TEXT_FIX), True
@@ -192,7 +202,7 @@ class TextEncoder:
         return render_chat(self.tokenizer, prompt, generation_prompt=True, fix=_MESSAGES_FIX), True
 
     def _require_template(self) -> None:
-        if not self.use_chat_template or self.tokenizer.chat_template is None:
+        if is_plain(self.tokenizer, use_chat_template=self.use_chat_template):
             why = "tokenizer.use_chat_template is false" if not self.use_chat_template else "the tokenizer has none"
             raise DataError(
                 f"found messages, which need a chat template, and {why}; set tokenizer_path to a tokenizer with a "

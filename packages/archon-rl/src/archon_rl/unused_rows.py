@@ -337,6 +337,11 @@ TABLE: tuple[Unused, ...] = (
         lambda run: run.samples and not has_servers(run.config),
     ),
     Unused(
+        tuple(f"rollout.{name}" for name in AHEAD),
+        "a model scores the completions of a whole step on the trainer's ranks, so the step samples them first",
+        lambda run: run.has("reward_model") and has_servers(run.config),
+    ),
+    Unused(
         tuple(name for name in (f"rollout.{option}" for option in SERVERS) if "health_check" in name),
         "rollout.enable_health_monitor is false",
         lambda run: run.has_servers and not run.config.rollout.enable_health_monitor,

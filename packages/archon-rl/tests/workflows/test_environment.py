@@ -172,7 +172,7 @@ def test_a_timeout_of_the_environment_itself_is_passed_on(name, how):
 
 
 def test_a_run_without_an_environment_is_refused():
-    with pytest.raises(ConfigError, match=r"environment\.name: found null; name an environment"):
+    with pytest.raises(ConfigError, match=r"environment\.name: found null with workflow=environment; name an"):
         build(build_encoder(), None)
 
 

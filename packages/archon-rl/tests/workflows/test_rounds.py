@@ -94,13 +94,13 @@ def test_groups_of_unequal_numbers_of_trajectories_train_the_same_on_every_layou
 
 def test_records_that_a_workflow_leaves_out_are_counted(run, uneven):
     found = rows(run("workflow=leaves_out"))[1:]
-    assert sum(row["workflow/left_out"] for row in found) > 0
-    assert all(row["workflow/failed"] == row["reward/failed"] == 0 for row in found)
+    assert sum(row["dropped/left_out"] for row in found) > 0
+    assert all(row["dropped/workflow_failed"] == row["reward/failed"] == 0 for row in found)
 
 
 def test_a_workflow_that_raises_costs_its_records_and_is_explained_once(run, uneven):
     folder = run("workflow=raises_sometimes", "rewards.max_failed=0.5", "data.validation_size=0")
-    assert sum(row["workflow/failed"] for row in rows(folder)) > 1
+    assert sum(row["dropped/workflow_failed"] for row in rows(folder)) > 1
     output = " ".join((folder.path / "output.txt").read_text().split())
     assert output.count("workflow 'raises_sometimes' raised ValueError: odd (uneven_workflow.py:") == 1
     assert "no reward for 1 of" in output

@@ -9,11 +9,11 @@ import pytest
 from fake_servers import FakeDriver, FakeServer
 from test_pool import World
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.remote import REST_SECONDS, PushedClient, PushedServers, generate_patiently
+from archon_rollout.pool.remote import REST_SECONDS, PushedClient, PushedServers, RequestServers
 
 REQUEST = GenerationRequest((7, 7, 7), GenerationConfig(max_new_tokens=2), (5,))
 
@@ -27,8 +27,11 @@ class Remote:
         self.driver = FakeDriver(*(FakeServer(record) for record in self.records.values()))
         self.servers = PushedServers(lambda: self.now)
         config = replace(RolloutConfig(), request_timeout=timeout, request_retries=retries)
-        client = PoolClient(self.servers, self.driver, config, clock=lambda: self.now)
-        self.generate = lambda: generate_patiently(client, self.servers, config, REQUEST, "", lambda: self.now)
+        self._config = config
+
+    async def generate(self) -> list[Completion]:
+        servers = RequestServers(self.servers, lambda: self.now)
+        return await PoolClient(servers, self.driver, self._config, clock=servers.clock).generate(REQUEST)
 
     def name(self, names: str, answering: str = "") -> None:
         self.servers.update([self.records[n] for n in names], 1, list(answering))
@@ -81,9 +84,9 @@ def test_time_without_a_server_does_not_count():
     asyncio.run(run())
 
 
-def test_a_server_that_fails_again_and_again_ends_the_request():
+def test_a_request_has_one_number_of_attempts_whatever_the_trainer_decides():
     async def run() -> None:
-        remote = Remote("a", retries=1)
+        remote = Remote("a", retries=2)
         remote.name("a")
         remote.driver.servers["a"].refuses = "out of memory"
         task = asyncio.create_task(remote.generate())
@@ -94,9 +97,53 @@ def test_a_server_that_fails_again_and_again_ends_the_request():
             remote.name("a")  # the server answers the trainer's probes
             remote.now += REST_SECONDS
             await asyncio.sleep(0.02)
-        with pytest.raises(ServerError, match="out of memory"):
+        with pytest.raises(ServerError, match=r"3 attempts failed \(rollout\.request_retries=2(?s:.*out of memory){3}"):
             await task
-        assert len(remote.driver.servers["a"].requests) == 4, "two rounds of two attempts"
+        assert len(remote.driver.servers["a"].requests) == 3
+
+    asyncio.run(run())
+
+
+def test_all_attempts_share_one_time_limit():
+    async def run() -> None:
+        remote = Remote("a", timeout=10.0, retries=9)
+        remote.name("a")
+        server = remote.driver.servers["a"]
+        server.refuses = "no answer"
+        task = asyncio.create_task(remote.generate())
+        for attempt in (1, 2, 3):
+            server.hangs = True
+            await asyncio.wait_for(remote.asked("a", attempt), 5)
+            remote.now += 4.0  # the server works on it
+            server.hangs = False
+            while not remote.servers.failures():
+                await asyncio.sleep(0.001)
+            remote.now += 1000.0  # the trainer trains
+            remote.name("a")
+        with pytest.raises(ServerError, match=r"3 attempts failed \(.*request_timeout=10 s\)"):
+            await asyncio.wait_for(task, 5)
+
+    asyncio.run(run())
+
+
+def test_a_request_avoids_a_server_that_failed_it_until_the_trainer_has_decided():
+    async def run() -> None:
+        remote = Remote("ab", retries=3)
+        remote.name("ab")
+        for server in remote.driver.servers.values():
+            server.refuses = "it broke down"
+        task = asyncio.create_task(remote.generate())
+        await asyncio.gather(remote.asked("a"), remote.asked("b"))
+        for server in remote.driver.servers.values():
+            server.refuses = ""
+        remote.now += REST_SECONDS
+        await asyncio.sleep(0.12)
+        assert not task.done(), "both have failed, and the trainer has not heard of it"
+        await asyncio.wait_for(remote.generate(), 5)
+        remote.servers.failures()
+        remote.name("b")
+        await asyncio.wait_for(task, 5)
+        assert sum(len(server.requests) for server in remote.driver.servers.values()) == 4
 
     asyncio.run(run())
 
@@ -169,11 +216,27 @@ def test_failures_elsewhere_count_per_server_and_not_as_a_round_of_probes():
     asyncio.run(run())
 
 
+def test_a_server_without_versions_is_warned_about_once(caplog):
+    class Silent(FakeDriver):
+        async def generate(self, *arguments, **options):
+            return [replace(one, versions=()) for one in await super().generate(*arguments, **options)]
+
+    client = PushedClient({"driver": "served", "config": asdict(RolloutConfig()), "options": None, "token": ""})
+    client._client._driver = Silent(FakeServer(ServerRecord("a:1", "a", "served")))
+    client._client._driver.capabilities = replace(FakeDriver.capabilities, token_versions=False)
+    client.update([ServerRecord("a:1", "a", "served")], 3)
+    for _ in range(2):
+        [completion] = asyncio.run(client.generate(REQUEST))
+        assert completion.versions == (3, 3)
+    [message] = caplog.messages
+    assert "server a:1 reports no weight versions" in message
+
+
 def test_completions_end_at_stop_texts_which_servers_do_not_get():
     driver = FakeDriver(FakeServer(ServerRecord("a:1", "a", "served")))
     data = {"driver": "served", "config": asdict(RolloutConfig()), "options": None, "token": ""}
     client = PushedClient(data)
-    client._client = PoolClient(client._servers, driver, RolloutConfig())
+    client._client._driver = driver
     client.update([ServerRecord("a:1", "a", "served")], 1)
     config = GenerationConfig(max_new_tokens=9, stop=["56"])
     request = GenerationRequest((7, 7, 7), config, (5,), decode=lambda ids: "".join(map(str, ids)))

@@ -29,6 +29,7 @@ from archon_testing.requested_model import RequestedModel
 
 if TYPE_CHECKING:
     from archon_testing.model_checks.built import BuiltModel
+    from archon_testing.oracle import Oracle
 
 
 class ModelPluginSuite:
@@ -51,6 +52,7 @@ class ModelPluginSuite:
     hf_class: ClassVar[Any] = None
     tolerance: ClassVar[float] = 1e-5
     layouts: ClassVar[tuple[str, ...] | None] = None
+    _layout_oracle: ClassVar[Oracle]
 
     def pytest_generate_tests(self, metafunc: Any) -> None:
         """Parametrise tests with the variants and layouts of the model."""
@@ -86,6 +88,15 @@ class ModelPluginSuite:
         from archon_testing.model_checks.built import build_model
 
         return build_model(self.spec(), self.case(variant))
+
+    @classmethod
+    def layout_oracle(cls, tmp_path_factory: Any) -> Oracle:
+        """The oracle of this class, which computes the numbers of one process once for all layouts."""
+        if "_layout_oracle" not in vars(cls):
+            from archon_testing.oracle import Oracle
+
+            cls._layout_oracle = Oracle(tmp_path_factory.mktemp("references"), time_limit=300)
+        return cls._layout_oracle
 
     def case(self, variant: Variant, **fields: Any) -> Case:
         """A ``Case`` of the variant."""
@@ -123,7 +134,7 @@ class ModelPluginSuite:
 
         check_generation(self.build("untied"))
 
-    def test_a_layout_gives_the_numbers_of_one_process(self, layout: str, tmp_path: Path) -> None:
+    def test_a_layout_gives_the_numbers_of_one_process(self, layout: str, tmp_path_factory: Any) -> None:
         from archon_testing.model_checks.layouts import check_layout
 
         asked = read_layout(layout)
@@ -143,4 +154,4 @@ class ModelPluginSuite:
             sums_gradients=asked.sums_gradients,
             resume_on=resume_layouts(asked, others),
         )
-        check_layout(cases, tmp_path)
+        check_layout(cases, self.layout_oracle(tmp_path_factory))

@@ -28,6 +28,7 @@ from archon_rl.agents.session import SessionParts
 from archon_rl.agents.source import AgentSource
 from archon_rl.chosen_function import ChosenFunction
 from archon_rl.rewards.checking import described
+from archon_rl.text_encoding import is_plain
 
 
 class _Preprocessor(ChosenFunction):
@@ -57,13 +58,13 @@ def matcher_source(text: str) -> ChosenFunction:
     return _source(_Matcher, text, find_matcher(text))
 
 
-def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template: bool = True) -> SessionParts:
+def session_parts(options: AgentOptions, parts: WorkflowParts, *, use_chat_template: bool = True) -> SessionParts:
     """What the sessions of a run share.
 
     Args:
         options: of agents.
         parts: of the run.
-        uses_template: whether a chat template renders prompts, if there is one.
+        use_chat_template: let the chat template render prompts, if there is one.
 
     Raises:
         ConfigError, UnknownNameError: a function or a parser cannot be loaded.
@@ -75,7 +76,7 @@ def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template:
         prompts=PromptBuilder(
             tokenizer,
             frozenset(parts.options.stop_token_ids),
-            is_plain=not uses_template or tokenizer.chat_template is None,
+            is_plain=is_plain(tokenizer, use_chat_template=use_chat_template),
             keeps_history=options.chat_template_type == "concat",
         ),
         reader=AnswerReader(

@@ -24,6 +24,7 @@ from archon_rl.agents.session import Session, SessionParts
 from archon_rl.agents.session_parts import agent_source, session_parts
 from archon_rl.agents.source import AgentCaller, Rewards
 from archon_rl.workflows.together import together
+from archon_train.run.folder import RunFolder
 
 ADDRESS_FILE = "agents.json"
 """In the run folder, with ``online``: where agents start sessions, and the key."""
@@ -74,9 +75,9 @@ def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
         agents = InlineAgents(AgentCaller(agent_source(options).build(options.agent_kwargs)))
     elif options.mode == "subproc":
         agents = ProcessAgents(agent_source(options), options.agent_kwargs, options.subproc_max_workers)
-    folder = Path(config.cluster.fileroot).expanduser() / config.experiment_name / config.trial_name
-    shared = session_parts(options, parts, uses_template=config.tokenizer.use_chat_template)
-    return AgentWorkflow(options, shared, agents, folder / ADDRESS_FILE)
+    folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
+    shared = session_parts(options, parts, use_chat_template=config.tokenizer.use_chat_template)
+    return AgentWorkflow(options, shared, agents, folder.path / ADDRESS_FILE)
 
 
 @dataclass(eq=False)

@@ -22,7 +22,7 @@ class Group:
         lengths: number of sampled tokens per trajectory.
         truncated: per trajectory, whether it ended at the length limit.
         n_tokens: tokens of all trajectories, prompts included.
-        trajectories: none if no step trains on the group.
+        trajectories: none if no step trains on the group and no file lists it.
         seconds: duration of sampling (``rollout``) and of rewards (``reward``).
         failures: reward calls without a reward, or the exception of a workflow; such a group has no rewards.
         n_calls: reward calls.

@@ -83,7 +83,9 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
-    rewards = None if setup["reward"] is None else reward_threads(config, Fingerprint(**setup["reward"]))
+    rewards = None
+    if setup["reward"] is not None:
+        rewards = reward_threads(config, Fingerprint(**setup["reward"]), data_ranks=setup["data_ranks"])
     options = GenerationConfig(**setup["options"])
     source = workflow_source(workflow_name(config), registry())
     workflow = source.build(config, workflow_parts(encoder, options, rewards))
@@ -99,6 +101,7 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
         context=ContextLimit(**setup["context"]),
         checks_tokens=config.rollout.check_trajectory_format,
         traces=config.rollout.enable_rollout_tracing,
+        keeps_rejected=config.rollout.dump_to_file,
     )
     cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
     sampler = RunSampler(dataset, cursor, groups)

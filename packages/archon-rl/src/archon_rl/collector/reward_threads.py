@@ -42,12 +42,13 @@ def _score(runner: RewardRunner, calls: list[RewardCall]) -> list[Outcome]:
         raise RewardError(f"reward: found {error!r}") from error
 
 
-def reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
+def reward_threads(config: Any, expected: Fingerprint, *, data_ranks: int = 1) -> RewardThreads:
     """Threads for the reward of a run.
 
     Args:
         config: the configuration.
         expected: fingerprint of the reward, which the processes must have.
+        data_ranks: number of data ranks whose completions they score.
     """
     source, options = reward_source(config.reward, registry()), config.rewards
 
@@ -56,4 +57,4 @@ def reward_threads(config: Any, expected: Fingerprint) -> RewardThreads:
             return InProcessRewards(source)
         return RewardPool(source, processes=1, timeout=options.timeout_seconds, expected=expected)
 
-    return RewardThreads(build, max(1, options.processes))
+    return RewardThreads(build, max(1, options.processes * data_ranks))

@@ -27,10 +27,6 @@ NO_REWARD = "a completion has no reward"
 WORKFLOW_FAILED = "the workflow failed"
 LEFT_OUT = "the workflow left it out"
 
-COUNTED = {WORKFLOW_FAILED: "workflow/failed", LEFT_OUT: "workflow/left_out"}
-"""Reason of a group without trajectories -> metric: such groups of a step."""
-
-
 DROPPED = {
     NOT_SELECTED: "dropped/not_selected",
     NO_REWARD: "dropped/no_reward",
@@ -44,12 +40,6 @@ def dropped_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
     """The metrics of ``DROPPED``."""
     reasons = Counter(one.reason for one in settled)
     return {metric: float(reasons[reason]) for reason, metric in DROPPED.items()}
-
-
-def reason_counts(settled: Iterable[Settled[Group]]) -> dict[str, float]:
-    """The metrics of ``COUNTED``."""
-    reasons = Counter(one.reason for one in settled)
-    return {metric: float(reasons[reason]) for reason, metric in COUNTED.items()}
 
 
 @dataclass(frozen=True)
@@ -67,6 +57,7 @@ class GroupSampler:
         context: the longest sequence of the run.
         checks_tokens: check every token of the workflow's trajectories.
         traces: log every request.
+        keeps_rejected: keep the trajectories of groups that the algorithm does not select, for files.
     """
 
     workflow: Workflow
@@ -79,6 +70,7 @@ class GroupSampler:
     context: ContextLimit = UNLIMITED
     checks_tokens: bool = False
     traces: bool = False
+    keeps_rejected: bool = False
 
     async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
         """The group of a record.
@@ -108,7 +100,7 @@ class GroupSampler:
         batch = build_batch({0: group.trajectories}, self.algorithm.rewards(raw, lengths))
         if self.algorithm.selection(batch).all():
             return Settled(group)
-        return Settled(group.without_trajectories(), NOT_SELECTED)
+        return Settled(group if self.keeps_rejected else group.without_trajectories(), NOT_SELECTED)
 
 
 @dataclass(frozen=True)

@@ -59,9 +59,7 @@ def ages_of(group: Group, steps: Mapping[int, int], step: int) -> GroupAges:
             before: int | None = None
             for version, found in groupby(version for _, version in run):
                 if version not in steps:
-                    raise TrainingError(
-                        f"rollout: found a token of version {version}; published were {sorted(steps)}; {_FIX}"
-                    )
+                    raise TrainingError(f"rollout: found a token of version {version}; {_explain(version, steps)}")
                 if before is not None and version < before:
                     raise TrainingError(
                         f"rollout: found a token of version {version} after one of version {before} in a completion; "
@@ -78,6 +76,12 @@ def ages_of(group: Group, steps: Mapping[int, int], step: int) -> GroupAges:
     if not tokens:
         return GroupAges()
     return GroupAges(dict(tokens), max(tokens) - min(tokens), min(tokens))
+
+
+def _explain(version: int, steps: Mapping[int, int]) -> str:
+    """The end of the error about a version that was never published; a run may have published thousands."""
+    nearest = min(steps, key=lambda published: abs(published - version))
+    return f"{len(steps)} were published, from {min(steps)} to {max(steps)}; the nearest is {nearest}; {_FIX}"
 
 
 def staleness_metrics(kept: Sequence[GroupAges], dropped: Sequence[GroupAges], *, bound: int) -> dict[str, float]:
@@ -100,5 +104,6 @@ def staleness_metrics(kept: Sequence[GroupAges], dropped: Sequence[GroupAges], *
         "staleness_in_flight": sum(one.in_flight for one in groups) / n,
         "staleness_in_queue": sum(one.in_queue for one in groups) / n,
         "stale_prompts": len(dropped),
+        "trained_tokens": tokens.total(),
         **{f"staleness/{age}": tokens[age] / n_tokens for age in sorted(shown)},
     }

@@ -132,9 +132,11 @@ class CollectorLink:
             self._channel.sendall(packed(message))
             return receive(self._channel)
         except TimeoutError as error:
-            raise CollectorLostError(
-                f"it gave no answer within {timeout:g} s; does a workflow block the event loop?"
-            ) from error
+            if "call" in message:
+                what = f"it gave no answer within {timeout:g} s; does a workflow block the event loop?"
+            else:
+                what = f"it was not ready within {timeout:g} s; do the data or imports of your modules take that long?"
+            raise CollectorLostError(what) from error
         except (OSError, EOFError) as error:
             code = self._process.poll()
             raise CollectorLostError(

@@ -12,7 +12,7 @@ from archon_core.contracts.loss import Loss
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
-from archon_rl.collector.sampling import COUNTED, WORKFLOW_FAILED
+from archon_rl.collector.sampling import DROPPED, WORKFLOW_FAILED
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.pass_at_k import mean_pass_at_k
@@ -105,7 +105,7 @@ def evaluate_workflow(
     settled = run_workflow(records).values()
     counts = judge_groups(judge, settled, "Evaluation", has_rewards=True)
     rewards = [reward for one in settled for reward in one.group.rewards]
-    n_samples, n_failed = run_workflow.sampler.n_samples, counts[FAILED] + counts[COUNTED[WORKFLOW_FAILED]]
+    n_samples, n_failed = run_workflow.sampler.n_samples, counts[FAILED] + counts[DROPPED[WORKFLOW_FAILED]]
     result = {EVAL_FAILED: n_failed} if n_failed else {}
     if not rewards:
         return result

@@ -24,7 +24,6 @@ from archon_rl.algorithm import Algorithm
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
-from archon_rl.collector.sampling import dropped_counts
 from archon_rl.collector.staleness import GroupAges, ages_of, staleness_metrics
 from archon_rl.collector.states import batch_data, read_batch, state_data
 from archon_rl.collector.window import ConsumedBatch, WindowState
@@ -63,6 +62,7 @@ class SampleAhead:
         pace: how far the collector may run ahead.
         reward: the source that scores completions; a collector that starts later must import the same.
         code: of the user's own functions of the workflow, by option; likewise.
+        n_data_ranks: number of data ranks of the trainer; the collector has the reward processes of all.
     """
 
     run: RunContext
@@ -76,6 +76,7 @@ class SampleAhead:
     pace: Pace
     reward: Fingerprint | None
     code: Mapping[str, Fingerprint]
+    n_data_ranks: int
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -214,6 +215,7 @@ class SampleAhead:
             "context": asdict(self.context),
             "reward": None if self.reward is None else asdict(self.reward),
             "code": {option: asdict(found) for option, found in self.code.items()},
+            "data_ranks": self.n_data_ranks,
         }
 
     def _collected(
@@ -245,7 +247,6 @@ class SampleAhead:
                 **failures,
                 **{f"{FACTS}{name}": value for name, value in mean_facts(batch.settled.values()).items()},
                 **staleness_metrics(ages, [*stale.values()], bound=self.pace.max_staleness),
-                **dropped_counts(batch.settled.values()),
                 **mean_seconds(batch.settled.values()),
                 **{f"server_version/{address}": version for address, version in servers.items()},
                 **{f"collector/{name}": value for name, value in load.items()},

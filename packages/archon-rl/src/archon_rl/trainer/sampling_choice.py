@@ -144,7 +144,7 @@ class Sampling:
     def _ahead(self, options: GenerationConfig, context: ContextLimit) -> SampleAhead:
         code = (self.reward, self.code)
         parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), *code)
-        ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts)
+        ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts, self.data_ranks.size)
         self.stack.callback(ahead.close)
         return ahead
 
@@ -164,4 +164,5 @@ class Sampling:
             context=context,
             checks_tokens=self.run.config.rollout.check_trajectory_format,
             traces=self.run.config.rollout.enable_rollout_tracing,
+            keeps_rejected=self.run.config.rollout.dump_to_file,
         )

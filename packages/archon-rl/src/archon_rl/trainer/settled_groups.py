@@ -9,7 +9,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.errors import RewardError
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.group import Group
-from archon_rl.collector.sampling import WORKFLOW_FAILED, reason_counts
+from archon_rl.collector.sampling import WORKFLOW_FAILED, dropped_counts
 from archon_rl.collector.window import Settled
 from archon_rl.rewards.calls import Outcome
 from archon_rl.trainer.collecting import Sampled, shaped_batch
@@ -41,7 +41,7 @@ def judge_groups(
     judge([*failures, *[Outcome(0.0)] * (n_calls - len(failures))], when)
     if all(one.group.failures for one in settled):
         raise RewardError(explain_no_group(len(settled), failures[0]))
-    counts = reason_counts(settled)
+    counts = dropped_counts(settled)
     if has_rewards:
         counts |= {FAILED: len(failures) - n_errors, TIMED_OUT: sum(one.timed_out for one in failures)}
     return counts
@@ -66,7 +66,7 @@ def mean_facts(settled: Collection[Settled[Group]]) -> dict[str, float]:
 
 
 def mean_seconds(settled: Collection[Settled[Group]]) -> dict[str, float]:
-    """Mean durations of a group: of its requests and of its rewards, which run beside those of other groups."""
+    """Mean durations of a group: of its workflow without rewards, and of its rewards. Groups run beside one another."""
     found = defaultdict[str, list[float]](list)
     for one in settled:
         for name, seconds in one.group.seconds.items():

@@ -19,8 +19,8 @@ from archon_rl.environments.source import environment_source
 from archon_rl.fields import ASSISTANT
 from archon_rl.workflows.next_turn import next_turn
 from archon_rl.workflows.together import together
-from archon_rl.workflows.tool_options import EnvironmentOptions
-from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
+from archon_rl.workflows.tool_options import NO_ENVIRONMENT, EnvironmentOptions
+from archon_rl.workflows.turns import TurnEncoder, reasoning_parser, with_stops
 
 
 def environment(config: Any, parts: WorkflowParts) -> EnvironmentConversation:
@@ -32,16 +32,12 @@ def environment(config: Any, parts: WorkflowParts) -> EnvironmentConversation:
     """
     options: EnvironmentOptions = config.environment
     if options.name is None:
-        raise ConfigError(
-            "environment.name: found null; name an environment of 'archon plugins', or module:function of a Python "
-            "file in the working directory"
-        )
+        raise ConfigError(NO_ENVIRONMENT)
     parser: ToolParser | None = None
     if options.tool_call_parser is not None:
         parser = registry().get(ToolParserSpec, options.tool_call_parser).load()
         assert parser is not None
-        if parser.stop:
-            parts = replace(parts, options=replace(parts.options, stop=[*(parts.options.stop or ()), *parser.stop]))
+        parts = replace(parts, options=with_stops(parts.options, parser.stop))
     return EnvironmentConversation(
         parts=parts,
         options=options,

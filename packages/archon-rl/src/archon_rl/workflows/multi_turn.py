@@ -14,11 +14,12 @@ from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
 from archon_core.errors import ConfigError, DataError
-from archon_engine.models.turns import encode_next_text, encode_next_turn
+from archon_engine.models.turns import encode_next_text
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.workflows.next_turn import next_turn
-from archon_rl.workflows.options import PROMPT, MultiTurnOptions
+from archon_rl.workflows.options import NO_REWARD, PROMPT, MultiTurnOptions
 from archon_rl.workflows.together import together
+from archon_rl.workflows.turns import TurnEncoder
 
 
 def multi_turn(config: Any, parts: WorkflowParts) -> MultiTurn:
@@ -28,13 +29,9 @@ def multi_turn(config: Any, parts: WorkflowParts) -> MultiTurn:
         ConfigError: there is no reward, which tells right answers from wrong ones; or the feedback cannot be encoded.
     """
     if parts.rewards is None:
-        raise ConfigError(
-            "workflow: found multi_turn without a reward, which tells right answers from wrong ones; set reward, or "
-            "workflow=rlvr"
-        )
-    uses_template = config.tokenizer.use_chat_template and parts.tokenizer.chat_template is not None
+        raise ConfigError(NO_REWARD)
     encoder = TextEncoder(parts.tokenizer, config.data.prompt_key, None)
-    workflow = MultiTurn(parts, config.multi_turn, encoder, uses_template)
+    workflow = MultiTurn(parts, config.multi_turn, encoder, TurnEncoder.of(config, parts))
     try:
         workflow.feedback((), "")
     except DataError as error:
@@ -50,13 +47,13 @@ class MultiTurn:
         parts: of the run.
         options: section ``multi_turn``.
         encoder: reads prompts.
-        uses_template: whether the tokenizer's chat template renders prompts.
+        turns: encodes feedback as a user's message.
     """
 
     parts: WorkflowParts
     options: MultiTurnOptions
     encoder: TextEncoder
-    uses_template: bool
+    turns: TurnEncoder
 
     async def run(self, client: RolloutClient, record: Mapping[str, Any], seeds: Sequence[int]) -> Sequence[Trajectory]:
         """See ``Workflow``: one trajectory per seed."""
@@ -96,9 +93,9 @@ class MultiTurn:
             prompt: of the record.
         """
         text = self.options.feedback.replace(PROMPT, prompt)
-        if self.uses_template:
-            return encode_next_turn(self.parts.tokenizer, answered, [{"role": "user", "content": text}])
-        return encode_next_text(self.parts.tokenizer, answered, text)
+        if self.turns.is_plain:  # an answer ends like those that a warm start learns from
+            return encode_next_text(self.parts.tokenizer, answered, text)
+        return self.turns.between(answered, [{"role": "user", "content": text}])
 
     async def _score(self, record: Mapping[str, Any], completions: Sequence[Completion]) -> list[float]:
         assert self.parts.rewards is not None, "the factory refuses runs without rewards"

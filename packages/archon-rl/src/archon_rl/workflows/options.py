@@ -9,6 +9,12 @@ from archon_core.config.rules import POSITIVE, SHARE, number, option
 PROMPT = "{prompt}"
 """Stands for the record's prompt in ``multi_turn.feedback``."""
 
+NO_REWARD = (
+    "workflow: found multi_turn without a reward, which tells right answers from wrong ones; set reward, or "
+    "workflow=rlvr"
+)
+"""The problem of the workflow ``multi_turn`` without a reward."""
+
 FEEDBACK = "Your answer is wrong. Read the question again, look for your mistake, and give another answer."
 
 

@@ -16,6 +16,12 @@ from archon_core.plugins.own_or_plugin import choose
 
 _SECONDS = number(above=0)
 
+NO_ENVIRONMENT = (
+    "environment.name: found null with workflow=environment; name an environment of 'archon plugins', or "
+    "module:function of a Python file in the working directory"
+)
+"""The problem of the workflow ``environment`` without an environment."""
+
 
 @dataclass
 class ToolsOptions:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationRequest
 from archon_core.contracts.serving import RolloutClient
 from archon_core.contracts.tool_calls import ToolCall, ToolParser, ToolParserSpec
 from archon_core.contracts.workflows import Trajectory, WorkflowParts
@@ -20,7 +20,7 @@ from archon_rl.tools.source import tool_source
 from archon_rl.tools.toolbox import ToolBox
 from archon_rl.workflows.next_turn import next_turn
 from archon_rl.workflows.together import together
-from archon_rl.workflows.turns import TurnEncoder, reasoning_parser
+from archon_rl.workflows.turns import TurnEncoder, reasoning_parser, with_stops
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def tools(config: Any, parts: WorkflowParts) -> ToolUse:
     if not turns.is_plain:
         _check_template(turns, box)
     return ToolUse(
-        parts=replace(parts, options=_with_stops(parts.options, parser.stop)),
+        parts=replace(parts, options=with_stops(parts.options, parser.stop)),
         fields=Fields(config.data.prompt_key, None),
         turns=turns,
         parser=parser,
@@ -162,10 +162,6 @@ class ToolUse:
             for (name, _), text in zip(results, texts, strict=True)
         ]
         return self.turns.between(answer, messages, self.box.schemas)
-
-
-def _with_stops(options: GenerationConfig, stops: Sequence[str]) -> GenerationConfig:
-    return replace(options, stop=[*(options.stop or ()), *stops]) if stops else options
 
 
 def _check_template(turns: TurnEncoder, box: ToolBox) -> None:

@@ -7,15 +7,17 @@ plain form, the contents of messages follow one another as they are.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.tool_calls import ReasoningParserSpec
 from archon_core.contracts.workflows import WorkflowParts
 from archon_core.errors import DataError
 from archon_core.plugins import registry
 from archon_engine.models.text import encode_texts
 from archon_engine.models.turns import encode_next_turn
+from archon_rl.text_encoding import is_plain
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]]
@@ -36,7 +38,7 @@ class TurnEncoder:
     @classmethod
     def of(cls, config: Any, parts: WorkflowParts) -> TurnEncoder:
         """The encoder of a run."""
-        return cls(parts, not config.tokenizer.use_chat_template or parts.tokenizer.chat_template is None)
+        return cls(parts, is_plain(parts.tokenizer, use_chat_template=config.tokenizer.use_chat_template))
 
     def begin(self, messages: Messages, tools: Tools | None = None) -> tuple[int, ...]:
         """The prompt of the first turn.
@@ -93,6 +95,11 @@ class TurnEncoder:
 
     def _encoded(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
         return encode_texts(self.parts.tokenizer, [text], add_special_tokens=add_special_tokens)[0]
+
+
+def with_stops(options: GenerationConfig, stops: Sequence[str]) -> GenerationConfig:
+    """Sampling options of turns that also end at the stop texts of a parser of tool calls."""
+    return replace(options, stop=[*(options.stop or ()), *stops]) if stops else options
 
 
 def reasoning_parser(name: str | None) -> Callable[[str], tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import itertools
 import logging
 import time
@@ -57,6 +58,17 @@ class _Size:
     sequences: int
 
 
+@dataclass
+class _Connections:
+    """The connections of a client that are in use, and their limit."""
+
+    limit: int | None
+    n: int = 0
+
+    def has_room(self, size: _Size) -> bool:
+        return self.limit is None or not self.n or self.n + size.sequences <= self.limit
+
+
 class PoolClient:
     """Implements ``contracts.serving.RolloutClient``.
 
@@ -80,15 +92,21 @@ class PoolClient:
         clock: Callable[[], float] = time.monotonic,
         max_connections: int | None = None,
     ) -> None:
-        self._max_connections, self._n_connections = max_connections, 0
+        self._connections = _Connections(max_connections)
         self._pool, self._driver, self._options, self._clock = pool, driver, options, clock
         self._section = section
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._aborts = Aborts(driver)
-        self._warned = False
+        self._warned = set[str]()
         # Requests that wait for a server, in the order in which they came; those of one event loop share a lock.
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
+
+    def with_servers(self, pool: Servers, clock: Callable[[], float]) -> PoolClient:
+        """A client of another view of the servers, which shares this one's line, connections and warnings."""
+        client = copy.copy(self)
+        client._pool, client._clock = pool, clock
+        return client
 
     @property
     def version(self) -> int:
@@ -171,7 +189,7 @@ class PoolClient:
             if server is None:
                 break
             error = ""
-            self._n_connections += size.sequences
+            self._connections.n += size.sequences
             try:
                 return await call(server)
             except RefusedRequestError:
@@ -183,7 +201,7 @@ class PoolClient:
                 error = str(failure)
                 failures.append(error)
             finally:
-                self._n_connections -= size.sequences
+                self._connections.n -= size.sequences
                 self._pool.release(server, tokens=size.tokens, error=error, sequences=size.sequences)
             if not error:
                 await asyncio.sleep(REST_SECONDS)  # other requests end, and free descriptors
@@ -203,16 +221,12 @@ class PoolClient:
             async with self._lines.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
                 return await self._server(size, group, deadline, in_line=False)
         while self._clock() < deadline:
-            if self._has_connections(size):
+            if self._connections.has_room(size):
                 server = self._pool.acquire(tokens=size.tokens, group=group, sequences=size.sequences)
                 if server is not None:
                     return server
             await asyncio.sleep(POLL_SECONDS)
         return None
-
-    def _has_connections(self, size: _Size) -> bool:
-        limit = self._max_connections
-        return limit is None or not self._n_connections or self._n_connections + size.sequences <= limit
 
     async def _call(self, server: ServerRecord, request: GenerationRequest, deadline: float) -> list[Completion]:
         request_id = f"{self._name}-{next(self._numbers)}"
@@ -232,8 +246,8 @@ class PoolClient:
 
     def _with_versions(self, server: ServerRecord, completions: Sequence[Completion], version: int) -> list[Completion]:
         """Completions of a server that reports no versions: all tokens may be as old as the request's beginning."""
-        if not self._warned:
-            self._warned = True
+        if server.address not in self._warned:
+            self._warned.add(server.address)
             logger.warning(
                 "server %s reports no weight versions; tokens are labelled with the version at the beginning of their "
                 "request, so those of a request during a publication may look older than they are",

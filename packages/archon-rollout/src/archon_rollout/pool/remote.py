@@ -2,12 +2,12 @@
 
 Its view is a moment old, so a request may reach a server that has just left. It fails there, and is repeated on another
 one. A server that failed gets no requests for a moment; the trainer learns of the failure, and decides. Until it has
-decided, a failed request is not lost: while the trainer trains, its view of the servers may be minutes old.
+decided, the failed request does not return to that server, and waits if there is no other: while the trainer trains,
+its view of the servers may be minutes old.
 """
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -15,14 +15,12 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import load_target
-from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.plugins import registry
 from archon_core.serving.descriptors import connection_limit
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.idle_times import IdleTimes
 from archon_rollout.pool.routing import Router
-from archon_rollout.pool.stopping import POLL_SECONDS
 from archon_rollout.stop_texts import cut_at_stop_text, without_stop_texts
 
 REST_SECONDS = 2.0
@@ -43,27 +41,24 @@ class PushedServers:
         self._idle = IdleTimes(clock)
         self._servers: dict[str, ServerRecord] = {}
         self._answering: frozenset[str] = frozenset()
-        self._failed_at: dict[str, float] = {}
+        # Incarnation -> time and number of its last failure, until the trainer has decided about it.
+        self._failed: dict[str, tuple[float, int]] = {}
         self._failures: dict[str, str] = {}
-        self._reported: set[str] = set()
-        self._n_failures = self._n_reported = self._n_decided = 0
-        self._empty_at = float("-inf")
+        self._n_failures = self._n_reported = 0
         self.version = 0
         self.is_switching = False
 
     def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
         """See ``RemoteClient``."""
         self.is_switching = False
-        self._note_emptiness()
         self._servers = {server.incarnation: server for server in servers}
         self._answering = frozenset((*self._servers, *answering))
-        self._note_emptiness()
         # The trainer named these servers after it had heard of the reported failures.
-        self._failed_at = {
-            name: at for name, at in self._failed_at.items() if name in self._servers and name not in self._reported
+        self._failed = {
+            name: (at, number)
+            for name, (at, number) in self._failed.items()
+            if name in self._servers and number > self._n_reported
         }
-        self._reported.clear()
-        self._n_decided = self._n_reported
         self._observe()
         self.version = version
 
@@ -74,14 +69,21 @@ class PushedServers:
     def failures(self) -> dict[str, str]:
         """See ``RemoteClient``."""
         failures, self._failures = self._failures, {}
-        self._reported |= failures.keys()
         self._n_reported = self._n_failures
         return failures
 
-    def acquire(self, *, tokens: int, group: str = "", sequences: int = 1) -> ServerRecord | None:
-        """See ``Pool.acquire``."""
-        now = self._clock()
-        rested = [n for n in self._servers if now >= self._failed_at.get(n, float("-inf")) + REST_SECONDS]
+    def acquire(
+        self, *, tokens: int, group: str = "", sequences: int = 1, avoids_failed: bool = False
+    ) -> ServerRecord | None:
+        """See ``Pool.acquire``.
+
+        Args:
+            tokens: of the request.
+            group: of the request.
+            sequences: of the request.
+            avoids_failed: leave out servers with a failure about which the trainer has not decided.
+        """
+        rested = [name for name in self._servers if not self._rests(name, forever=avoids_failed)]
         chosen = self._router.choose(rested, tokens=tokens, group=group, sequences=sequences)
         if chosen is None:
             return None
@@ -93,22 +95,15 @@ class PushedServers:
         self._router.finish(server.incarnation, tokens=tokens, sequences=sequences)
         self._observe()
         if error and not self.departure(server.incarnation):  # the trainer knows about a server that left
-            self._failed_at[server.incarnation] = self._clock()
-            self._failures[server.incarnation] = error
             self._n_failures += 1
+            self._failed[server.incarnation] = self._clock(), self._n_failures
+            self._failures[server.incarnation] = error
 
-    @property
-    def n_failures(self) -> int:
-        """Number of failures so far."""
-        return self._n_failures
-
-    def has_decided(self, n_failures: int) -> bool:
-        """Whether the trainer has named servers since it heard of the first ``n_failures`` failures."""
-        return bool(self._servers) and self._n_decided >= n_failures
-
-    def was_empty_since(self, moment: float) -> bool:
-        """Whether no server was in service for some time after ``moment``."""
-        return not self._servers or self._empty_at > moment
+    def _rests(self, name: str, *, forever: bool) -> bool:
+        if name not in self._failed:
+            return False
+        at, _ = self._failed[name]
+        return forever or self._clock() < at + REST_SECONDS
 
     def idle_share(self) -> float:
         """See ``RemoteClient``."""
@@ -118,9 +113,57 @@ class PushedServers:
     def _observe(self) -> None:
         self._idle.observe(self._servers, lambda name: self._router.load(name) > 0)
 
-    def _note_emptiness(self) -> None:
-        if not self._servers:
-            self._empty_at = self._clock()
+
+class RequestServers:
+    """The servers in service as one request sees them; what ``PoolClient`` needs of a pool.
+
+    After a failure, the request waits for a server without one, or for the trainer's decision.
+
+    Args:
+        servers: those of all requests.
+        clock: seconds, never going back.
+    """
+
+    def __init__(self, servers: PushedServers, clock: Callable[[], float] = time.monotonic) -> None:
+        self._servers, self._clock = servers, clock
+        self._has_failed = False
+        self._waits_since: float | None = clock()
+        self._waited = 0.0
+
+    @property
+    def version(self) -> int:
+        """See ``Pool``."""
+        return self._servers.version
+
+    @property
+    def is_switching(self) -> bool:
+        """See ``Pool``."""
+        return self._servers.is_switching
+
+    def departure(self, incarnation: str) -> str:
+        """See ``Pool.departure``."""
+        return self._servers.departure(incarnation)
+
+    def acquire(self, *, tokens: int, group: str = "", sequences: int = 1) -> ServerRecord | None:
+        """See ``Pool.acquire``."""
+        server = self._servers.acquire(tokens=tokens, group=group, sequences=sequences, avoids_failed=self._has_failed)
+        now = self._clock()
+        if server is None and self._waits_since is None:
+            self._waits_since = now
+        elif server is not None and self._waits_since is not None:
+            self._waited += now - self._waits_since
+            self._waits_since = None
+        return server
+
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "", sequences: int = 1) -> None:
+        """See ``Pool.release``."""
+        self._has_failed = self._has_failed or bool(error)
+        self._servers.release(server, tokens=tokens, error=error, sequences=sequences)
+
+    def clock(self) -> float:
+        """Seconds in which a server could work on the request: the trainer limits the time without one."""
+        now = self._clock() if self._waits_since is None else self._waits_since
+        return now - self._waited
 
 
 class PushedClient:
@@ -137,7 +180,6 @@ class PushedClient:
         section = data["options"]
         options = section and load_target(section["target"], origin=spec.origin)(**section["fields"])
         driver = spec.load()(config, options=options, token=data["token"])
-        self._config = config
         self._servers = PushedServers(max_sequences=driver.capabilities.max_sequences)
         self._client = PoolClient(self._servers, driver, config, max_connections=connection_limit())
 
@@ -147,12 +189,13 @@ class PushedClient:
         return self._servers.version
 
     async def generate(self, request: GenerationRequest, *, group: str = "") -> list[Completion]:
-        """See ``RolloutClient``. Time without a server in service does not count: the trainer limits it.
+        """See ``RolloutClient``. Time without a server does not count.
 
         Servers have no tokenizer, so they generate past stop texts; completions are cut here.
         """
         sent = without_stop_texts(request)
-        completions = await generate_patiently(self._client, self._servers, self._config, sent, group)
+        servers = RequestServers(self._servers)
+        completions = await self._client.with_servers(servers, servers.clock).generate(sent, group=group)
         return [cut_at_stop_text(completion, request) for completion in completions]
 
     def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
@@ -170,32 +213,3 @@ class PushedClient:
     def idle_share(self) -> float:
         """See ``RemoteClient``."""
         return self._servers.idle_share()
-
-
-async def generate_patiently(
-    client: PoolClient,
-    servers: PushedServers,
-    config: RolloutConfig,
-    request: GenerationRequest,
-    group: str,
-    clock: Callable[[], float] = time.monotonic,
-) -> list[Completion]:
-    """Completions by ``client``. After a failure, repeats the request once the trainer has decided about the servers.
-
-    Raises:
-        ServerError: the servers in service could not complete the request, in ``request_retries`` repetitions either.
-    """
-    for attempt in range(config.request_retries + 1):
-        start = clock()
-        try:
-            return await client.generate(request, group=group)
-        except RefusedRequestError:
-            raise
-        except ServerError:
-            in_time = clock() < start + config.request_timeout
-            if attempt == config.request_retries or not (in_time or servers.was_empty_since(start)):
-                raise
-        n_failures = servers.n_failures
-        while not servers.has_decided(n_failures):
-            await asyncio.sleep(POLL_SECONDS)
-    raise AssertionError("the last attempt returns or raises")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 from archon_testing.cases import Case
 from archon_testing.model_checks.built import require
 from archon_testing.oracle import Oracle, Outcome
 
 
-def check_layout(cases: Sequence[Case], folder: Path) -> None:
+def check_layout(cases: Sequence[Case], oracle: Oracle) -> None:
     """Run cases of one layout; failures are reported with their diagnoses."""
-    oracle = Oracle(folder, time_limit=300)
     verdicts = oracle.verify(cases)
     refused = [verdict.refusal for verdict in verdicts if verdict.refusal]
     require(not refused, f"the engine refuses a layout that the model declares: {refused[0] if refused else ''}")
