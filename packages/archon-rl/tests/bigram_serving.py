@@ -172,7 +172,7 @@ class CollectorThread:
     """The part of ``subprocess.Popen`` that a link uses; what the thread runs is what the process runs."""
 
     def __init__(self, channel):
-        self._channel, self._loop, self._task = channel, None, None
+        self._channel, self._loop, self._task, self._has_failed = channel, None, None, False
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -185,6 +185,8 @@ class CollectorThread:
             return
         except Exception as error:
             self._channel.sendall(packed(process.error_data(error)))
+            self._has_failed = True
+            self._channel.close()  # as the end of a process does
             return
         try:
             self._channel.sendall(packed({"ok": None}))
@@ -210,7 +212,7 @@ class CollectorThread:
         assert not self._thread.is_alive()
 
     def poll(self):
-        return None if self._thread.is_alive() else -9
+        return None if self._thread.is_alive() and not self._has_failed else -9
 
     def wait(self, timeout=None):
         self._thread.join(timeout)
