@@ -8,6 +8,7 @@ import shlex
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -15,10 +16,13 @@ import torch
 from safetensors.torch import load_file
 
 from archon_core.cli.main import main
+from archon_rl.trainer import collector_link
 from archon_rl.trajectory_files import read_step, steps_in
 from archon_rollout.sampling_status import read_sampling
+from archon_rollout.served import launching
 from archon_train.run.metrics import read_metrics
 from small_grpo_runs import small_run, train
+from weather.fork_server import ForkServer, install
 
 CONFIGURATION = small_run("""
 data: {validation_size: 8, arithmetic: {max_operand: 9}}
@@ -36,27 +40,33 @@ def steps(run: Path) -> list[dict[str, float]]:
     return [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
 
 
-MARK = "ARCHON_TEST_SAMPLING_AHEAD"
+@pytest.fixture(scope="module", autouse=True)
+def started() -> Iterator[list[int]]:
+    """Starts collectors and servers as forks of a process that has imported everything. The collectors' process ids."""
+    pids: list[int] = []
+
+    def note(command: Sequence[str], pid: int) -> None:
+        if "-c" in command:
+            pids.append(pid)
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (collector_link, launching):
+            patch.setattr(module, "subprocess", module.subprocess)  # to be restored
+        install(ForkServer(note, forked=False), collector_link, launching)
+        yield pids
 
 
-@pytest.fixture(autouse=True)
-def _marked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Processes that these tests start are told apart from those of tests beside them."""
-    monkeypatch.setenv(MARK, str(os.getpid()))
+@pytest.fixture
+def collectors(started: list[int]) -> Callable[[], list[int]]:
+    """The collectors that run."""
+    return lambda: [pid for pid in started if _runs(pid)]
 
 
-def is_collector(pid: str) -> bool:
-    process, mark = Path("/proc", pid), f"{MARK}={os.getpid()}".encode()
+def _runs(pid: int) -> bool:
     try:
-        return b"archon_rl.collector" in (process / "cmdline").read_bytes() and mark in (
-            process / "environ"
-        ).read_bytes().split(b"\0")
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
-
-
-def collectors() -> set[int]:
-    return {int(one) for one in os.listdir("/proc") if one.isdigit() and is_collector(one)}
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +74,7 @@ def synchronous(tmp_path_factory) -> Path:
     return train(CONFIGURATION, tmp_path_factory.mktemp("synchronous"), "rollout.backend=local")
 
 
-def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
+def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, collectors, tmp_path):
     run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
     for ours, theirs in zip(steps(run), steps(synchronous), strict=True):
         assert ours["staleness_max"] == 0
@@ -74,7 +84,7 @@ def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, tmp_path):
     assert not collectors()
 
 
-def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, tmp_path):
+def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, collectors, tmp_path):
     """At staleness 0 nothing may change, whenever the kill comes."""
     killed, done = [], threading.Event()
     metrics = tmp_path / "small/run/metrics.jsonl"

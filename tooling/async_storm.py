@@ -1,8 +1,9 @@
 """Storms over asynchronous training: ``python tooling/async_storm.py --seed 3 --events 20``.
 
 Collector, trainer and servers of a run are killed with SIGKILL at seeded moments, and the run is started again until it
-finishes. Afterwards its records are checked: every record consumed once and in order, no token older than the bound,
-every token's log-probability that of the version on its label, nothing left behind; see ``async_weather/checker.py``.
+finishes. With ``--ranks 2 --kinds rank collector server``, single ranks of the trainer are killed, too. Afterwards its
+records are checked: every record consumed once and in order, no token older than the bound, every token's
+log-probability that of the version on its label, nothing left behind; see ``async_weather/checker.py``.
 With ``--staleness 0``, the weights must be those of the run without kills. Exits 1 if a check fails.
 """
 
@@ -21,7 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from async_weather.options import KINDS, AsyncStormOptions
+from async_weather.options import KINDS, RANK, AsyncStormOptions
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,8 +35,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=default.steps)
     parser.add_argument("--staleness", type=int, default=default.staleness)
     parser.add_argument("--servers", type=int, default=default.servers)
+    parser.add_argument("--ranks", type=int, default=default.ranks, help="processes of the trainer")
     parser.add_argument("--dynamic-sampling", action="store_true")
-    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="what is killed")
+    parser.add_argument("--kinds", nargs="+", choices=(*KINDS, RANK), default=list(KINDS), help="what is killed")
     parser.add_argument(
         "--seconds", type=float, default=default.seconds, help="time until a storm counts as a deadlock"
     )

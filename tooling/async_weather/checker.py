@@ -45,6 +45,7 @@ def check(folder: Path, undisturbed: Path | None = None) -> Report:
     killed = Counter(line["what"] for line in of_kind(sky, "killed"))
     counts = {
         **{f"times {kind} killed": killed[kind] for kind in options.kinds},
+        "ranks after the first killed": sum(bool(line.get("rank")) for line in of_kind(sky, "killed")),
         "starts": len(of_kind(sky, "ended")),
         "records consumed": sum(len(step["groups"]) for step in steps),
         "of them dropped": sum(bool(group["reason"]) for step in steps for group in step["groups"]),

@@ -7,6 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 KINDS = ("collector", "trainer", "server")
+RANK = "rank"
+"""One process of a trainer with several; ``trainer`` is then the process that started them."""
+
 CALM_STEPS = 3
 """Steps at the end without kills."""
 
@@ -24,6 +27,7 @@ class AsyncStormOptions:
         steps: training steps of the run.
         staleness: ``rollout.max_head_offpolicyness``.
         servers: servers that each start of the run has.
+        ranks: processes of the trainer.
         dynamic_sampling: sample further groups in place of those without different rewards.
         kinds: what is killed.
         seconds: time until a storm that has not ended counts as a deadlock.
@@ -34,6 +38,7 @@ class AsyncStormOptions:
     steps: int = 30
     staleness: int = 2
     servers: int = 2
+    ranks: int = 1
     dynamic_sampling: bool = False
     kinds: tuple[str, ...] = KINDS
     seconds: float = 600.0

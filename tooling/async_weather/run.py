@@ -1,18 +1,24 @@
-"""One start of the run of a storm: ``archon train`` in a forked process that writes down what it consumes."""
+"""One start of the run of a storm: ``archon train`` in a forked process that writes down what it consumes.
+
+With several ranks, the launcher of ``archon train`` starts them as forks, too, each in ``async_weather.rank``.
+"""
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from archon_core.cli.main import main
 from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
-from async_weather.options import AsyncStormOptions
+from async_weather.options import RANK, AsyncStormOptions
 from async_weather.reading import end_torn_line
 from weather.fork_server import ForkServer, install
 from weather.records import Log
@@ -27,7 +33,7 @@ cluster: {{n_gpus_per_node: 8, fileroot: .}}
 tokenizer: {{kind: characters}}
 data: {{dataset: arithmetic, batch_size: 3, validation_size: 4, arithmetic: {{max_operand: 4}}}}
 actor:
-  backend: archon:d1
+  backend: archon:d{ranks}
   dtype: float64
   model_config:
     model_type: qwen3
@@ -84,20 +90,46 @@ def write_files(folder: Path, options: AsyncStormOptions) -> None:
     (folder / "storm_reward.py").write_text(REWARD, encoding="utf-8")
 
 
-def train(folder: Path) -> None:
-    """Train until the end of the run. Called in a forked process."""
+def train(folder: Path, ranks: int) -> None:
+    """Train until the end of the run. Called in a forked process.
+
+    Args:
+        folder: of the storm.
+        ranks: processes of the trainer; a single one is this process.
+    """
     os.chdir(folder)
     end_torn_line(folder / "trainer.jsonl")
     log = Log(folder / "trainer.jsonl")
     log.write("start", pid=os.getpid())
-    forks = ForkServer(lambda command, pid: log.write("process", what=_kind(command), pid=pid))
-    install(forks, collector_link, launching)
-    _record(SampleAhead, log, folder)
+    if ranks == 1:
+        prepare_rank(folder, log)
+    else:
+        _fork_ranks(log)
     try:
         main(["train", "config.yaml"])
     except SystemExit as end:
         if end.code:
             raise
+
+
+def prepare_rank(folder: Path, log: Log) -> None:
+    """Let this process, which has one thread, start its programs as forks and write down what it consumes."""
+    forks = ForkServer(lambda command, pid: log.write("process", what=_kind(command), pid=pid))
+    install(forks, collector_link, launching)
+    _record(SampleAhead, log, folder)
+
+
+def _fork_ranks(log: Log) -> None:
+    """Let the launcher start its ranks as forks."""
+    forks = ForkServer(lambda command, pid: None)
+
+    def popen(args: Sequence[str], *, env: Mapping[str, str], stdout: Any, stderr: Any, **options: Any) -> Any:
+        command = [args[0], "-m", "async_weather.rank", *args[args.index("archon_core.cli") + 1 :]]
+        process = forks.popen(command, env=env, stdout=stderr or stdout or sys.stdout, **options)
+        log.write("process", what=RANK, rank=int(env["RANK"]), pid=process.pid)
+        return process
+
+    subprocess_handler.Popen = popen
 
 
 def _kind(command: Sequence[str]) -> str:
@@ -123,17 +155,21 @@ def _record(ahead: type[SampleAhead], log: Log, folder: Path) -> None:
             for number, one in batch.settled.items()
         ]
         numbers = {name: result.statistics[name] for name in ("staleness_max", "stale_prompts")}
-        log.write("step", step=batch.step, groups=groups, **numbers)
+        if self.run.ranks.is_first:
+            log.write("step", step=batch.step, groups=groups, **numbers)
         return result
 
     def write_published(self: Any, step: int) -> None:
-        trainer, version = self.rollout._trainer, self.rollout.version
+        trainer, version, ranks = self.rollout._trainer, self.rollout.version, self.run.ranks
         place, writing = folder / "weights" / f"v{version}", folder / "weights" / "writing"
-        for old in (place, writing):
+        for old in (place, writing) if ranks.is_first else ():
             shutil.rmtree(old, ignore_errors=True)
+        ranks.barrier()
         trainer.save(writing, "hf")
-        writing.rename(place)
-        log.write("published", step=step, version=version)
+        ranks.barrier()
+        if ranks.is_first:
+            writing.rename(place)
+            log.write("published", step=step, version=version)
         published(self, step)
 
     ahead._collected, ahead.published = write_collected, write_published

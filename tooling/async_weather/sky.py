@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from async_weather.options import AsyncStormOptions, Kill, plan_kills
+from async_weather.options import RANK, AsyncStormOptions, Kill, plan_kills
 from async_weather.reading import Reader
 from async_weather.run import train, write_files
 from weather.processes import STACK_SIGNAL, adopt_orphans, children_after, fork, segments, send
@@ -65,14 +65,16 @@ class AsyncSky:
 
     def _follow_run(self, number: int, deadline: float) -> int | None:
         """One start of the run: its exit code, or ``None`` if it hung."""
-        self._trainer = fork(lambda: train(self._folder), self._folder / "logs" / f"run-{number}.log")
+        self._trainer = fork(
+            lambda: train(self._folder, self._options.ranks), self._folder / "logs" / f"run-{number}.log"
+        )
         while time.monotonic() < deadline:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if pid == self._trainer:
                 return os.waitstatus_to_exitcode(status)
             self._kill_what_is_due()
             time.sleep(POLL_SECONDS)
-        for pid in self._processes("collector", "server"):
+        for pid in self._processes("collector", "server", RANK):
             send(pid, STACK_SIGNAL)
         send(self._trainer, STACK_SIGNAL)
         time.sleep(1.0)
@@ -91,7 +93,8 @@ class AsyncSky:
         if now < self._due:
             return
         targets = [self._trainer] if kill.kind == "trainer" else self._processes(kill.kind)
-        if not targets and now < self._due + TARGET_SECONDS:
+        needed = self._options.ranks if kill.kind == RANK else 1  # the choice is among all ranks
+        if len(targets) < needed and now < self._due + TARGET_SECONDS:
             return
         self._strike(kill, targets)
 
@@ -100,9 +103,10 @@ class AsyncSky:
         self._due = 0.0
         if targets:
             pid = targets[int(kill.choice * len(targets))]
-            self._log.write("killed", what=kill.kind, pid=pid, consumed=self._n_consumed())
+            rank = next((line.get("rank") for line in self._lines if line.get("pid") == pid), None)
+            self._log.write("killed", what=kill.kind, pid=pid, rank=rank, consumed=self._n_consumed())
             send(pid, signal.SIGKILL)
-            if kill.kind == "trainer":
+            if kill.kind in ("trainer", RANK):  # this start ends
                 self._lines.clear()
 
     def _n_consumed(self) -> int:

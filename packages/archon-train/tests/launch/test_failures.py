@@ -48,9 +48,10 @@ def test_a_rank_that_is_killed_before_it_joins_ends_the_others(start: Start) -> 
     assert re.search(r"rank 1 of 2 \(process \d+\) was killed first, by SIGKILL", run.last_lines)
 
 
-def test_a_users_mistake_that_all_ranks_find_sooner_or_later_is_shown_once_and_plainly(start: Start) -> None:
-    run = start("reward=mistake-on-all")
+def test_a_users_mistake_that_all_ranks_find_is_shown_once_and_plainly_and_not_tried_again(start: Start) -> None:
+    run = start("reward=mistake-on-all", "trainer.max_restarts=1")
     assert run.wait() == 2
+    assert "restart 1" not in run.err
     assert run.err.rstrip().splitlines()[-1] == "error: found no gold; dig elsewhere"
     assert run.err.count("found no gold") == 1
     assert "Traceback" not in run.err
