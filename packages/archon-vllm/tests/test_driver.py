@@ -255,7 +255,10 @@ def test_a_commit_without_an_answer_that_was_executed_counts(server, driver, rec
     assert_serves(driver, record, weights(1), 5)
 
 
-def test_a_commit_that_the_workers_have_not_executed_is_refused_later(server, driver, record, monkeypatch):
+@pytest.mark.parametrize("earlier", [None, 5], ids=["no weights", "another trainer's weights of the same version"])
+def test_a_commit_that_the_workers_have_not_executed_is_refused_later(server, driver, record, monkeypatch, earlier):
+    if earlier:
+        publish(make_driver(), record, weights(3), earlier)
     prepare(driver, record, weights(1), 5)
     act = driver._act
 
@@ -265,6 +268,10 @@ def test_a_commit_that_the_workers_have_not_executed_is_refused_later(server, dr
     monkeypatch.setattr(driver, "_act", lost)
     with pytest.raises(UncertainCallError):
         driver.commit_update(record, 5, timeout=SECONDS)
+    if earlier:  # the label cannot tell which weights are in use
+        with pytest.raises(ServerError, match="may be loaded in part only"):
+            generate(driver, record, request())
+        return
     with pytest.raises(ServerError, match="only a verified update is committed"):
         act(record.address, "commit", 5, SECONDS)
     assert_serves(driver, record, weights(0), -1)

@@ -180,6 +180,17 @@ def test_an_unanswered_commit_counts_if_the_servers_state_says_that_it_was_execu
     assert servers.paused == set(), "the pause of the commit was left behind, and is undone"
 
 
+def test_a_failed_commit_does_not_count_as_executed_because_an_earlier_trainer_left_the_same_version(engine):
+    publisher, servers, _ = make(engine, [])
+    a, b = SERVERS  # both have version 0, which is the engine's, too
+    servers.failing = {("commit", "a"): ServerError("out of memory")}
+    result = publisher.publish([a, b])
+    assert result.committed == (b,)
+    assert [(one.phase, one.reason) for one in result.failed] == [
+        ("commit", "out of memory; it had weights of version 0 before, which may be others")
+    ]
+
+
 def test_a_failed_server_is_told_to_abort_before_its_state_is_queried(engine):
     engine.step()
     events = []

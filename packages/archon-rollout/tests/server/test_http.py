@@ -200,6 +200,14 @@ def test_an_update_of_another_model_is_a_conflict_and_no_failure(server, monkeyp
     assert "this server's model has (2,)" in answer["error"]["message"]
 
 
+def test_another_run_may_publish_an_older_version_than_the_one_in_use(monkeypatch):
+    receiver = SimpleNamespace(begin=lambda plan: None, end=lambda: None)
+    monkeypatch.setattr("archon_rollout.server.weight_copies._receiver_of", lambda transport: receiver)
+    weights = ServedWeights(SimpleNamespace(shapes={}, active=None), version=5, incarnation="this-start")
+    weights.begin(UpdatePlan(WeightManifest(3, ()), "disk", publisher="another run"))
+    assert weights.updates.updating == 3
+
+
 def test_a_server_without_weights_refuses_requests_until_it_has_some(weights, start_server):
     weights.is_usable = False
     with start_server(weights) as server:

@@ -233,7 +233,8 @@ class VllmDriver:
             with self._label_of_broken(address, timeout):
                 workers = self._workers(address, "archon_state", timeout)
                 if isinstance(error, UncertainCallError):
-                    if all(worker["version"] == version and not worker["broken"] for worker in workers):
+                    # Another trainer's weights may have the same version: only those still prepared are not in use.
+                    if all(w["version"] == version and w["prepared"] is None and not w["broken"] for w in workers):
                         return
                     self._workers(address, "archon_abort", timeout, version)  # workers refuse the commit from now on
                     workers = self._workers(address, "archon_state", timeout)

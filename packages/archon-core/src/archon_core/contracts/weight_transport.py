@@ -126,7 +126,7 @@ class TransportContext:
 
     Attributes:
         driver: calls the servers.
-        run: id of the run, part of names in shared memory and on disk.
+        run: id of the publisher, part of names in shared memory and on disk, and of update plans.
         folder: a folder that trainer and servers share, under ``cluster.fileroot``; ``None`` without one.
         timeout: time limit of a call to a server, in seconds.
         bucket_bytes: largest size of a bucket, except for a single larger tensor.

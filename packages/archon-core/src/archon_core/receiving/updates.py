@@ -42,6 +42,8 @@ class WeightUpdates:
         self._lock = threading.Lock()
         self._version = version
         self._checksums: dict[str, str] = {}
+        # Publisher -> the last version that it committed.
+        self._committed: dict[str, int] = {}
         self._plan: UpdatePlan | None = None
         self._receiver: WeightReceiver | None = None
         self._receivers: dict[str, WeightReceiver] = {}
@@ -69,9 +71,16 @@ class WeightUpdates:
         """Start an update; drops an unfinished one.
 
         Raises:
-            ServerError: the plan is for another incarnation, or builds on a version that this server does not have.
+            ServerError: the plan is for another incarnation, builds on a version that this server does not have, or is
+                for an older version than its publisher committed: it is executed late, and drops nothing.
         """
         with self._lock:
+            committed = self._committed.get(plan.publisher, plan.version)
+            if plan.version < committed:
+                raise ServerError(
+                    f"update: found version {plan.version}; allowed is {committed}, the last version of this "
+                    "publisher, or a later one"
+                )
             self._drop()
             if plan.incarnation not in ("", self._incarnation):
                 raise ServerError(
@@ -162,8 +171,10 @@ class WeightUpdates:
             self.check_commit(version)
             if self._prepared != version:
                 return
+            plan, _ = self._plan_for(version)
             self._store.commit(version)
             self._version, self._checksums = version, self._received
+            self._committed[plan.publisher] = version
             self._forget()
 
     def check_commit(self, version: int) -> None:

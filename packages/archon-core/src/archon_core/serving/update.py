@@ -30,12 +30,15 @@ class UpdatePlan:
         transport: name of the weight transport.
         setup: what the transport's receiving end needs, such as the name of an arena or the address of a store.
         incarnation: the server for which the plan was made. Another incarnation must refuse it.
+        publisher: id of the trainer's publisher, made anew by every start. Versions of one publisher only rise; a
+            trainer that resumed from an older checkpoint, or another run, is another publisher.
     """
 
     manifest: WeightManifest
     transport: str
     setup: Mapping[str, Any] = field(default_factory=dict)
     incarnation: str = ""
+    publisher: str = ""
 
     @property
     def version(self) -> int:
@@ -49,7 +52,7 @@ class UpdatePlan:
     @classmethod
     def from_data(cls, data: Any) -> UpdatePlan:
         """Read a received plan. Raises ServerError if it is malformed."""
-        found = fields_of(cls, data, manifest=Mapping, transport=str, setup=Mapping, incarnation=str)
+        found = fields_of(cls, data, manifest=Mapping, transport=str, setup=Mapping, incarnation=str, publisher=str)
         return cls(**{**found, "manifest": WeightManifest.from_data(found["manifest"])})
 
 

@@ -225,17 +225,20 @@ class Publisher:
         driver, timeout = attempt.driver, self._options.timeout
 
         def commit(server: ServerRecord) -> None:
+            reason = ""
             try:
                 with self._interrupted(driver, server):
                     driver.commit_update(server, version, timeout=timeout)
             except ServerError as error:
                 # It may have been executed nevertheless, or be executed later: only the server's state decides.
                 reason = str(error)
-            else:
-                reason = "it answered that it switched"
             state = settled_state(driver, server, timeout=reconcile_limit(timeout))
             if state.version != version:
-                raise ServerError(f"{reason}, but it is at version {state.version}, not {version}")
+                answered = reason or "it answered that it switched"
+                raise ServerError(f"{answered}, but it is at version {state.version}, not {version}")
+            if reason and (state.prepared == version or server.version == version):
+                # An earlier trainer's weights may have the same version.
+                raise ServerError(f"{reason}; it had weights of version {version} before, which may be others")
 
         if attempt.servers:
             attempt.call(commit)

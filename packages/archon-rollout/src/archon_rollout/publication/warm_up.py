@@ -51,10 +51,20 @@ class Warmer:
         stored: has the version in use.
         canary: the fixed prompt; ``None`` for no canary.
         timeout: limit of each call, in seconds.
+        publisher: id of the publisher of the stored versions; see ``UpdatePlan``.
     """
 
-    def __init__(self, driver: ServerDriver, stored: StoredVersions, canary: Canary | None, *, timeout: float) -> None:
+    def __init__(
+        self,
+        driver: ServerDriver,
+        stored: StoredVersions,
+        canary: Canary | None,
+        *,
+        timeout: float,
+        publisher: str,
+    ) -> None:
         self._driver, self._stored, self._canary, self._timeout = driver, stored, canary, timeout
+        self._publisher = publisher
 
     @property
     def version(self) -> int | None:
@@ -85,7 +95,8 @@ class Warmer:
     def _update(self, server: ServerRecord, stored: StoredVersion) -> None:
         driver, timeout, manifest = self._driver, self._timeout, stored.manifest
         setup = folder_setup(stored.folder, final=stored.folder)
-        driver.begin_update(server, UpdatePlan(manifest, "disk", setup, server.incarnation), timeout=timeout)
+        plan = UpdatePlan(manifest, "disk", setup, server.incarnation, self._publisher)
+        driver.begin_update(server, plan, timeout=timeout)
         for notice in stored.notices:
             self._check(driver.receive_bucket(server, notice, timeout=timeout), notice, server)
         receipt = driver.verify_update(server, manifest, timeout=timeout)

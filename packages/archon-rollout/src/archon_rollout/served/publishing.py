@@ -43,7 +43,7 @@ def build_publisher(
         connection: of the first rank; ``None`` on others.
         trainer: provides the weights.
         folder: shared with the servers.
-        run: id of the transport, part of names in shared memory.
+        run: id of the publisher; see ``TransportContext``.
         bucket_bytes: size of the buckets; ``None`` for ``rollout.weight_bucket_mb``.
 
     Raises:
@@ -86,5 +86,6 @@ def build_publisher(
     transport = spec.load()(context)
     stored = stored_versions(config, context, transport)
     if stored is not None:
-        connection.pool.warm_newcomers_by(Warmer(connection.driver, stored, options.canary, timeout=options.timeout))
+        warmer = Warmer(connection.driver, stored, options.canary, timeout=options.timeout, publisher=run)
+        connection.pool.warm_newcomers_by(warmer)
     return Publisher(trainer, connection.driver, transport, options, stored)

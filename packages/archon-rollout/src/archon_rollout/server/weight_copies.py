@@ -126,13 +126,9 @@ class ServedWeights:
         """Start an update.
 
         Raises:
-            ServerError: as ``WeightUpdates.begin``; or the plan is for an older version.
+            ServerError: as ``WeightUpdates.begin``.
             OtherModelError: the plan is for another model.
         """
-        if plan.version < self.version:
-            raise ServerError(
-                f"update: found version {plan.version}; allowed is {self.version}, the version in use, or a later one"
-            )
         self._check_model(plan.manifest)
         self.updates.begin(plan)
 

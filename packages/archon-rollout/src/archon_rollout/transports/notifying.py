@@ -52,7 +52,8 @@ class NotifyingTransport(ABC):
             return self._keep_working({server.incarnation: Outcome(None, str(error)) for server in servers})
 
         def begin(server: ServerRecord) -> None:
-            plan = UpdatePlan(manifest, self.name, setups[server.incarnation], server.incarnation)
+            setup, publisher = setups[server.incarnation], self._context.run
+            plan = UpdatePlan(manifest, self.name, setup, server.incarnation, publisher)
             self._begin(server, plan)
 
         return self._keep_working(call_each(self._calls, servers, begin))
