@@ -72,6 +72,7 @@ from archon_rollout.publication.canary import canary_problem
 from archon_rollout.registries.announcer import entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
+from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_slurm.client import check_programs
 from archon_slurm.script import fill_template
@@ -368,7 +369,8 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> None:
     servers = MemoryRegistry()
     servers.announce("a", ServerRecord("10.0.0.4:8000", "a", "served"), ttl=60)
-    pool = Pool(servers, None, RolloutConfig(setup_timeout=0.1))
+    options = RolloutConfig(setup_timeout=0.1)
+    pool = Pool(servers, ServedDriver(options), options)
     asyncio.run(pool.refresh())
     pool.receivers()
     reason = canary_problem(Completion((5,), (-1.2,), (0,), "length"), [-3.4], version=0, tolerance=1e-3)
@@ -379,7 +381,8 @@ def _(folder: Path) -> None:
 @row("No server answered a request")
 def _(folder: Path) -> None:
     options = RolloutConfig(request_timeout=0.1)
-    client = PoolClient(Pool(MemoryRegistry(), None, options), None, options)
+    driver = ServedDriver(options)
+    client = PoolClient(Pool(MemoryRegistry(), driver, options), driver, options)
     asyncio.run(client.generate(GenerationRequest((1,), GenerationConfig(), (0,))))
 
 

@@ -254,6 +254,17 @@ def test_all_requests_can_be_aborted(server, driver):
     assert answer()[0].stop_reason == "abort"
 
 
+def test_a_scheduler_that_answers_generates_unless_it_is_paused(server, driver):
+    record = driver.ready(server.address, timeout=SECONDS)
+    assert driver.is_generating(record, timeout=SECONDS)
+    driver.pause(record, "keep", timeout=SECONDS)
+    assert not driver.is_generating(record, timeout=SECONDS)
+    assert not driver.is_generating(replace(record, address="127.0.0.1:1"), timeout=SECONDS)
+    assert driver.capabilities.max_sequences is None
+    options = SglangOptions(max_running_requests=64)
+    assert SglangDriver(SimpleNamespace(return_routed_experts=False), options=options).capabilities.max_sequences == 62
+
+
 def test_a_paused_server_is_seen_and_resumed(server, driver):
     record = driver.ready(server.address, timeout=SECONDS)
     driver.pause(record, "abort", timeout=SECONDS)

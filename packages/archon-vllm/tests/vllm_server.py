@@ -20,6 +20,12 @@ from archon_vllm.in_server.worker import ArchonWorkerExtension
 
 STEP_SECONDS = 0.002
 
+METRICS = """# TYPE vllm:generation_tokens_total counter
+vllm:prompt_tokens_total{{engine="0",model_name="default"}} 1.7e+01
+vllm:generation_tokens_total{{engine="0",model_name="default"}} {}
+vllm:generation_tokens_created{{engine="0",model_name="default"}} 1.79e+09
+"""
+
 
 def logprob_of(tensors):
     return -sum(float(t.double().abs().sum()) / t.numel() for t in tensors.values())
@@ -81,6 +87,7 @@ class VllmServer:
         self.worker, self.token = Worker(tensors), token
         self.calls, self.running, self.aborted = [], set(), set()
         self.version, self.paused, self.resets = "default", False, True
+        self.n_tokens = 0
         self.late, self.order = {}, threading.Lock()
         self.changed = threading.Condition()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
@@ -100,6 +107,9 @@ class VllmServer:
 
     def answer(self, method, target, body):
         """Status and content; ``None`` for an empty body."""
+        if target == "/metrics":  # mounted, so it is no route of the contract; counts tokens of the requests that run
+            self.n_tokens += len(self.running)
+            return 200, METRICS.format(self.n_tokens)
         self.calls.append((target, body))
         if found := problems_of(self.table, method, target, body):
             return 400, {"error": {"message": "; ".join(found)}}
@@ -232,6 +242,7 @@ class VllmServer:
                 else:
                     status, content = server.answer(method, self.path, body)
                 data = b"" if content is None else json.dumps(content).encode()
+                data = content.encode() if isinstance(content, str) else data
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()

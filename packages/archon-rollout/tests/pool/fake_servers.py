@@ -22,6 +22,7 @@ class FakeServer:
     Attributes:
         record: as announced.
         hangs: answers nothing, until this is false.
+        busy: makes tokens, also while it answers nothing.
         dead: cannot be reached.
         refuses: answers every request with this error.
         ids: ids of all requests, probes included; it refuses one that it knows, such as of a request that still runs.
@@ -31,6 +32,7 @@ class FakeServer:
 
     record: ServerRecord
     hangs: bool = False
+    busy: bool = False
     dead: bool = False
     refuses: str = ""
     aborts_after: int | None = None
@@ -96,6 +98,9 @@ class FakeDriver:
         if found.dead:
             raise ServerError(f"server {server.address}: cannot connect")
         return ServerState(server.incarnation, found.record.version, paused=False)
+
+    def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
+        return self.servers[server.incarnation].busy
 
     def abort(self, server: ServerRecord, request_ids: list[str] | None, *, timeout: float) -> None:
         self.servers[server.incarnation].aborted += request_ids or ["all"]

@@ -9,6 +9,8 @@ from types import SimpleNamespace
 import pytest
 from test_pool import World
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.errors import ServerError
 from archon_core.ranks.ranks import DataRanks
 from archon_core.serving.record import ServerRecord
 from archon_rollout.publication.report import FailedServer, Publication
@@ -81,6 +83,34 @@ def test_a_stopped_run_does_not_wait_for_servers() -> None:
     engine.world.start("a")
     engine.world.refresh()
     engine.update(0)
+
+
+def test_servers_that_leave_during_every_attempt_end_the_step_with_an_error() -> None:
+    engine = Engine("a", request_retries=2, topology_change_cooldown_seconds=0.0)
+    engine.world.refresh()
+    engine.update(0)
+    engine._client, engine._closed, engine._paused = engine.world.client, False, False
+    engine._trainer.data_ranks = DataRanks()
+    attempts = []
+
+    async def leave(server, *arguments, **options):
+        attempts.append(server)
+        engine._pool.failed(server.incarnation, "no answer in 10 s")
+        await asyncio.sleep(20)
+
+    engine.world.driver.generate = leave
+    publish = engine._publish
+
+    def publish_again():
+        engine.world.clock.now += 100.0
+        engine._pool.announced({"a": engine.world.driver.servers["a"].record}, registry_error="")
+        return publish()
+
+    engine._publish = publish_again
+    request = GenerationRequest((1,), GenerationConfig(max_new_tokens=2), (0,))
+    with pytest.raises(ServerError, match=r"all servers left 3 times in a row.*\n  127.0.0.1:\d+ is out: no answer"):
+        engine.generate([request])
+    assert len(attempts) == 3
 
 
 def test_a_step_without_an_update_has_a_decision_and_metrics_too() -> None:

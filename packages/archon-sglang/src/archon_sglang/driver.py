@@ -21,7 +21,14 @@ from archon_core.errors import RefusedRequestError, ServerError, UncertainCallEr
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
-from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.record import (
+    PauseMode,
+    ServerCapabilities,
+    ServerLaunch,
+    ServerRecord,
+    ServerState,
+    sequences_beside_probes,
+)
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
@@ -47,17 +54,6 @@ class SglangDriver:
             servers that this driver starts have none; keep them on loopback or in a closed network.
     """
 
-    capabilities = ServerCapabilities(
-        transports=("disk",),
-        pause_modes=("keep", "abort"),
-        staged=False,
-        checksums=False,
-        token_versions=True,
-        routed_experts=True,
-        interrupt=True,
-        scores=True,
-    )
-
     def __init__(self, config: Any, *, options: Any = None, token: str = "") -> None:
         self._config = config
         self._options: SglangOptions = options or SglangOptions()
@@ -65,6 +61,18 @@ class SglangDriver:
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
         self._experts_shapes: dict[str, tuple[int, int]] = {}
+        batch = self._options.max_running_requests
+        self.capabilities = ServerCapabilities(
+            transports=("disk",),
+            pause_modes=("keep", "abort"),
+            staged=False,
+            checksums=False,
+            token_versions=True,
+            routed_experts=True,
+            interrupt=True,
+            scores=True,
+            max_sequences=None if batch is None else sequences_beside_probes(batch),
+        )
 
     def launch(
         self,
@@ -175,6 +183,13 @@ class SglangDriver:
         version = version_of(self._read(address, "/model_info", "weight_version", timeout))
         status, _ = exchange(address, "GET", "/ready", token=self._token, timeout=timeout)
         return ServerState(incarnation, version, paused=status != 200)
+
+    def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
+        """Whether SGLang's scheduler answers, between two batches, and is not paused."""
+        try:
+            return not self.state(server, timeout=timeout).paused
+        except ServerError:
+            return False
 
     def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
         """Remember the folder; the server reads it on commit.

@@ -18,13 +18,21 @@ from archon_core.errors import RefusedRequestError, ServerError, UncertainCallEr
 from archon_core.layout import Layout
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
-from archon_core.serving.record import PauseMode, ServerCapabilities, ServerLaunch, ServerRecord, ServerState
+from archon_core.serving.record import (
+    PauseMode,
+    ServerCapabilities,
+    ServerLaunch,
+    ServerRecord,
+    ServerState,
+    sequences_beside_probes,
+)
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
 from archon_vllm.generation import read_completion, request_data
 from archon_vllm.launching import launch_server
 from archon_vllm.options import TRANSPORTS, VllmOptions
+from archon_vllm.progress import makes_tokens
 from archon_vllm.scoring import read_scores, scoring_data
 
 
@@ -54,6 +62,7 @@ class VllmDriver:
             routed_experts=True,
             interrupt=True,
             scores=True,
+            max_sequences=sequences_beside_probes(self._options.max_num_seqs),
         )
 
     def launch(
@@ -146,6 +155,10 @@ class VllmDriver:
     def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
         """The server's state."""
         return self._state(server.address, timeout=timeout)
+
+    def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
+        """See ``progress.makes_tokens``."""
+        return makes_tokens(server.address, token=self._token, timeout=timeout)
 
     def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
         """Start an update. Drops what an earlier unfinished one received."""

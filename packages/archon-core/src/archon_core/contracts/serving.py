@@ -131,6 +131,10 @@ class ServerDriver(Protocol):
     def state(self, server: ServerRecord, *, timeout: float) -> ServerState:
         """The server's state."""
 
+    def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
+        """Whether the server makes tokens now, for whatever requests. It tells a busy server, in whose queue a probe
+        waits, from one whose engine hangs. False if servers of this kind do not tell."""
+
     def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
         """Start an update. Drops what an earlier unfinished one received."""
 

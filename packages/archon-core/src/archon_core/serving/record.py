@@ -132,6 +132,8 @@ class ServerCapabilities:
         interrupt: whether aborted requests return the tokens that they have.
         scores: whether it computes log-probabilities of given tokens.
         score_temperatures: whether it does so at any temperature; otherwise at 1 only.
+        max_sequences: number of sequences that a client may have in progress on a server, a few less than the server
+            decodes at once: a probe or canary would wait behind further ones. ``None`` for any number.
     """
 
     transports: tuple[str, ...]
@@ -143,6 +145,12 @@ class ServerCapabilities:
     interrupt: bool = False
     scores: bool = False
     score_temperatures: bool = False
+    max_sequences: int | None = None
+
+
+def sequences_beside_probes(batch: int) -> int:
+    """``ServerCapabilities.max_sequences`` of a server that decodes ``batch`` sequences at once."""
+    return max(1, batch - max(1, batch // 32))
 
 
 @dataclass(frozen=True)

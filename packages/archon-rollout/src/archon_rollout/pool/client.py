@@ -9,8 +9,9 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
+from weakref import WeakKeyDictionary
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
@@ -37,12 +38,20 @@ class Servers(Protocol):
 
     def departure(self, incarnation: str) -> str: ...
 
-    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None: ...
+    def acquire(self, *, tokens: int, group: str = "", sequences: int = 1) -> ServerRecord | None: ...
 
-    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None: ...
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "", sequences: int = 1) -> None: ...
 
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What a request takes of a server: tokens of prompt and completions, and number of sequences."""
+
+    tokens: int
+    sequences: int
 
 
 class PoolClient:
@@ -70,6 +79,8 @@ class PoolClient:
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
         self._warned = False
+        # Requests that wait for a server, in the order in which they came; those of one event loop share a lock.
+        self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
 
     @property
     def version(self) -> int:
@@ -91,7 +102,7 @@ class PoolClient:
         return await self._complete(request, group, deadline)
 
     async def _complete(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
-        completions = await self._generate(request, group, deadline)
+        completions = await self._generate(request, group, deadline, in_line=True)
         if all(is_complete(request, completion) for completion in completions):
             return completions
         finishing = (self._finish(request, n, completion, group, deadline) for n, completion in enumerate(completions))
@@ -124,22 +135,31 @@ class PoolClient:
             timeout = max(deadline - self._clock(), POLL_SECONDS)
             return self._attend(server, self._driver.score(server, request, timeout=timeout))
 
-        return await self._repeat(call, request.n_tokens, "", deadline)
+        size = _Size(request.n_tokens, len(request.sequences))
+        return await self._repeat(call, size, "", deadline, in_line=True)
 
-    async def _generate(self, request: GenerationRequest, group: str, deadline: float) -> list[Completion]:
+    async def _generate(
+        self, request: GenerationRequest, group: str, deadline: float, *, in_line: bool = False
+    ) -> list[Completion]:
         tokens = len(request.prompt_ids) + request.config.max_new_tokens * len(request.seeds)
 
         def call(server: ServerRecord) -> Awaitable[list[Completion]]:
             return self._call(server, request, deadline)
 
-        return await self._repeat(call, tokens, group, deadline)
+        return await self._repeat(call, _Size(tokens, len(request.seeds)), group, deadline, in_line=in_line)
 
     async def _repeat(
-        self, call: Callable[[ServerRecord], Awaitable[T]], tokens: int, group: str, deadline: float
+        self,
+        call: Callable[[ServerRecord], Awaitable[T]],
+        size: _Size,
+        group: str,
+        deadline: float,
+        *,
+        in_line: bool,
     ) -> T:
         failures: list[str] = []
         while len(failures) <= self._options.request_retries:
-            server = await self._server(tokens, group, deadline)
+            server = await self._server(size, group, deadline, in_line=in_line and not failures)
             if server is None:
                 break
             error = ""
@@ -151,13 +171,24 @@ class PoolClient:
                 error = str(failure)
                 failures.append(error)
             finally:
-                self._pool.release(server, tokens=tokens, error=error)
+                self._pool.release(server, tokens=size.tokens, error=error, sequences=size.sequences)
         raise ServerError(self._explain(failures))
 
-    async def _server(self, tokens: int, group: str, deadline: float) -> ServerRecord | None:
-        """A server in service, or ``None`` if there is none until the deadline."""
+    async def _server(self, size: _Size, group: str, deadline: float, *, in_line: bool) -> ServerRecord | None:
+        """A server in service with room for a request, or ``None`` if there is none until the deadline.
+
+        Args:
+            size: of the request.
+            group: of the request.
+            deadline: when to give up.
+            in_line: wait behind all requests that wait in line; only the first of them looks for a server. A request
+                that had a server before does not wait in line.
+        """
+        if in_line:
+            async with self._lines.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
+                return await self._server(size, group, deadline, in_line=False)
         while self._clock() < deadline:
-            server = self._pool.acquire(tokens=tokens, group=group)
+            server = self._pool.acquire(tokens=size.tokens, group=group, sequences=size.sequences)
             if server is not None:
                 return server
             await asyncio.sleep(POLL_SECONDS)

@@ -18,6 +18,7 @@ from archon_core.contracts.server_registry import ServerRegistry
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import TrainingError
 from archon_core.serving.record import ServerRecord
+from archon_rollout.pool.explaining import explain_lack, explain_losses
 from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.members import MembershipRules, PoolStatus, TopologyDecision
 from archon_rollout.pool.membership import Membership
@@ -64,7 +65,7 @@ class Pool:
         cooldown, interval = options.topology_change_cooldown_seconds, options.health_check_interval_seconds
         rules = MembershipRules(options.health_check_failure_threshold, cooldown, retry=max(cooldown, interval))
         self._membership = Membership(rules)
-        self._router = Router()
+        self._router = Router(driver.capabilities.max_sequences)
         self._decision = TopologyDecision(0)
         self._registry_error = ""
         self._open_to_newcomers = True
@@ -214,13 +215,12 @@ class Pool:
                 raise TrainingError(self.explain_lack(len(found)))
             self._watch.wait(POLL_SECONDS)
 
-    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
-        """The server of a request, or ``None`` without one in service. Every server needs a ``release``."""
+    def acquire(self, *, tokens: int, group: str = "", sequences: int = 1) -> ServerRecord | None:
+        """The server of a request, or ``None`` while none in service has room. Every server needs a ``release``."""
         with self._lock:
             servers = self._membership.active()
-            if not servers:
-                return None
-            return servers[self._router.choose(servers, tokens=tokens, group=group)]
+            chosen = self._router.choose(servers, tokens=tokens, group=group, sequences=sequences)
+            return None if chosen is None else servers[chosen]
 
     def active(self) -> list[ServerRecord]:
         """The servers that get requests."""
@@ -238,10 +238,10 @@ class Pool:
             for name, error in failures.items():
                 self._membership.request_failed(name, error, self._clock())
 
-    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "", sequences: int = 1) -> None:
         """A request has ended. An error counts like a failed probe."""
         with self._lock:
-            self._router.finish(server.incarnation, tokens=tokens)
+            self._router.finish(server.incarnation, tokens=tokens, sequences=sequences)
             if error:
                 self._membership.request_failed(server.incarnation, error, self._clock())
 
@@ -293,16 +293,8 @@ class Pool:
 
     def explain_lack(self, found: int) -> str:
         """The error of a run with too few servers: which ones left, and why."""
-        options, section = self._options, self._section
-        lines = [
-            f"{section} servers: found {found} after {options.setup_timeout:g} s; allowed is at least "
-            f"{section}.min_servers={options.min_servers}; start servers, or raise {section}.setup_timeout"
-        ]
-        with self._lock:
-            for member in self._membership.members.values():
-                if member.state not in ("active", "suspect"):
-                    reason = f": {member.reason}" if member.reason else ""
-                    lines.append(f"  {member.record.address} is {member.state}{reason}")
-            if self._registry_error:
-                lines.append(f"  the registry cannot be read: {self._registry_error}")
-        return "\n".join(lines)
+        return explain_lack(self.status(), found, self._options, section=self._section)
+
+    def explain_losses(self, times: int) -> str:
+        """The error of requests during which all servers left again and again."""
+        return explain_losses(self.status(), times, self._options, section=self._section)

@@ -33,11 +33,12 @@ class PushedServers:
 
     Args:
         clock: seconds, never going back.
+        max_sequences: see ``ServerCapabilities``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, *, max_sequences: int | None = None) -> None:
         self._clock = clock
-        self._router = Router()
+        self._router = Router(max_sequences)
         self._idle = IdleTimes(clock)
         self._servers: dict[str, ServerRecord] = {}
         self._answering: frozenset[str] = frozenset()
@@ -76,19 +77,19 @@ class PushedServers:
         self._n_reported = self._n_failures
         return failures
 
-    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
+    def acquire(self, *, tokens: int, group: str = "", sequences: int = 1) -> ServerRecord | None:
         """See ``Pool.acquire``."""
         now = self._clock()
         rested = [n for n in self._servers if now >= self._failed_at.get(n, float("-inf")) + REST_SECONDS]
-        if not rested:
+        chosen = self._router.choose(rested, tokens=tokens, group=group, sequences=sequences)
+        if chosen is None:
             return None
-        chosen = self._servers[self._router.choose(rested, tokens=tokens, group=group)]
         self._observe()
-        return chosen
+        return self._servers[chosen]
 
-    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
+    def release(self, server: ServerRecord, *, tokens: int, error: str = "", sequences: int = 1) -> None:
         """See ``Pool.release``."""
-        self._router.finish(server.incarnation, tokens=tokens)
+        self._router.finish(server.incarnation, tokens=tokens, sequences=sequences)
         self._observe()
         if error and not self.departure(server.incarnation):  # the trainer knows about a server that left
             self._failed_at[server.incarnation] = self._clock()
@@ -136,7 +137,7 @@ class PushedClient:
         options = section and load_target(section["target"], origin=spec.origin)(**section["fields"])
         driver = spec.load()(config, options=options, token=data["token"])
         self._config = config
-        self._servers = PushedServers()
+        self._servers = PushedServers(max_sequences=driver.capabilities.max_sequences)
         self._client = PoolClient(self._servers, driver, config)
 
     @property

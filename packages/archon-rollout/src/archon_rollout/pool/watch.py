@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.stopping import POLL_SECONDS
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 PROBE_TOKEN = 0
 PROBE_PREFIX = "probe-"
+
+PROGRESS_SECONDS = 3.0
+"""Longest time in which a server that did not answer a probe must make a token for another request."""
 
 
 class Watch:
@@ -117,7 +120,7 @@ class Watch:
         timeout = self._options.health_check_timeout_seconds
         try:
             found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
-        except Exception:  # as for calls: see _error_of
+        except Exception:  # as for calls: see _result_of
             found = None
         if found is not None:
             return replace(found, address=record.address)  # a server on 0.0.0.0 does not know how others reach it
@@ -144,28 +147,38 @@ class Watch:
         targets = self._pool.draining()
         timeout = self._options.health_check_timeout_seconds
         calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
-        errors = await asyncio.gather(*(_error_of(call, timeout) for call in calls))
-        for name, error in zip(targets, errors, strict=True):
+        results = await asyncio.gather(*(_result_of(call, timeout) for call in calls))
+        for name, (error, _) in zip(targets, results, strict=True):
             if error:
                 self._pool.failed(name, f"it withdrew, and does not answer: {error}")
 
     async def _probe(self, server: ServerRecord) -> str:
+        """Why a server failed a probe; empty if it did not."""
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
         # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
         call = self._driver.generate(server, request, request_id=f"{PROBE_PREFIX}{uuid.uuid4().hex}", timeout=timeout)
-        return await _error_of(call, timeout)
+        error, is_silent = await _result_of(call, timeout)
+        return "" if is_silent and await self._is_generating(server) else error
+
+    async def _is_generating(self, server: ServerRecord) -> bool:
+        """Whether a server makes tokens, so that a probe without an answer only waits behind other requests."""
+        timeout = min(self._options.health_check_timeout_seconds, PROGRESS_SECONDS)
+        try:
+            return await asyncio.to_thread(self._driver.is_generating, server, timeout=timeout)
+        except Exception:  # as for calls: see _result_of
+            return False
 
 
-async def _error_of(call: Awaitable[object], timeout: float) -> str:
-    """Why a call failed; empty if it did not."""
+async def _result_of(call: Awaitable[object], timeout: float) -> tuple[str, bool]:
+    """Why a call failed, empty if it did not; and whether there was no answer."""
     try:
         await asyncio.wait_for(call, timeout)
     except ServerError as error:
-        return str(error)
+        return str(error), isinstance(error, UncertainCallError)
     except TimeoutError:
-        return f"no answer in {timeout:g} s"
+        return f"no answer in {timeout:g} s", True
     except Exception as error:
         # A driver talks to foreign programs; whatever it raises concerns one server, not the watching thread.
-        return f"{type(error).__name__}: {error}"
-    return ""
+        return f"{type(error).__name__}: {error}", False
+    return "", False

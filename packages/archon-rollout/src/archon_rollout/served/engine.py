@@ -22,7 +22,7 @@ from typing import Any
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.errors import TrainingError
+from archon_core.errors import ServerError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
@@ -134,7 +134,8 @@ class ServedEngine(BesideTrainer, ElasticHooks):
 
         Raises:
             TrainingError: the engine is paused or closed, or has published no weights; or too few servers are left.
-            ServerError: on every rank, if servers in service could not complete a request.
+            ServerError: on every rank, if servers in service could not complete a request, or if all servers left
+                again and again without completing one.
         """
         if self._closed or self._paused or self._version < 0:
             found = "close()" if self._closed else "pause()" if self._paused else "no update_weights()"
@@ -143,6 +144,7 @@ class ServedEngine(BesideTrainer, ElasticHooks):
         shares = data_ranks.gather([without_stop_texts(request) for request in requests])
         pending = [request for share in shares for request in share]
         answered: dict[int, list[Completion]] = {}
+        fruitless = 0
         while True:
             with failing_together(self._ranks):
                 if self._ranks.is_first:
@@ -150,7 +152,11 @@ class ServedEngine(BesideTrainer, ElasticHooks):
                     assert self._client is not None
                     assert self._pool is not None
                     calls = {n: self._client.generate(request) for n, request in missing.items()}
-                    answered |= asyncio.run(answers_until_empty(self._pool, calls))
+                    found = asyncio.run(answers_until_empty(self._pool, calls))
+                    answered |= found
+                    fruitless = 0 if found else fruitless + bool(missing)
+                    if fruitless > self._config.request_retries:
+                        raise ServerError(self._pool.explain_losses(fruitless))
             if self._ranks.broadcast(len(answered) == len(pending)):
                 break
             self._publish()  # no server is left: wait for others, which need the weights

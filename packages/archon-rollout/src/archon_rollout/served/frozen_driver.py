@@ -85,6 +85,10 @@ class FrozenDriver:
         """See ``ServerDriver``."""
         self._driver.abort(server, request_ids, timeout=timeout)
 
+    def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
+        """See ``ServerDriver``."""
+        return self._driver.is_generating(server, timeout=timeout)
+
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """See ``ServerDriver``.
 
