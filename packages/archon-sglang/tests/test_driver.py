@@ -246,6 +246,18 @@ def test_an_abort_returns_the_tokens_that_there_are(server, driver):
     assert other()[0].stop_reason == "length"
 
 
+def test_the_time_limit_of_an_abort_is_that_of_all_its_requests(server, driver, monkeypatch):
+    record = driver.ready(server.address, timeout=SECONDS)
+
+    def hang(*arguments, timeout, **options):
+        time.sleep(timeout)
+        return 200, b""
+
+    monkeypatch.setattr("archon_sglang.driver.exchange", hang)
+    with pytest.raises(UncertainCallError, match=r"was not over after 0\.05 s"):
+        driver.abort(record, [f"r{n}" for n in range(1000)], timeout=0.05)
+
+
 def test_all_requests_can_be_aborted(server, driver):
     record = driver.ready(server.address, timeout=SECONDS)
     answer = in_background(lambda: generate(driver, record, request(max_new_tokens=1000)))

@@ -245,6 +245,33 @@ def test_a_request_that_nobody_waits_for_is_ended_on_its_server() -> None:
     assert world.pool.status().outstanding["a"] == 0
 
 
+@pytest.mark.parametrize("departs", [False, True])
+def test_requests_that_are_cancelled_together_cost_one_call_and_none_to_a_server_that_has_left(
+    monkeypatch, departs
+) -> None:
+    world = World("ab")
+    world.begin()
+    calls = []
+    monkeypatch.setattr(
+        world.driver, "abort", lambda server, ids, timeout: calls.append((server.incarnation, len(ids)))
+    )
+    for server in world.driver.servers.values():
+        server.hangs = True
+
+    async def give_up() -> None:
+        request = GenerationRequest((7,), GenerationConfig(max_new_tokens=2), (5,))
+        tasks = [asyncio.create_task(world.client.generate(request)) for _ in range(20)]
+        await asyncio.sleep(0.02)
+        for task in tasks:
+            task.cancel()
+        if departs:
+            world.pool.failed("a", "no answer")
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(give_up())
+    assert sorted(calls) == ([("b", 10)] if departs else [("a", 10), ("b", 10)])
+
+
 def test_too_few_servers_are_an_error_that_says_who_left_and_why() -> None:
     world = World("ab", min_servers=2)
     world.pool = Pool(world.registry, world.driver, world.options)

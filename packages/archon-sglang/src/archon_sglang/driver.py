@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import time
 import uuid
 from collections.abc import Sequence
 from contextlib import suppress
@@ -162,15 +163,17 @@ class SglangDriver:
         self._post(server.address, "/continue_generation", {"torch_empty_cache": False}, timeout)
 
     def abort(self, server: ServerRecord, request_ids: Sequence[str] | None, *, timeout: float) -> None:
-        """End requests; ``None`` ends all."""
+        """End requests; ``None`` ends all. SGLang takes one id a call; all calls together have the time limit."""
+        deadline = time.monotonic() + timeout
         bodies: list[dict[str, Any]] = [{"abort_all": True}]
         if request_ids is not None:
             ids = [id for one in request_ids for id in _sample_ids(one, self._n_samples.get(one, 1))]
             bodies = [{"rid": id} for id in ids]
         for body in bodies:
-            status, content = exchange(
-                server.address, "POST", "/abort_request", body, token=self._token, timeout=timeout
-            )
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise UncertainCallError(f"server {server.address}: /abort_request was not over after {timeout:g} s")
+            status, content = exchange(server.address, "POST", "/abort_request", body, token=self._token, timeout=left)
             if status != 200:
                 raise ServerError(f"server {server.address}: /abort_request answered {status}: {content[:200]!r}")
 

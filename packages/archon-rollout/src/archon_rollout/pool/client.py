@@ -8,7 +8,6 @@ import logging
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 from weakref import WeakKeyDictionary
@@ -18,6 +17,7 @@ from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
+from archon_rollout.pool.aborting import Aborts
 from archon_rollout.pool.continuation import is_complete, joined, rest_of
 from archon_rollout.pool.stopping import POLL_SECONDS
 
@@ -78,6 +78,7 @@ class PoolClient:
         self._section = section
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
+        self._aborts = Aborts(driver)
         self._warned = False
         # Requests that wait for a server, in the order in which they came; those of one event loop share a lock.
         self._lines: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Lock] = WeakKeyDictionary()
@@ -206,10 +207,8 @@ class PoolClient:
                 return self._with_versions(server, completions, min(before, self._pool.version))
             return completions
         except asyncio.CancelledError:
-            # Nobody waits for the answer any more: free the server's place.
-            abort = asyncio.to_thread(self._driver.abort, server, [request_id], timeout=5.0)
-            with suppress(ServerError):
-                await asyncio.shield(abort)
+            if not self._pool.departure(server.incarnation):
+                await self._aborts.end(server, request_id)
             raise
 
     def _with_versions(self, server: ServerRecord, completions: Sequence[Completion], version: int) -> list[Completion]:
