@@ -67,6 +67,10 @@ class UnreachableError(ServerError):
     """A server that accepts no connection, so the call was not made."""
 
 
+class NoDescriptorError(ServerError):
+    """A call that was not made because this process has no file descriptor left; it says nothing about the server."""
+
+
 class UncertainCallError(ServerError):
     """A call to a server that got no answer in time. The server may still execute it; query its state first."""
 

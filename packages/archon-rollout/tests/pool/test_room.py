@@ -10,6 +10,7 @@ from test_pool import World
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.serving.record import sequences_beside_probes
+from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.remote import PushedServers
 from archon_rollout.pool.routing import Router
 
@@ -65,6 +66,25 @@ def test_requests_that_find_no_room_wait_in_line(monkeypatch) -> None:
     asyncio.run(ask_all())
     asyncio.run(ask_all_again(world))
     assert [one.prompt_ids[0] for one in server.requests] == [*range(6), 7]
+
+
+def test_requests_without_a_connection_wait_in_line() -> None:
+    world = World("ab")
+    world.begin()
+    client = PoolClient(world.pool, world.driver, world.options, max_connections=3)
+    servers = world.driver.servers.values()
+    for server in servers:
+        server.hangs = True
+
+    async def ask_all() -> None:
+        tasks = [asyncio.create_task(client.generate(request(n, n_samples=2))) for n in range(4)]
+        await asyncio.sleep(0.1)
+        assert sum(len(server.requests) for server in servers) == 1
+        for server in servers:
+            server.hangs = False
+        assert len(await asyncio.gather(*tasks)) == 4
+
+    asyncio.run(ask_all())
 
 
 async def ask_all_again(world: World) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from test_pool import World
 
-from archon_core.errors import ServerError
+from archon_core.errors import NoDescriptorError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.pool import Pool
 from archon_rollout.registries.addresses import AddressRegistry
@@ -37,6 +37,24 @@ def test_whatever_a_driver_raises_concerns_one_server(monkeypatch) -> None:
     assert world.pool.status().members["a"].reason.endswith("KeyError: 'results'")
     assert world.refresh() == ["b"]
     assert world.pool.status().members["a"].reason == "2 probes failed; the last one: KeyError: 'results'"
+
+
+def test_a_trainer_without_file_descriptors_does_not_blame_its_servers(monkeypatch) -> None:
+    world = World("a", request_retries=0)
+    world.begin()
+    generate, failures = world.driver.generate, iter(range(3))
+
+    async def connect(*arguments, **options):
+        if next(failures, None) is not None:
+            raise NoDescriptorError("too many open files")
+        return await generate(*arguments, **options)
+
+    monkeypatch.setattr(world.driver, "generate", connect)
+    monkeypatch.setattr("archon_rollout.pool.client.REST_SECONDS", 0.001)
+    assert world.refresh() == ["a"]
+    assert world.pool.status().members["a"].state == "active"
+    assert world.ask() == [3, 4, 5, 6], "the third attempt"
+    assert world.pool.status().members["a"].failures == 0
 
 
 def test_an_address_at_which_another_program_answers_is_no_server(monkeypatch) -> None:

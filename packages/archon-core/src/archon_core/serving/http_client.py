@@ -12,7 +12,14 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
+from archon_core.errors import (
+    NoDescriptorError,
+    RefusedRequestError,
+    ServerError,
+    UncertainCallError,
+    UnreachableError,
+)
+from archon_core.serving.descriptors import EXHAUSTED
 
 LONGEST_ERROR = 500
 """Characters to quote of an answer that is not JSON."""
@@ -31,6 +38,7 @@ def call(address: str, method: str, path: str, data: Any = None, *, token: str, 
 
     Raises:
         ServerError: the server cannot be reached, or answered something invalid.
+        NoDescriptorError: this process cannot open a connection.
         RefusedRequestError: it refused the request because of its content.
         UncertainCallError: there was no complete answer.
     """
@@ -45,6 +53,7 @@ def exchange(
 
     Raises:
         UnreachableError: the server accepts no connection.
+        NoDescriptorError: this process cannot open one.
         UncertainCallError: there was no complete answer.
     """
     connection = http.client.HTTPConnection(*_split(address), timeout=timeout)
@@ -52,7 +61,7 @@ def exchange(
         try:
             connection.connect()
         except OSError as error:
-            raise UnreachableError(f"server {address}: cannot connect: {error}") from error
+            raise _not_connected(address, error) from error
         try:
             connection.request(method, path, body=_encode(data), headers=_headers(token))
             response = connection.getresponse()
@@ -71,7 +80,7 @@ async def call_async(address: str, path: str, data: Any, *, token: str, timeout:
             try:
                 reader, writer = await asyncio.open_connection(host, port)
             except OSError as error:
-                raise UnreachableError(f"server {address}: cannot connect: {error}") from error
+                raise _not_connected(address, error) from error
             try:
                 body = _encode(data) or b""
                 headers = {**_headers(token), "Host": address, "Content-Length": str(len(body)), "Connection": "close"}
@@ -135,6 +144,15 @@ async def _read_chunks(reader: asyncio.StreamReader) -> bytes:
         content += await reader.readexactly(size)
         await reader.readexactly(2)
     return bytes(content)
+
+
+def _not_connected(address: str, error: OSError) -> ServerError:
+    if error.errno in EXHAUSTED:
+        return NoDescriptorError(
+            f"server {address}: cannot connect, because this process or machine has too many open files; raise the "
+            "hard limit (ulimit -Hn)"
+        )
+    return UnreachableError(f"server {address}: cannot connect: {error}")
 
 
 def _split(address: str) -> tuple[str, int]:

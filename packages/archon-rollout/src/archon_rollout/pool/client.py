@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import RefusedRequestError, ServerError
+from archon_core.errors import NoDescriptorError, RefusedRequestError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.scores import Scores, ScoringRequest
 from archon_rollout.pool.aborting import Aborts
@@ -23,6 +23,9 @@ from archon_rollout.pool.stopping import POLL_SECONDS
 
 LONGEST_POLL_SECONDS = 0.8
 """Longest time between looks whether the server of a request is still present."""
+
+REST_SECONDS = 0.5
+"""Time without attempts of a request for which there was no file descriptor."""
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +66,8 @@ class PoolClient:
         options: time limit and number of attempts.
         section: the section of ``options``, for messages.
         clock: seconds, never going back.
+        max_connections: largest number of sequences in progress, because drivers may need a connection for each;
+            ``None`` for any number.
     """
 
     def __init__(
@@ -73,7 +78,9 @@ class PoolClient:
         *,
         section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
+        max_connections: int | None = None,
     ) -> None:
+        self._max_connections, self._n_connections = max_connections, 0
         self._pool, self._driver, self._options, self._clock = pool, driver, options, clock
         self._section = section
         self._name = uuid.uuid4().hex
@@ -164,15 +171,22 @@ class PoolClient:
             if server is None:
                 break
             error = ""
+            self._n_connections += size.sequences
             try:
                 return await call(server)
             except RefusedRequestError:
                 raise
+            except NoDescriptorError:
+                if self._clock() >= deadline:
+                    raise
             except ServerError as failure:
                 error = str(failure)
                 failures.append(error)
             finally:
+                self._n_connections -= size.sequences
                 self._pool.release(server, tokens=size.tokens, error=error, sequences=size.sequences)
+            if not error:
+                await asyncio.sleep(REST_SECONDS)  # other requests end, and free descriptors
         raise ServerError(self._explain(failures))
 
     async def _server(self, size: _Size, group: str, deadline: float, *, in_line: bool) -> ServerRecord | None:
@@ -189,11 +203,16 @@ class PoolClient:
             async with self._lines.setdefault(asyncio.get_running_loop(), asyncio.Lock()):
                 return await self._server(size, group, deadline, in_line=False)
         while self._clock() < deadline:
-            server = self._pool.acquire(tokens=size.tokens, group=group, sequences=size.sequences)
-            if server is not None:
-                return server
+            if self._has_connections(size):
+                server = self._pool.acquire(tokens=size.tokens, group=group, sequences=size.sequences)
+                if server is not None:
+                    return server
             await asyncio.sleep(POLL_SECONDS)
         return None
+
+    def _has_connections(self, size: _Size) -> bool:
+        limit = self._max_connections
+        return limit is None or not self._n_connections or self._n_connections + size.sequences <= limit
 
     async def _call(self, server: ServerRecord, request: GenerationRequest, deadline: float) -> list[Completion]:
         request_id = f"{self._name}-{next(self._numbers)}"

@@ -17,6 +17,7 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import load_target
 from archon_core.errors import RefusedRequestError, ServerError
 from archon_core.plugins import registry
+from archon_core.serving.descriptors import connection_limit
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
 from archon_rollout.pool.idle_times import IdleTimes
@@ -138,7 +139,7 @@ class PushedClient:
         driver = spec.load()(config, options=options, token=data["token"])
         self._config = config
         self._servers = PushedServers(max_sequences=driver.capabilities.max_sequences)
-        self._client = PoolClient(self._servers, driver, config)
+        self._client = PoolClient(self._servers, driver, config, max_connections=connection_limit())
 
     @property
     def version(self) -> int:

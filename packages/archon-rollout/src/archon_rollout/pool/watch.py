@@ -7,6 +7,7 @@ actions repeat independently, so that a registry or an address that hangs delays
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import uuid
 from collections.abc import Awaitable, Callable
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.serving import ServerDriver
-from archon_core.errors import ServerError, UncertainCallError
+from archon_core.errors import NoDescriptorError, ServerError, UncertainCallError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
 from archon_rollout.pool.stopping import POLL_SECONDS
@@ -23,6 +24,8 @@ from archon_rollout.pool.warming import WarmerLike, start_warm_ups
 
 if TYPE_CHECKING:
     from archon_rollout.pool.pool import Pool
+
+logger = logging.getLogger(__name__)
 
 PROBE_TOKEN = 0
 PROBE_PREFIX = "probe-"
@@ -140,7 +143,8 @@ class Watch:
             return
         targets = self._pool.probe_targets()
         errors = await asyncio.gather(*(self._probe(record) for record in targets.values()))
-        self._pool.probed(dict(zip(targets, errors, strict=True)))
+        found = zip(targets, errors, strict=True)
+        self._pool.probed({name: error for name, error in found if error is not None})
 
     async def _watch_draining(self) -> None:
         """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
@@ -152,8 +156,8 @@ class Watch:
             if error:
                 self._pool.failed(name, f"it withdrew, and does not answer: {error}")
 
-    async def _probe(self, server: ServerRecord) -> str:
-        """Why a server failed a probe; empty if it did not."""
+    async def _probe(self, server: ServerRecord) -> str | None:
+        """Why a server failed a probe; empty if it did not, ``None`` if it was not asked."""
         timeout = self._options.health_check_timeout_seconds
         request = GenerationRequest((PROBE_TOKEN,), GenerationConfig(max_new_tokens=1, greedy=True), (0,))
         # Servers refuse an id that is still in use, by another pool or by a probe that timed out here.
@@ -170,10 +174,13 @@ class Watch:
             return False
 
 
-async def _result_of(call: Awaitable[object], timeout: float) -> tuple[str, bool]:
-    """Why a call failed, empty if it did not; and whether there was no answer."""
+async def _result_of(call: Awaitable[object], timeout: float) -> tuple[str | None, bool]:
+    """Why a call failed, empty if it did not, ``None`` if it was not made; and whether there was no answer."""
     try:
         await asyncio.wait_for(call, timeout)
+    except NoDescriptorError as error:
+        logger.warning("%s", error)
+        return None, False
     except ServerError as error:
         return str(error), isinstance(error, UncertainCallError)
     except TimeoutError:

@@ -12,6 +12,7 @@ from archon_core.contracts.rollout import RolloutConfig
 from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
+from archon_core.serving.descriptors import connection_limit
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.run_token import TOKEN, run_token
@@ -94,4 +95,5 @@ def connect(
     status_file = StatusFile(folder, config.health_check_interval_seconds, clock)
     pool = Pool(sources, driver, config, clock=clock, status_file=status_file, stop=stop)
     pool.start()
-    return Connection(driver, token, pool, PoolClient(pool, driver, config), processes, architecture)
+    client = PoolClient(pool, driver, config, max_connections=connection_limit())
+    return Connection(driver, token, pool, client, processes, architecture)

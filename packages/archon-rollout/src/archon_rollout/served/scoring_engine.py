@@ -28,6 +28,7 @@ from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.descriptors import connection_limit
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import TOKEN
@@ -143,7 +144,7 @@ class ScoringServers:
                 servers.announce(record.incarnation, record, ttl=math.inf)
                 self._started |= {record.incarnation}
         self._pool = Pool(servers, self._driver, config, section=option, stop=self._stop)
-        self._client = PoolClient(self._pool, self._driver, config, section=option)
+        self._client = PoolClient(self._pool, self._driver, config, section=option, max_connections=connection_limit())
         self._pool.start()
         refused = [reason for reason in self._admit_newcomers().values() if reason]
         if refused:

@@ -28,6 +28,7 @@ from starlette.types import ASGIApp
 from archon_core.errors import TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import Ranks
+from archon_core.serving.descriptors import raise_descriptor_limit
 from archon_core.serving.listener import bind
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import TOKEN, run_token
@@ -100,6 +101,7 @@ def serve(options: ServeOptions) -> None:
     """
     _log_to_stderr()
     end_with(os.environ.get(PARENT))
+    raise_descriptor_limit()  # one descriptor per request
     options.model.check_layout(options.layout)
     listener = bind(options.host, options.port, options=f"--host {options.host} --port {options.port}")
     listener.set_inheritable(True)
