@@ -7,11 +7,13 @@ import threading
 from types import SimpleNamespace
 
 import pytest
+from test_pool import World
 
 from archon_core.contracts.rollout import RolloutConfig, ScoredModel
 from archon_core.errors import ConfigError, ServerError
 from archon_core.ranks.ranks import DataRanks, Ranks
-from archon_rollout.pool.stopping import StoppedError, never, results_unless_stopped
+from archon_rollout.pool.pool import Pool
+from archon_rollout.pool.stopping import StoppedError, never, results_unless_stopped, try_within
 from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.engine import ServedEngine
 from archon_rollout.served.finding import missing_servers
@@ -30,6 +32,37 @@ def hung():
 def test_a_server_that_hangs_is_missing_after_the_time_limit_and_one_that_refuses_at_once(hung):
     driver = ServedDriver(RolloutConfig())
     assert missing_servers(driver, [hung, "127.0.0.1:1"], timeout=0.1, stop=never) == [hung, "127.0.0.1:1"]
+
+
+def test_a_registry_that_hangs_does_not_keep_the_run_from_ending(monkeypatch, caplog):
+    world, reading, released = World("a"), threading.Event(), threading.Event()
+
+    def hang():
+        reading.set()
+        released.wait(60)
+        return {}
+
+    monkeypatch.setattr(world.registry, "list", hang)
+    monkeypatch.setattr(world.registry, "close", hang, raising=False)
+    monkeypatch.setattr("archon_rollout.pool.watch.STOP_SECONDS", 0.1)
+    pool = Pool(world.registry, world.driver, world.options)
+    pool.start()
+    assert reading.wait(20)
+    watching = pool._watch._thread
+    pool.stop()
+    assert not released.is_set()
+    assert "closing the registry of servers is not over after 0.1 s; the run ends without it" in caplog.messages
+    watching.join(20)
+    assert not watching.is_alive(), "it waits for the registry"
+    released.set()
+
+
+def test_what_fails_at_the_end_is_logged(caplog):
+    def fail():
+        raise OSError("stale file handle")
+
+    try_within(20.0, fail, doing="writing")
+    assert caplog.messages == ["writing failed: OSError: stale file handle"]
 
 
 def test_a_stopped_run_does_not_wait_for_a_call_that_hangs():

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import RolloutConfig
@@ -24,9 +25,9 @@ from archon_rollout.pool.members import MembershipRules, PoolStatus, TopologyDec
 from archon_rollout.pool.membership import Membership
 from archon_rollout.pool.routing import Router
 from archon_rollout.pool.status_file import StatusFile
-from archon_rollout.pool.stopping import POLL_SECONDS, Stop, StoppedError, never
+from archon_rollout.pool.stopping import POLL_SECONDS, Stop, StoppedError, never, try_within
 from archon_rollout.pool.warming import WarmerLike
-from archon_rollout.pool.watch import Watch
+from archon_rollout.pool.watch import STOP_SECONDS, Watch
 
 if TYPE_CHECKING:
     from archon_rollout.publication.warm_up import WarmUp
@@ -135,9 +136,9 @@ class Pool:
         self._watch.start()
 
     def stop(self) -> None:
-        """Stop watching. Running probes end with their time limit. Idempotent."""
+        """Stop watching. Running probes are cancelled. Idempotent."""
         if self._watch.stop():
-            self.write_status(ended=True)
+            try_within(STOP_SECONDS, partial(self.write_status, ended=True), doing="writing the status of the servers")
 
     def decide(self) -> TopologyDecision:
         """The servers of the next step, for rank 0 to broadcast. Call once per step.

@@ -12,6 +12,7 @@ import threading
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
@@ -19,7 +20,7 @@ from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import NoDescriptorError, ServerError, UncertainCallError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.member_sources import MemberSources
-from archon_rollout.pool.stopping import POLL_SECONDS
+from archon_rollout.pool.stopping import POLL_SECONDS, in_thread, try_within
 from archon_rollout.pool.warming import WarmerLike, start_warm_ups
 
 if TYPE_CHECKING:
@@ -29,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 PROBE_TOKEN = 0
 PROBE_PREFIX = "probe-"
+
+STOP_SECONDS = 5.0
+"""Time limit of each step of the end: of the thread, of closing the registry, of the last status."""
 
 PROGRESS_SECONDS = 3.0
 """Longest time in which a server that did not answer a probe must make a token for another request."""
@@ -69,13 +73,14 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Stop watching. Running probes end with their time limit. Returns whether it was watching."""
+        """Stop watching. Running probes are cancelled. Returns whether it was watching. A registry that hangs delays
+        it by a time limit."""
         self._stopping.set()
         if self._thread is None:
             return False
-        self._thread.join()
+        self._thread.join(STOP_SECONDS)
         self._thread = None
-        self._sources.close()
+        try_within(STOP_SECONDS, self._sources.close, doing="closing the registry of servers")
         return True
 
     def wait(self, seconds: float) -> None:
@@ -99,22 +104,33 @@ class Watch:
             self._crash = error
 
     async def _repeat_all(self) -> None:
-        await asyncio.gather(*map(self._repeat, (self._read_registry, self._probe_servers, self._warm_newcomers)))
+        """Run all actions until the pool stops, then cancel them, whatever they wait for."""
+        actions = (self._read_registry, self._probe_servers, self._warm_newcomers)
+        tasks = [asyncio.create_task(self._repeat(action)) for action in actions]
+        try:
+            while not self._stopping.is_set():
+                ended, _ = await asyncio.wait(tasks, timeout=POLL_SECONDS, return_when=asyncio.FIRST_EXCEPTION)
+                for task in ended:
+                    task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _repeat(self, action: Callable[[], Awaitable[None]]) -> None:
-        """Run an action in every interval until the pool stops."""
-        while not self._stopping.is_set():
+        """Run an action in every interval."""
+        while True:
             await action()
             until = self._clock() + self._options.health_check_interval_seconds
-            while not self._stopping.is_set() and self._clock() < until:
+            while self._clock() < until:
                 await asyncio.sleep(POLL_SECONDS)
 
     async def _read_registry(self) -> None:
-        listing = await asyncio.to_thread(self._sources.read)
+        listing = await in_thread(self._sources.read)
         found = await asyncio.gather(*(self._identified(record) for record in listing.records))
         records = {record.incarnation: record for record in found if record is not None}
         self._pool.announced(records, registry_error=listing.error)
-        await asyncio.to_thread(self._pool.write_status)
+        await in_thread(self._pool.write_status)
 
     async def _identified(self, record: ServerRecord) -> ServerRecord | None:
         """The record with its incarnation, which a registry of addresses does not know."""
@@ -122,7 +138,7 @@ class Watch:
             return record
         timeout = self._options.health_check_timeout_seconds
         try:
-            found = await asyncio.to_thread(self._driver.ready, record.address, timeout=timeout)
+            found = await in_thread(partial(self._driver.ready, record.address, timeout=timeout))
         except Exception:  # as for calls: see _result_of
             found = None
         if found is not None:
@@ -135,7 +151,7 @@ class Watch:
 
     async def _probe_servers(self) -> None:
         await asyncio.gather(self._probe_all(), self._watch_draining())
-        await asyncio.to_thread(self._pool.write_status)
+        await in_thread(self._pool.write_status)
 
     async def _probe_all(self) -> None:
         if not self._options.enable_health_monitor:
@@ -150,7 +166,7 @@ class Watch:
         """Find out whether servers that withdrew still work on their requests. They accept no others, also no probe."""
         targets = self._pool.draining()
         timeout = self._options.health_check_timeout_seconds
-        calls = (asyncio.to_thread(self._driver.state, record, timeout=timeout) for record in targets.values())
+        calls = (in_thread(partial(self._driver.state, record, timeout=timeout)) for record in targets.values())
         results = await asyncio.gather(*(_result_of(call, timeout) for call in calls))
         for name, (error, _) in zip(targets, results, strict=True):
             if error:
@@ -169,7 +185,7 @@ class Watch:
         """Whether a server makes tokens, so that a probe without an answer only waits behind other requests."""
         timeout = min(self._options.health_check_timeout_seconds, PROGRESS_SECONDS)
         try:
-            return await asyncio.to_thread(self._driver.is_generating, server, timeout=timeout)
+            return await in_thread(partial(self._driver.is_generating, server, timeout=timeout))
         except Exception:  # as for calls: see _result_of
             return False
 
