@@ -31,16 +31,19 @@ class Clock:
 
 class Flaky(MemoryRegistry):
     error = ""
+    kind: type[Exception] = ServerError
 
     def list(self):
         if self.error:
-            raise ServerError(self.error)
+            raise self.kind(self.error)
         return super().list()
 
 
-def test_an_outage_of_one_registry_keeps_its_servers_until_they_had_time_to_come_back(caplog) -> None:
+@pytest.mark.parametrize("kind", [ServerError, OSError])
+def test_an_outage_of_one_registry_keeps_its_servers_until_they_had_time_to_come_back(caplog, kind) -> None:
     clock = Clock()
     own, shared = MemoryRegistry(clock), Flaky(clock)
+    shared.kind = kind
     own.announce("a", A, ttl=1e9)
     entry = shared.announce("b", B, ttl=5)
     sources = MemberSources([own, shared], clock=clock)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -139,6 +141,20 @@ def test_an_unreadable_folder_is_an_error(tmp_path) -> None:
         FolderRegistry(tmp_path / "file").announce("a", A, ttl=5)
     with pytest.raises(ServerError, match="allowed are letters"):
         FolderRegistry(tmp_path).announce("../a", A, ttl=5)
+
+
+@pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EIO])
+def test_a_folder_whose_share_fails_is_an_error_of_the_registry(tmp_path, monkeypatch, number) -> None:
+    registry = FolderRegistry(tmp_path)
+    assert registry.list() == {}
+
+    def fail(*arguments, **options):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "stat", fail)
+    monkeypatch.setattr(os, "listdir", fail)
+    with pytest.raises(ServerError, match="repair the folder"):
+        registry.list()
 
 
 def test_a_share_that_was_unmounted_for_a_while_is_no_news_about_servers(tmp_path, clock) -> None:

@@ -93,7 +93,7 @@ class _Source:
         """Update ``known``; returns why that failed."""
         try:
             found = self.registry.list()
-        except ServerError as error:
+        except (ServerError, OSError) as error:  # OSError of a registry that somebody else wrote
             self._is_out = True
             return str(error)
         if self._is_out:

@@ -143,10 +143,12 @@ class FolderRegistry:
 
     def _read(self) -> dict[str, _Entry | ServerError]:
         """The content of every file, or why it cannot be read."""
-        if self._existed and not self._folder.exists():
-            # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
-            raise ServerError(f"server registry {self._folder}: found no folder, and it had entries; repair the folder")
         try:
+            if self._existed and not self._folder.exists():
+                # An unmounted share is no news about servers. Before the first entry there may be no folder yet.
+                raise ServerError(
+                    f"server registry {self._folder}: found no folder, and it had entries; repair the folder"
+                )
             paths = sorted(path for path in self._folder.iterdir() if path.name.endswith(_SUFFIX))
             self._existed = True
         except FileNotFoundError:
