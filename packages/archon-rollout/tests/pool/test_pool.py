@@ -176,14 +176,15 @@ def test_a_failed_request_goes_to_another_server() -> None:
 
 
 def test_repetitions_are_limited() -> None:
-    world = World("a", request_retries=1, health_check_failure_threshold=100)
+    world = World("abc", request_retries=1, request_timeout=2.0, health_check_failure_threshold=100)
     world.begin()
-    server = world.driver.servers["a"]
-    server.refuses = "server a: out of memory"
-    asyncio.run(world.pool.refresh())
-    world.options.request_timeout = 0.2
-    with pytest.raises(ServerError, match="found no server in service"):
+    for name, server in world.driver.servers.items():
+        server.refuses = f"server {name}: out of memory"
+    with pytest.raises(
+        ServerError, match=r"2 attempts failed .*\n  server a: out of memory\n  server b: out of memory$"
+    ):
         world.ask()
+    assert [len(server.requests) for server in world.driver.servers.values()] == [1, 1, 0]
 
 
 def test_an_aborted_completion_is_continued_where_it_ended() -> None:
