@@ -63,8 +63,8 @@ class SglangOptions:
         sampling_backend: kernels of sampling; null to let SGLang choose.
         context_length: maximum length of prompt and completion; null for the model's.
         mem_fraction_static: share of the GPU's memory for weights and KV cache; null to let SGLang choose.
-        max_running_requests: maximum number of sequences in a batch. If set, a run has a few less in progress on each
-            server, so that probes and canaries need not wait.
+        max_running_requests: maximum number of sequences in a batch. If set, a run keeps slightly fewer in progress
+            on each server, which leaves room for probes and canaries.
         chunked_prefill_size: tokens per prefill chunk; -1 for no chunks.
         max_prefill_tokens: tokens in a prefill batch.
         schedule_policy: order of waiting requests.

@@ -28,8 +28,8 @@ class VllmOptions:
         enforce_eager: capture no CUDA graphs.
         dtype: dtype of weights and activations; ``auto`` for the trainer's compute dtype.
         distributed_executor_backend: how vLLM starts its ranks.
-        max_num_seqs: maximum number of sequences in a batch. A run has a few less in progress on each server, so that
-            probes and canaries need not wait.
+        max_num_seqs: maximum number of sequences in a batch. A run keeps slightly fewer in progress on each server,
+            which leaves room for probes and canaries.
         block_size: tokens per block of the KV cache; null to let vLLM choose, which the CPU needs.
         cpu_offload_gb: GiB of weights to keep in host memory.
         disable_sliding_window: ignore the model's sliding window.

@@ -132,8 +132,11 @@ class ServerDriver(Protocol):
         """The server's state."""
 
     def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
-        """Whether the server makes tokens now, for whatever requests. It tells a busy server, in whose queue a probe
-        waits, from one whose engine hangs. False if servers of this kind do not tell."""
+        """Whether the server generates tokens now, for any request.
+
+        The pool asks after a probe without an answer: a busy server may queue the probe behind other requests, while a
+        hung engine generates nothing. Servers that do not report it return false.
+        """
 
     def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:
         """Start an update. Drops what an earlier unfinished one received."""

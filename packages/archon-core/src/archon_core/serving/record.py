@@ -132,8 +132,8 @@ class ServerCapabilities:
         interrupt: whether aborted requests return the tokens that they have.
         scores: whether it computes log-probabilities of given tokens.
         score_temperatures: whether it does so at any temperature; otherwise at 1 only.
-        max_sequences: number of sequences that a client may have in progress on a server, a few less than the server
-            decodes at once: a probe or canary would wait behind further ones. ``None`` for any number.
+        max_sequences: number of sequences that a client may have in progress on a server, slightly below the server's
+            batch size, which leaves room for probes and canaries. ``None`` for any number.
     """
 
     transports: tuple[str, ...]

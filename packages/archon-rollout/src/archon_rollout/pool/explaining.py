@@ -18,8 +18,9 @@ def explain_lack(status: PoolStatus, found: int, options: RolloutConfig, *, sect
 def explain_losses(status: PoolStatus, times: int, options: RolloutConfig, *, section: str) -> str:
     """The error of requests during which all servers left ``times`` times in a row, and completed none."""
     line = (
-        f"{section} requests: all servers left {times} times in a row, and completed no request meanwhile; allowed is "
-        f"{section}.request_retries={options.request_retries}; repair the servers, or raise the limits of their probes"
+        f"{section} requests: all servers left {times} times in a row, and completed no request meanwhile; allowed are "
+        f"{max(1, options.request_retries)} times ({section}.request_retries, at least 1); repair the servers, or "
+        "raise the limits of their probes"
     )
     return "\n".join([line, *_absences(status)])
 

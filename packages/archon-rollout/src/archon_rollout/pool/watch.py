@@ -35,7 +35,7 @@ STOP_SECONDS = 5.0
 """Time limit of each step of the end: of the thread, of closing the registry, of the last status."""
 
 PROGRESS_SECONDS = 3.0
-"""Longest time in which a server that did not answer a probe must make a token for another request."""
+"""Longest time in which a server that did not answer a probe must generate a token for another request."""
 
 
 class Watch:
@@ -182,7 +182,7 @@ class Watch:
         return "" if is_silent and await self._is_generating(server) else error
 
     async def _is_generating(self, server: ServerRecord) -> bool:
-        """Whether a server makes tokens, so that a probe without an answer only waits behind other requests."""
+        """Whether a server that did not answer a probe generates tokens: the probe then waits behind other requests."""
         timeout = min(self._options.health_check_timeout_seconds, PROGRESS_SECONDS)
         try:
             return await in_thread(partial(self._driver.is_generating, server, timeout=timeout))

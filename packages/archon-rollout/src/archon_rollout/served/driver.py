@@ -133,7 +133,7 @@ class ServedDriver:
         return ServerState.from_data(call(server.address, "GET", "/state", token=self._token, timeout=timeout))
 
     def is_generating(self, server: ServerRecord, *, timeout: float) -> bool:
-        """False: probes do not wait in the queue, because short requests have a row of the batch to themselves."""
+        """False: a short request has a row of the batch to itself, so a probe does not wait behind others."""
         return False
 
     def begin_update(self, server: ServerRecord, plan: UpdatePlan, *, timeout: float) -> None:

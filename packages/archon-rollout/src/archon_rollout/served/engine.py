@@ -152,10 +152,11 @@ class ServedEngine(BesideTrainer, ElasticHooks):
                     assert self._client is not None
                     assert self._pool is not None
                     calls = {n: self._client.generate(request) for n, request in missing.items()}
+                    had_servers = not self._pool.is_empty()
                     found = asyncio.run(answers_until_empty(self._pool, calls))
                     answered |= found
-                    fruitless = 0 if found else fruitless + bool(missing)
-                    if fruitless > self._config.request_retries:
+                    fruitless = 0 if found else fruitless + (had_servers and bool(missing))
+                    if fruitless > max(1, self._config.request_retries):
                         raise ServerError(self._pool.explain_losses(fruitless))
             if self._ranks.broadcast(len(answered) == len(pending)):
                 break
