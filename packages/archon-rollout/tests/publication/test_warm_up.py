@@ -32,7 +32,8 @@ class Run:
         self.server, self.newcomer = servers
         publishing = PublisherOptions(bucket_bytes=2**17, timeout=20.0, canary=CANARY, **options)
         self.publisher = Publisher(engine, driver, made, publishing, self.stored)
-        self.warmer = Warmer(driver, self.stored, CANARY, timeout=20.0)
+        self.warmer = Warmer(driver, self.stored, CANARY, timeout=20.0, publisher=context.run)
+        self.run = context.run
         self.folder = context.folder / "weights"
 
     def publish(self, *servers) -> None:
@@ -128,7 +129,7 @@ def test_a_newcomer_that_is_late_is_an_error_and_refuses_what_it_executes_later(
     run.publish(run.server, run.newcomer)
     old = {name: tensor.clone() for name, tensor in run.engine.tensors.items()}
     run.publish()
-    run.warmer = Warmer(run.driver, run.stored, CANARY, timeout=0.4)
+    run.warmer = Warmer(run.driver, run.stored, CANARY, timeout=0.4, publisher=run.run)
     assert "commit: no answer within 0.4 s" in run.warm_up(delay=["commit", 1.0]).error
     while not any("found prepared version None" in entry for entry in run.driver.call(run.newcomer, "history")):
         time.sleep(0.05)
@@ -142,7 +143,7 @@ def test_a_newcomer_that_dies_or_hangs_is_an_error_within_the_limits_of_its_call
     faults = (({"die_at": 1}, "receive: "), ({"stop_at": 1}, "receive: no answer within 0.5 s"))
     for (_, server), (fault, text) in zip(own_servers(2), faults, strict=True):
         run.newcomer = server
-        run.warmer = Warmer(run.driver, run.stored, CANARY, timeout=0.5)
+        run.warmer = Warmer(run.driver, run.stored, CANARY, timeout=0.5, publisher=run.run)
         assert text in run.warm_up(**fault).error
     run.publish()
 

@@ -61,7 +61,7 @@ class Warmer:
         canary: Canary | None,
         *,
         timeout: float,
-        publisher: str = "",
+        publisher: str,
     ) -> None:
         self._driver, self._stored, self._canary, self._timeout = driver, stored, canary, timeout
         self._publisher = publisher
