@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -36,7 +38,8 @@ def examine(layout, folder, odd):
         clock=lambda: time.time() + (3600 if is_odd else 0),
         patience=1.0,
     )
-    return [(finding.subject, finding.state, finding.found) for finding in report.findings], len(report.links)
+    findings = [(finding.subject, finding.state, finding.found) for finding in report.findings]
+    return findings, len(report.links), report.is_consistent
 
 
 def test_the_odd_rank_is_named_for_every_check_and_nothing_is_left_in_the_folders(tmp_path):
@@ -44,7 +47,8 @@ def test_the_odd_rank_is_named_for_every_check_and_nothing_is_left_in_the_folder
     (tmp_path / "shared").mkdir()
     results = run_world(examine, 3, ("archon:d3", tmp_path, 0))
     assert all(result == results[0] for result in results), "every rank exits with the same code"
-    findings, n_links = results[0]
+    findings, n_links, is_consistent = results[0]
+    assert not is_consistent
     failures = [(subject, found) for subject, state, found in findings if state == "failure" and "axis" not in subject]
     assert [subject for subject, _ in failures] == ["plugin core", "clocks", "shared folder"]
     assert f"failed on rank 0 ({host}); loaded on the other 2" in failures[0][1]
@@ -57,7 +61,8 @@ def test_the_odd_rank_is_named_for_every_check_and_nothing_is_left_in_the_folder
 
 
 def test_equal_ranks_are_consistent_and_each_axis_is_measured(tmp_path):
-    [(findings, n_links), *_] = run_world(examine, 4, ("archon:d2t2", tmp_path, None))
+    [(findings, n_links, is_consistent), *_] = run_world(examine, 4, ("archon:d2t2", tmp_path, None))
+    assert is_consistent
     assert {state for _, state, _ in findings} == {"ok"}
     assert [subject for subject, _, _ in findings] == [
         "ranks",
@@ -90,6 +95,39 @@ def test_the_command_starts_local_ranks_and_prints_tables_or_json(tmp_path):
     printed = json.loads(run_archon(*given, "--json").stdout)
     assert [rank["interface"] for rank in printed["ranks"]] == ["lo", "lo"]
     assert printed["links"][0]["bandwidth"] > 0
+
+
+@pytest.mark.wide
+def test_every_rank_of_srun_exits_with_1_if_one_differs(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    step = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_ID": "0",
+        "SLURM_STEP_NUM_TASKS": "2",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_STEP_TASKS_PER_NODE": "2",
+        "SLURM_NODEID": "0",
+        "MASTER_PORT": str(port),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        given = ("doctor", "--cluster", "--folder", str(tmp_path))
+        ended = [
+            pool.submit(
+                run_archon,
+                *given,
+                **step,
+                SLURM_PROCID=str(rank),
+                SLURM_LOCALID=str(rank),
+                ARCHON_DISABLE_PLUGINS="rl" if rank else "",
+            )
+            for rank in range(2)
+        ]
+        first, second = (one.result() for one in ended)
+    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    assert "plugin rl" in first.stdout
+    assert second.stdout == ""
 
 
 @pytest.mark.wide

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from archon_core.cluster.clocks import ClockOffset, RoundTrip, compare_clocks, estimate_offset
-from archon_core.cluster.facts import RankFacts, compare_versions
+from archon_core.cluster.facts import RankFacts, compare_versions, sources_of
 from archon_core.cluster.links import Link, axes_of, compare_links, ring_rounds
 from archon_core.cluster.naming import by_value, majority, name_ranks, spans
 from archon_core.cluster.shared_folder import FolderView, compare_folders
@@ -19,8 +19,14 @@ def facts(*versions):
 
 
 def test_a_version_that_one_rank_has_alone_is_named_with_the_command_that_installs_the_usual_one():
-    usual = {"Python": "3.11.2", "torch": "2.13.0+cpu", "plugin moe": "loaded"}
-    other = {"Python": "3.11.2", "torch": "2.12.1+cpu", "archon-tasks": "0.1.0", "plugin moe": "failed"}
+    usual = {"Python": "3.11.2", "torch": "2.13.0+cpu", "plugin moe": "loaded", "sources of archon_moe": "1a"}
+    other = {
+        **usual,
+        "torch": "2.12.1+cpu",
+        "archon-tasks": "0.1.0",
+        "plugin moe": "failed",
+        "sources of archon_moe": "2b",
+    }
     by_subject = {finding.subject: finding for finding in compare_versions(facts(usual, usual, usual, other))}
     assert {finding.state for finding in by_subject.values()} == {"failure"}
     assert by_subject["torch"].found == "2.12.1+cpu on rank 3 (b); 2.13.0+cpu on the other 3"
@@ -28,7 +34,21 @@ def test_a_version_that_one_rank_has_alone_is_named_with_the_command_that_instal
     assert by_subject["archon-tasks"].found == "0.1.0 on rank 3 (b); not installed on the other 3"
     assert "pip uninstall archon-tasks" in by_subject["archon-tasks"].advice
     assert by_subject["plugin moe"].found == "failed on rank 3 (b); loaded on the other 3"
-    assert set(by_subject) == {"torch", "archon-tasks", "plugin moe"}
+    assert "install the same build, or the same commit" in by_subject["sources of archon_moe"].advice
+    assert set(by_subject) == {"torch", "archon-tasks", "plugin moe", "sources of archon_moe"}
+
+
+def test_a_changed_file_changes_the_sources_of_a_package(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "some_package" / "inner").mkdir(parents=True)
+    file = tmp_path / "some_package" / "inner" / "module.py"
+    found = []
+    for text in ("a = 1\n", "a = 2\n", "a = 1\n"):
+        (tmp_path / "some_package" / "__init__.py").write_text("")
+        file.write_text(text)
+        found.append(sources_of("some_package"))
+    assert found[0] == found[2] != found[1]
+    assert sources_of("no_such_package") == ""
 
 
 def test_without_a_majority_all_versions_are_listed():

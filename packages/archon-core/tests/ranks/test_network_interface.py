@@ -24,10 +24,11 @@ ONE_HOST, TWO_HOSTS = RankEnvironment(1, 2, 1, 2), RankEnvironment(1, 2, 0, 1)
 INTERFACES = {"127.0.0.1": "lo", "10.0.0.2": "eth0", "192.168.1.2": "wlan0"}
 
 
-def chosen(place, master="10.0.0.1", *, leads_to="10.0.0.2", **environment):
+def chosen(place, master="10.0.0.1", *, leads_to="10.0.0.2", nccl=True, **environment):
     return choose_interface(
         place,
         {"MASTER_ADDR": master, **environment},
+        nccl=nccl,
         towards=lambda host: leads_to,
         interface=INTERFACES.get,
         own=lambda: "192.168.1.2",
@@ -37,9 +38,12 @@ def chosen(place, master="10.0.0.1", *, leads_to="10.0.0.2", **environment):
 def test_ranks_of_several_hosts_use_the_interface_that_leads_to_the_rendezvous_and_record_it():
     choice = chosen(TWO_HOSTS)
     assert choice.variables == {GLOO: "eth0", CHOSEN: "eth0", NCCL: "=eth0"}
-    [decision] = choice.decisions
-    assert (decision.option, decision.requested, decision.effective) == (GLOO, "not set", "eth0")
-    assert "10.0.0.2 is on the way to MASTER_ADDR=10.0.0.1" in decision.reason
+    assert [(one.option, one.requested, one.effective) for one in choice.decisions] == [
+        (GLOO, "not set", "eth0"),
+        (NCCL, "not set", "=eth0"),
+    ]
+    assert "10.0.0.2 is on the way to MASTER_ADDR=10.0.0.1" in choice.decisions[0].reason
+    assert chosen(TWO_HOSTS, nccl=False).variables == {GLOO: "eth0", CHOSEN: "eth0"}
 
 
 def test_ranks_of_one_host_use_it_too_and_leave_nccl_alone():

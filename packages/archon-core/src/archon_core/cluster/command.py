@@ -14,7 +14,7 @@ from archon_core.cli.console import print_json, print_table, print_text
 from archon_core.cli.findings import Finding, print_findings
 from archon_core.cluster.clocks import ClockOffset, compare_clocks, measure_clocks
 from archon_core.cluster.facts import RankFacts, compare_versions, own_facts
-from archon_core.cluster.joining import joined
+from archon_core.cluster.joining import has_device, joined
 from archon_core.cluster.links import Link, compare_links, show_bandwidth, show_latency
 from archon_core.cluster.local_ranks import run_local_ranks
 from archon_core.cluster.measuring import measure_links
@@ -24,7 +24,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout import Layout, ParallelDims, parse_layout
 from archon_core.plugins import Registry, build_registry
 from archon_core.plugins.discovery import discover
-from archon_core.ranks.environment import RankEnvironment, rank_environment
+from archon_core.ranks.environment import rank_environment
 from archon_core.ranks.network_interface import GLOO
 from archon_core.ranks.ranks import Ranks
 from archon_core.ranks.srun import srun_environment
@@ -90,8 +90,9 @@ def examine(layout: str | None, folder: Path, *, timeout: float, as_json: bool) 
     registry = build_registry(
         discover(), {name: value for name, value in os.environ.items() if name != "ARCHON_STRICT_PLUGINS"}
     )
+    device = f"cuda:{place.local_rank}" if has_device(place) else "cpu"
     with joined(place, timeout=timeout) as ranks:
-        report = examine_ranks(ranks, chosen, folder, registry=registry, device=_device(place))
+        report = examine_ranks(ranks, chosen, folder, registry=registry, device=device)
         if ranks.is_first:
             _print_report(report, as_json=as_json)
     return 0 if report.is_consistent else 1
@@ -159,14 +160,6 @@ def _read_layout(text: str | None) -> Layout:
 
 def _dims(layout: Layout) -> ParallelDims:
     return layout.parallel_dims(moe=layout.ep > 1 or layout.etp is not None, option="--layout")
-
-
-def _device(place: RankEnvironment) -> str:
-    import torch
-
-    if torch.cuda.is_available() and torch.cuda.device_count() >= place.local_world_size:
-        return f"cuda:{place.local_rank}"
-    return "cpu"
 
 
 def _print_report(report: ClusterReport, *, as_json: bool) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from archon_core.cli.findings import Finding
 from archon_core.cluster.naming import by_value, majority, name_ranks
@@ -16,6 +19,7 @@ from archon_core.plugins import Registry
 from archon_core.tested_versions import TESTED_VERSIONS
 
 MISSING = "not installed"
+SOURCES = "sources of"
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class RankFacts:
         host: host name.
         interface: network interface of its gloo connections; empty if gloo chooses.
         device: where its tensors are.
-        versions: component -> version: Python, distributions, and the state of each plugin.
+        versions: component -> version: Python, distributions, the state and the sources of each plugin, and the GPU.
     """
 
     rank: int
@@ -39,7 +43,8 @@ class RankFacts:
 
 def own_facts(rank: int, registry: Registry, *, device: str, interface: str) -> RankFacts:
     """The facts of this process."""
-    return RankFacts(rank, socket.gethostname(), interface, device, own_versions(registry))
+    versions = {**own_versions(registry), **device_versions(device)}
+    return RankFacts(rank, socket.gethostname(), interface, device, versions)
 
 
 def own_versions(registry: Registry) -> dict[str, str]:
@@ -57,9 +62,32 @@ def own_versions(registry: Registry) -> dict[str, str]:
             continue
     for plugin in registry.plugins:
         found[f"plugin {plugin.name}"] = plugin.status
+        package = plugin.module.partition(".")[0]
+        found[f"{SOURCES} {package}"] = sources_of(package)
     if os.environ.get("ARCHON_DISABLE_PLUGINS"):
         found["ARCHON_DISABLE_PLUGINS"] = os.environ["ARCHON_DISABLE_PLUGINS"]
     return found
+
+
+def device_versions(device: str) -> dict[str, str]:
+    """The model of a GPU and its libraries; empty for the CPU."""
+    if device == "cpu":
+        return {}
+    import torch
+
+    nccl = ".".join(map(str, torch.cuda.nccl.version()))
+    return {"GPU": torch.cuda.get_device_name(device), "CUDA": str(torch.version.cuda), "NCCL": nccl}
+
+
+def sources_of(package: str) -> str:
+    """A checksum of the Python files of a package: two checkouts of one version may differ. Empty if it has none."""
+    spec = importlib.util.find_spec(package)
+    folders = sorted(spec.submodule_search_locations or ()) if spec is not None else []
+    files = sorted(file for folder in folders for file in Path(folder).rglob("*.py"))
+    checksum = hashlib.sha256()
+    for file in files:
+        checksum.update(file.name.encode() + b"\0" + file.read_bytes())
+    return checksum.hexdigest()[:10] if files else ""
 
 
 def compare_versions(facts: Sequence[RankFacts]) -> Iterator[Finding]:
@@ -90,6 +118,10 @@ def _advice(component: str, usual: str | None, odd: Mapping[str, list[int]], hos
         return f"on {where}: use Python {usual}"
     if component == "ARCHON_DISABLE_PLUGINS":
         return f"on {where}: set {component} as on the other ranks"
+    if component.startswith(SOURCES):
+        return f"on {where}: install the same build, or the same commit, as on the other machines"
+    if component in ("GPU", "CUDA", "NCCL"):
+        return f"on {where}: use the same {component} as on the other machines, or leave {where} out"
     if component.startswith("plugin "):
         return f"on {where}: `archon doctor` shows the cause"
     if usual == MISSING:
@@ -98,5 +130,5 @@ def _advice(component: str, usual: str | None, odd: Mapping[str, list[int]], hos
 
 
 def _short(versions: Mapping[str, str]) -> str:
-    shown = [f"{name} {versions[name]}" for name in ("Python", "torch", "archon-core") if name in versions]
+    shown = [f"{name} {versions[name]}" for name in ("Python", "torch", "archon-core", "GPU") if name in versions]
     return ", ".join([*shown, f"{len(versions) - len(shown)} more"])

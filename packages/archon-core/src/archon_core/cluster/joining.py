@@ -22,6 +22,13 @@ AGENT_STORE = "TORCHELASTIC_USE_AGENT_STORE"
 """Set by torchrun if its own process serves the store, rather than rank 0."""
 
 
+def has_device(place: RankEnvironment) -> bool:
+    """Whether each rank of this machine has a GPU."""
+    import torch
+
+    return torch.cuda.is_available() and torch.cuda.device_count() >= place.local_world_size
+
+
 @contextmanager
 def joined(place: RankEnvironment, *, timeout: float) -> Iterator[Ranks]:
     """All ranks, until the block ends. The environment has the address of the rendezvous.
@@ -36,12 +43,11 @@ def joined(place: RankEnvironment, *, timeout: float) -> Iterator[Ranks]:
     import torch
     import torch.distributed as dist
 
-    use_interface(place, patience=timeout)
-    if torch.cuda.is_available() and torch.cuda.device_count() >= place.local_world_size:
+    backends = "gloo"
+    if has_device(place):
         torch.cuda.set_device(place.local_rank)
         backends = "cpu:gloo,cuda:nccl"
-    else:
-        backends = "gloo"
+    use_interface(place, nccl=has_device(place), patience=timeout)
     host, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     try:
         store = dist.TCPStore(

@@ -56,6 +56,7 @@ def choose_interface(
     place: RankEnvironment,
     environment: Mapping[str, str] = os.environ,
     *,
+    nccl: bool = False,
     towards: Callable[[str], str] = address_towards,
     interface: Callable[[str], str | None] = interface_of,
     own: Callable[[], str] = own_address,
@@ -65,6 +66,7 @@ def choose_interface(
     Args:
         place: the rank.
         environment: its environment variables.
+        nccl: whether the ranks use NCCL, too.
         towards: host -> address of this machine on the way there.
         interface: address of this machine -> interface.
         own: an address of this machine for others.
@@ -85,12 +87,12 @@ def choose_interface(
     if name is None:
         reason = f"no interface has {address}, used towards MASTER_ADDR={host}; gloo takes that of the host name"
         return InterfaceChoice(decisions=(Decision(GLOO, UNSET, UNSET, reason),) if several else ())
-    variables, decisions = {GLOO: name, CHOSEN: name}, []
-    if several:
-        decisions.append(Decision(GLOO, UNSET, name, f"{address} is on the way to MASTER_ADDR={host}"))
-        if NCCL not in environment and not is_loopback(address):
-            variables[NCCL] = f"={name}"  # "=": this name exactly, rather than all that begin with it
-    return InterfaceChoice(variables, tuple(decisions))
+    variables = {GLOO: name}
+    if nccl and several and NCCL not in environment and not is_loopback(address):
+        variables[NCCL] = f"={name}"  # "=": this name exactly, rather than all that begin with it
+    reason = f"{address} is on the way to MASTER_ADDR={host}"
+    decisions = [Decision(variable, UNSET, value, reason) for variable, value in variables.items() if several]
+    return InterfaceChoice({**variables, CHOSEN: name}, tuple(decisions))
 
 
 def _kept(variable: str, users: str, name: str | None, host: str) -> tuple[Decision, ...]:
@@ -100,9 +102,19 @@ def _kept(variable: str, users: str, name: str | None, host: str) -> tuple[Decis
 
 
 def use_interface(
-    place: RankEnvironment, environment: MutableMapping[str, str] = os.environ, *, patience: float = RESOLVE_SECONDS
+    place: RankEnvironment,
+    environment: MutableMapping[str, str] = os.environ,
+    *,
+    nccl: bool = False,
+    patience: float = RESOLVE_SECONDS,
 ) -> tuple[Decision, ...]:
     """Choose the interface of this rank and set it, before any process group exists; returns the decisions.
+
+    Args:
+        place: this rank.
+        environment: to set it in.
+        nccl: whether the ranks use NCCL, too.
+        patience: seconds to wait until ``MASTER_ADDR`` resolves.
 
     Raises:
         ConfigError: ``MASTER_ADDR`` does not resolve within ``patience`` seconds, or no network leads there.
@@ -111,7 +123,7 @@ def use_interface(
     is_first_try = True
     while True:
         try:
-            choice = choose_interface(place, environment)
+            choice = choose_interface(place, environment, nccl=nccl)
         except OSError as error:
             host = environment["MASTER_ADDR"]
             if time.monotonic() > end:

@@ -54,7 +54,7 @@ def process_group(
                 "needs a device; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
             )
         torch.cuda.set_device(place.local_rank)
-    chosen = use_interface(place)
+    chosen = use_interface(place, nccl=torch.cuda.is_available())
     if decisions is not None:
         decisions.extend(chosen)
     dist.init_process_group(device_backends(), timeout=timeout)
