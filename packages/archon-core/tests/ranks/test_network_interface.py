@@ -73,6 +73,7 @@ def test_a_choice_of_archon_in_the_environment_is_not_a_users():
 
 def test_a_name_of_this_host_that_resolves_to_its_loopback_stands_for_its_own_address():
     assert chosen(TWO_HOSTS, "node-0", leads_to="127.0.1.1").variables[GLOO] == "wlan0"
+    assert chosen(ONE_HOST, "node-0", leads_to="127.0.0.1").variables[GLOO] == "lo"
     assert chosen(TWO_HOSTS, "localhost", leads_to="127.0.0.1").variables[GLOO] == "lo"
     assert chosen(TWO_HOSTS, "127.0.0.1", leads_to="127.0.0.1").variables.get(NCCL) is None
 

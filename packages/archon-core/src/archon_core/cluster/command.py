@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -63,7 +64,7 @@ class ClusterReport:
 
 
 def examine(layout: str | None, folder: Path, *, timeout: float, as_json: bool) -> int:
-    """Run the command in this process, as one rank or to start all of them; returns the exit code.
+    """Start all ranks and return the exit code; or examine this process as one rank, which ends it with that code.
 
     Raises:
         ConfigError: an option is invalid or missing, or ranks did not arrive.
@@ -95,7 +96,10 @@ def examine(layout: str | None, folder: Path, *, timeout: float, as_json: bool) 
         report = examine_ranks(ranks, chosen, folder, registry=registry, device=device)
         if ranks.is_first:
             _print_report(report, as_json=as_json)
-    return 0 if report.is_consistent else 1
+    # Without the interpreter's shutdown, which torch's threads abort now and then.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0 if report.is_consistent else 1)
 
 
 def examine_ranks(
@@ -125,11 +129,7 @@ def examine_ranks(
     views = look_into(folder, ranks, patience=patience)
     links = measure_links(_dims(layout), ranks, device)
     findings = [
-        Finding(
-            "ranks",
-            "ok",
-            f"{ranks.size} of {layout} on {len(set(hosts))} hosts: {name_ranks(range(ranks.size), hosts)}",
-        ),
+        _list_ranks(layout, hosts),
         *compare_versions(facts),
         *compare_clocks(offsets, hosts),
         *compare_folders(views, hosts, ranks.broadcast(str(folder))),
@@ -152,9 +152,7 @@ def _read_layout(text: str | None) -> Layout:
         )
     layout = parse_layout(text, option="--layout")
     if layout.kind != "train":
-        raise ConfigError(
-            f"--layout: found {text}, whose engine generates; allowed are engines that train, as archon:d2"
-        )
+        raise ConfigError(f"--layout: found {text}, whose engine generates; allowed are those that train: archon:d2")
     return layout
 
 

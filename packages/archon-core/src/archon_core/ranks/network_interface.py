@@ -76,11 +76,11 @@ def choose_interface(
     """
     host = environment["MASTER_ADDR"]
     address = towards(host)
-    if is_loopback(address) and not is_loopback(host):
+    several = place.world_size > place.local_world_size
+    if several and is_loopback(address) and not is_loopback(host):
         # /etc/hosts of many machines maps their own name to 127.0.1.1, which the other machines do not see.
         address = own()
     name = interface(address)
-    several = place.world_size > place.local_world_size
     users = interface_of_user(environment)
     if users is not None:
         return InterfaceChoice(decisions=_kept(GLOO, users, name, host) if several else ())
