@@ -64,7 +64,7 @@ def joined(place: RankEnvironment, *, timeout: float) -> Iterator[Ranks]:
             "firewall blocks the port"
         ) from error
     arrivals = dist.PrefixStore(f"archon-doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    _arrive(arrivals, place, timeout)
+    wait_for_ranks(arrivals, place, timeout=timeout)
     dist.init_process_group(
         backends, store=arrivals, rank=place.rank, world_size=place.world_size, timeout=timedelta(seconds=timeout)
     )
@@ -72,11 +72,11 @@ def joined(place: RankEnvironment, *, timeout: float) -> Iterator[Ranks]:
     dist.destroy_process_group()  # only after success: after an error, others may wait in a collective
 
 
-def _arrive(store: Any, place: RankEnvironment, timeout: float) -> None:
-    """Wait for all ranks.
+def wait_for_ranks(store: Any, place: RankEnvironment, *, timeout: float) -> None:
+    """Tell the others that this rank is here, and wait until all are.
 
     Raises:
-        ConfigError: some did not arrive in time.
+        ConfigError: some did not arrive within ``timeout`` seconds.
     """
     store.set(f"host/{place.rank}", socket.gethostname())
     end = time.monotonic() + timeout
