@@ -130,7 +130,8 @@ def test_two_hosts_train_on_a_server_of_one_with_the_numbers_of_one_process(host
 
     text = log.read_text(encoding="utf-8")
     assert f"ready: http://{second.address}:" in text, "it announces the address of the cable"
-    assert re.findall(r"weights: version (-?\d+) -> (\d+)", text)[-1][1] == "2", "the weights after the last step"
+    # Before the first step and after each; a step updates the weights once per mini-batch, of two.
+    assert re.findall(r"weights: version (-?\d+) -> (\d+)", text) == [("-1", "0"), ("0", "2"), ("2", "4")]
     decisions = json.loads((found / "decisions.json").read_text(encoding="utf-8"))
     [interface] = [row for row in decisions if row["option"] == "GLOO_SOCKET_IFNAME"]
     assert (interface["requested"], interface["effective"]) == ("not set", hosts[0].interface)
@@ -139,8 +140,8 @@ def test_two_hosts_train_on_a_server_of_one_with_the_numbers_of_one_process(host
 def test_the_doctor_compares_two_hosts(hosts, tmp_path):
     given = ("doctor", "--cluster", "--json", "--folder", str(tmp_path / "shared"), "--timeout", "60")
     first, second = wait_for(start_ranks(hosts, tmp_path / "rank", *given), tmp_path / "rank")
-    report = json.loads(first)
-    assert second == ""
+    report = json.loads(first[first.index("{\n") :])  # torch warns before it that it finds no name for an address
+    assert "{" not in second, "only the first rank prints"
     assert [rank["interface"] for rank in report["ranks"]] == [host.interface for host in hosts]
     assert [(link["axis"], link["ranks"]) for link in report["links"]] == [("dp_shard", [0, 1])]
     assert {finding["state"] for finding in report["findings"]} == {"ok"}

@@ -54,7 +54,7 @@ def explain_missing() -> str:
     if made.returncode:
         return f"found no permission for network namespaces ({made.stderr.strip()}); run as root, outside of a sandbox"
     try:
-        cable = ["ip", "-n", probe, "link", "add", "a", "type", "veth", "peer", "name", "b"]
+        cable = ["ip", "-n", probe, "link", "add", "name", "end0", "type", "veth", "peer", "name", "end1"]
         made = subprocess.run(cable, capture_output=True, text=True)
         return f"found no virtual cables ({made.stderr.strip()})" if made.returncode else ""
     finally:
@@ -76,7 +76,7 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
             lines += [f"{other.address} {other.name}" for other in hosts if other is not host]
             (folder / "hosts").write_text("\n".join(lines) + "\n", encoding="utf-8")
         first, second = hosts
-        cable = ("link", "add", first.interface, "type", "veth", "peer", "name", second.interface)
+        cable = ("link", "add", "name", first.interface, "type", "veth", "peer", "name", second.interface)
         _ip("-n", first.name, *cable, "netns", second.name)
         for host in hosts:
             _ip("-n", host.name, "addr", "add", f"{host.address}/24", "dev", host.interface)
