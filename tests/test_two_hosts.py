@@ -31,6 +31,7 @@ DEADLINE = 180.0
 
 COMPARED = ("loss", "gradient_norm", "reward", "rollout_kl_ref")
 
+SHORT = ("trainer.max_steps=2", "trainer.save_every=0", "trainer.verify_export=false")
 SERVED = (
     "rollout.backend=served:d1",
     "rollout.start_servers=false",
@@ -51,10 +52,10 @@ def hosts() -> Iterator[tuple[Host, Host]]:
 @pytest.fixture
 def alone(tmp_path):
     """The file of a run, and the folder of that run in one process, which samples itself."""
-    text = COMMON.replace("POLICY", POLICY).replace("SCHEDULE", "cosine").replace("max_steps: 4", "max_steps: 2") + GRPO
+    text = COMMON.replace("POLICY", POLICY).replace("SCHEDULE", "cosine") + GRPO
     file = tmp_path / "run.yaml"
     file.write_text(f"{text}cluster: {{fileroot: {tmp_path}}}\n", encoding="utf-8")
-    run_world(train, 1, (file, "d1", "alone"), time_limit=120)
+    run_world(train, 1, (file, "d1", "alone", SHORT), time_limit=120)
     return file, tmp_path / "layouts" / "alone"
 
 
@@ -94,7 +95,7 @@ def test_two_hosts_train_on_a_server_of_one_with_the_numbers_of_one_process(host
     file, expected = alone
     second = hosts[1]
     log = tmp_path / "server.log"
-    given = ("trial_name=two", *SERVED)
+    given = ("trial_name=two", *SHORT, *SERVED)
     [export] = expected.glob("export*")
     server = second.start(
         *archon("serve", "--model", str(export / "config.json"), "--host", "0.0.0.0", "--dtype", "float64"),

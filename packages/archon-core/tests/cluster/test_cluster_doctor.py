@@ -36,7 +36,7 @@ def examine(layout, folder, odd):
         folder / ("other" if is_odd else "shared"),
         registry=Registry([replace(plugin, status="failed") if is_odd else plugin]),
         clock=lambda: time.time() + (3600 if is_odd else 0),
-        patience=1.0,
+        patience=0.3,
     )
     findings = [(finding.subject, finding.state, finding.found) for finding in report.findings]
     return findings, len(report.links), report.is_consistent
