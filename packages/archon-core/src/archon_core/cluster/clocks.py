@@ -6,7 +6,6 @@ its time bounds the error.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -99,18 +98,18 @@ def compare_clocks(offsets: Sequence[ClockOffset], hosts: Sequence[str]) -> Iter
 
     With three or more ranks, clocks are compared with the median, so a wrong clock of rank 0 is named as such.
     """
-    usual = statistics.median_low([one.seconds for one in offsets]) if len(offsets) > 2 else 0.0
+    usual = sorted(offsets, key=lambda one: one.seconds)[(len(offsets) - 1) // 2] if len(offsets) > 2 else ClockOffset()
+    apart = [ClockOffset(one.seconds - usual.seconds, one.error + usual.error) for one in offsets]
     odd: dict[str, list[int]] = {}
-    for rank, offset in enumerate(offsets):
-        if abs(offset.seconds - usual) - offset.error > LIMIT_SECONDS:
+    for rank, offset in enumerate(apart):
+        if abs(offset.seconds) - offset.error > LIMIT_SECONDS:
             odd.setdefault(hosts[rank], []).append(rank)
     for host, ranks in odd.items():
-        worst = max((offsets[rank] for rank in ranks), key=lambda one: abs(one.seconds - usual))
-        seconds = worst.seconds - usual
+        worst = max((apart[rank] for rank in ranks), key=lambda one: abs(one.seconds))
         yield Finding(
             "clocks",
             "failure",
-            f"{name_ranks(ranks, hosts)}: {abs(seconds):.3f} s {'ahead of' if seconds > 0 else 'behind'} "
+            f"{name_ranks(ranks, hosts)}: {abs(worst.seconds):.3f} s {'ahead of' if worst.seconds > 0 else 'behind'} "
             f"{'the others' if len(offsets) > 2 else 'rank 0'} (error at most {worst.error:.3f} s); "
             f"allowed are {LIMIT_SECONDS:g} s",
             f"on {host}: synchronise the clock, with chrony or another NTP client",

@@ -16,7 +16,7 @@ BYTES = {"cpu": 8 * 2**20, "cuda": 128 * 2**20}
 
 
 def measure_links(dims: ParallelDims, ranks: Ranks, device: str) -> list[Link]:
-    """The links of every axis, on all ranks.
+    """The links of every axis, in the order of axes and ranks; equal on all ranks.
 
     All groups of an axis exchange at once, as they do in a run; the best of several messages counts.
     """
@@ -36,7 +36,9 @@ def measure_links(dims: ParallelDims, ranks: Ranks, device: str) -> list[Link]:
                     seconds = min(_exchange(large, other, leads) for _ in range(LARGE_MESSAGES))
                     if leads:
                         own.append(Link(axis, (first, second), latency, large.numel() / seconds))
-    return [link for links in ranks.gather(own) for link in links]
+    axes = [axis for axis, _ in axes_of(dims)]
+    measured = [link for links in ranks.gather(own) for link in links]
+    return sorted(measured, key=lambda link: (axes.index(link.axis), link.ranks))
 
 
 def _exchange(message: Any, other: int, leads: bool) -> float:
