@@ -94,7 +94,7 @@ def starts() -> dict[str, tuple[str, list[str]]]:
     jobset = POD["template"]["spec"]["containers"][0]["command"]
     texts = {
         "skypilot.yaml": DOCUMENTS["skypilot"]["run"],
-        "torchrun.sbatch": (FILES / "torchrun.sbatch").read_text(encoding="utf-8").partition("\nsrun ")[2],
+        "slurm_torchrun.sh": (FILES / "slurm_torchrun.sh").read_text(encoding="utf-8").partition("\nsrun ")[2],
     }
     found = {"jobset.yaml": jobset}
     for file, text in texts.items():
@@ -104,7 +104,7 @@ def starts() -> dict[str, tuple[str, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("file", ["jobset.yaml", "skypilot.yaml", "torchrun.sbatch"])
+@pytest.mark.parametrize("file", ["jobset.yaml", "skypilot.yaml", "slurm_torchrun.sh"])
 def test_a_file_starts_as_many_ranks_as_its_layout_has_with_options_that_exist(file):
     words = starts()[file]
     options = dict(word.removeprefix("--").split("=", 1) for word in words if word.startswith("--"))

@@ -1,5 +1,5 @@
 #!/bin/bash
-# The ranks of a run on two machines with eight GPUs each, by torchrun: sbatch torchrun.sbatch
+# The ranks of a run on two machines with eight GPUs each, by torchrun: sbatch slurm_torchrun.sh
 # archon-slurm does this, and restarts and servers too: archon train run.yaml scheduler.type=slurm
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
