@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 
 from archon_core import assemble
 from archon_core.cli.main import main
+from archon_core.cluster.joining import wait_for_ranks
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.rollout import Completion, GenerationConfig, GenerationRequest, RolloutConfig, ScoredModel
@@ -34,6 +35,7 @@ from archon_core.plugins.discovery import discover, distribution_name
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.first_failure import RankExit, explain
+from archon_core.ranks.network_interface import use_interface
 from archon_core.serving.arena import ArenaHeader
 from archon_core.serving.arena_file import create_arena
 from archon_core.serving.record import ServerRecord, ServerState
@@ -469,6 +471,16 @@ def _(folder: Path) -> None:
 @row("A rank was killed")
 def _(folder: Path) -> str:
     return explain(RankExit(1, 4711, -signal.SIGKILL, 0.0, log=Path("runs/e/t/logs/start-1/rank-1.log")), 4)
+
+
+@row("The machine of the first rank cannot be reached")
+def _(folder: Path) -> None:
+    use_interface(RankEnvironment(1, 2, 0, 1), {"MASTER_ADDR": "no-such-host.invalid"}, patience=0.0)
+
+
+@row("Ranks do not arrive")
+def _(folder: Path) -> None:
+    wait_for_ranks(dist.HashStore(), RankEnvironment(0, 3, 0, 1), timeout=0.1)
 
 
 @row("A sequence is longer than a micro-batch")

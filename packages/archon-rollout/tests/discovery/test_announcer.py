@@ -9,11 +9,12 @@ from dataclasses import replace
 import pytest
 
 from archon_core.errors import ServerError
+from archon_core.ranks.addresses import own_address
 from archon_core.serving.record import ServerRecord
 from archon_rollout.registries.announcer import Announcer, entry_id
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.registries.memory import MemoryRegistry
-from archon_rollout.server.address import advertised, own_address
+from archon_rollout.server.address import advertised
 from archon_rollout.server.throughput import WINDOW_SECONDS, Throughput
 
 A = ServerRecord("127.0.0.1:8000", "aaaa", "served", version=1)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from archon_core.errors import ServerError, TransferError
+from archon_core.ranks.network_interface import CHOSEN, GLOO
 from archon_core.receiving.elastic_group import SENDER, GroupSetup, join_as, join_group, receive, send
 from archon_rollout.transports import store_process
 from archon_rollout.transports.distributed import address_towards
@@ -48,6 +49,20 @@ def test_bytes_arrive_message_by_message_and_groups_are_independent(n_receivers,
             taking = [pool.submit(take, receiver) for receiver in receivers]
             pool.submit(send, sender, content, **options).result()
             assert [one.result() for one in taking] == [[1000, 2000, 2500]] * n_receivers
+
+
+def test_a_group_uses_the_address_towards_its_peer_unless_the_user_chose_an_interface(store, monkeypatch):
+    monkeypatch.setenv(GLOO, "other0")
+    monkeypatch.setenv(CHOSEN, "other0")  # by Archon, for the ranks: it may lead elsewhere than to this peer
+    sender, receiver = join_all(store, "weights/address")
+    content, found = torch.arange(10, dtype=torch.uint8), torch.zeros(10, dtype=torch.uint8)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(send, sender, content, timeout=20)
+        list(receive(receiver, found, timeout=20))
+    assert torch.equal(found, content)
+    monkeypatch.delenv(CHOSEN)
+    with pytest.raises(ServerError, match="other0"):
+        join_all(store, "weights/interface")
 
 
 def test_only_the_runs_are_sent_and_the_gaps_keep_what_they_had(store):

@@ -30,12 +30,12 @@ from archon_core.errors import USER_ERROR, ArchonError, ServerError, UncertainCa
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
+from archon_core.ranks.addresses import own_address
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import run_token
 from archon_slurm import client
-from archon_slurm.addresses import own_address
 from archon_slurm.client import SlurmError
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.server_jobs import NUMBER

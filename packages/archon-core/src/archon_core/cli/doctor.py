@@ -1,4 +1,7 @@
-"""``archon doctor``: checks Python, torch, devices, plugins and versions, with a fix for every problem."""
+"""``archon doctor``: checks Python, torch, devices, plugins and versions, with a fix for every problem.
+
+``--cluster`` compares the ranks of a layout (``archon_core.cluster``).
+"""
 
 from __future__ import annotations
 
@@ -8,45 +11,62 @@ import platform
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Literal
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from archon_core import __version__
-from archon_core.cli.console import print_json, print_text, wrap_hanging
+from archon_core.cli.console import print_json
+from archon_core.cli.findings import Finding, print_findings
+from archon_core.errors import ConfigError
 from archon_core.plugins import PLUGIN_API, Registry, build_registry
 from archon_core.plugins.discovery import discover
 from archon_core.plugins.hints import FIRST_STEPS
 from archon_core.tested_versions import TESTED_VERSIONS
 
-State = Literal["ok", "note", "failure"]
 
-STATE_WIDTH = 8
-
-STYLES: Mapping[State, str] = {"ok": "green", "note": "yellow", "failure": "bold red"}
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the report.
-
-    Attributes:
-        subject: the component.
-        state: ``note`` for information; ``failure`` for something that does not work.
-        found: the finding.
-        advice: the fix; empty if none is needed.
-    """
-
-    subject: str
-    state: State
-    found: str
-    advice: str = ""
-
-
-def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
+def doctor(
+    cluster: Annotated[
+        bool,
+        typer.Option("--cluster", help="Compare all ranks of a layout: versions, clocks, shared folder, network."),
+    ] = False,
+    layout: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LAYOUT",
+            help="With --cluster: the layout, such as archon:d2t2. Its ranks start on this machine, unless torchrun or "
+            "srun started this process as a rank; then the default is d with all ranks.",
+            show_default=False,
+        ),
+    ] = None,
+    folder: Annotated[
+        Path | None,
+        typer.Option(
+            help="With --cluster: the folder that all machines share, the run's cluster.fileroot. Default: runs.",
+            show_default=False,
+        ),
+    ] = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="With --cluster: time limit of the wait for ranks. Default: 120.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
     """Check Python, torch, devices, plugins and versions. Exit code 1 if something does not work."""
+    if cluster:
+        from archon_core.cluster.command import DEFAULT_FOLDER, DEFAULT_TIMEOUT, examine
+
+        seconds = DEFAULT_TIMEOUT if timeout is None else timeout
+        raise typer.Exit(examine(layout, folder or DEFAULT_FOLDER, timeout=seconds, as_json=as_json))
+    for option, value in (("--layout", layout), ("--folder", folder), ("--timeout", timeout)):
+        if value is not None:
+            raise ConfigError(f"{option}: found without --cluster; add --cluster, or leave it out")
     # Strict mode would stop at the first broken plugin; doctor reports all of them.
     environment = {name: value for name, value in os.environ.items() if name != "ARCHON_STRICT_PLUGINS"}
     registry = build_registry(discover(), environment)
@@ -59,18 +79,7 @@ def doctor(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] 
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
-        for finding in findings:
-            subject = f"{finding.subject:<14} "
-            indent = STATE_WIDTH + len(subject)
-            print_text(
-                Text.assemble(
-                    (f"{finding.state:<{STATE_WIDTH}}", STYLES[finding.state]),
-                    (subject, "bold"),
-                    wrap_hanging(finding.found, indent=indent, first=" " * indent)[indent:],
-                    # Not wrapped: users copy commands from it.
-                    f"\n{'':{STATE_WIDTH}}{finding.advice}" if finding.advice else "",
-                )
-            )
+        print_findings(findings)
     if any(finding.state == "failure" for finding in findings):
         raise typer.Exit(1)
 

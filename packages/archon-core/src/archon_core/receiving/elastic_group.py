@@ -1,6 +1,7 @@
 """Process groups beside all others, for one version of weights: of two, or one that broadcasts to all servers.
 
-Public names of torch only, and no global state. Measured with torch 2.13 on gloo: a group takes 5 to 25 ms to build. If
+No global state. On gloo, each member uses its address on the way to the store, so groups with servers on this and on
+other machines can exist at once. Measured with torch 2.13 on gloo: a group takes 5 to 25 ms to build. If
 a member never arrives, the others get an error after the time limit, which names the missing key. In a group of more
 than two, a killed member makes the healthy ones wait for their time limit, and a stopped one makes the sender fail
 although others got the data. So on gloo every server has a separate group, and only NCCL broadcasts. A group is never
@@ -20,6 +21,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from archon_core.errors import ServerError, TransferError
+from archon_core.ranks.addresses import address_towards
+from archon_core.ranks.network_interface import interface_of_user
+from archon_core.receiving.compat import gloo_group_at
 from archon_core.serving.wire import fields_of, to_data
 
 SENDER, RECEIVER = 0, 1
@@ -109,8 +113,8 @@ def join_group(
         store = dist.TCPStore(host, port, is_master=False, timeout=limit, wait_for_workers=False)
         if backend == "gloo":
             _meet(store, prefix, rank, size, time.monotonic() + timeout, given_up)
-        return BACKENDS[backend](dist.PrefixStore(prefix, store), rank, size, limit)
-    except RuntimeError as error:
+        return BACKENDS[backend](dist.PrefixStore(prefix, store), rank, size, limit, host)
+    except (OSError, RuntimeError) as error:
         raise ServerError(
             f"group {prefix}: rank {rank} of {size} could not join over {host}:{port} within {timeout:.1f} s: "
             f"{_first(error)}; check that the server reaches this host and port"
@@ -267,11 +271,13 @@ def _sender_root() -> dist.BroadcastOptions:
 _FROM_SENDER = _sender_root()
 
 
-def _gloo(store: Any, rank: int, size: int, limit: timedelta) -> Group:
-    return dist.ProcessGroupGloo(store, rank, size, limit)
+def _gloo(store: Any, rank: int, size: int, limit: timedelta, host: str) -> Group:
+    if interface_of_user() is not None:  # torch reads it from the environment
+        return dist.ProcessGroupGloo(store, rank, size, limit)
+    return gloo_group_at(address_towards(host), store, rank, size, limit)
 
 
-def _nccl(store: Any, rank: int, size: int, limit: timedelta) -> Group:
+def _nccl(store: Any, rank: int, size: int, limit: timedelta, host: str) -> Group:
     if getattr(dist, "ProcessGroupNCCL", None) is None:
         raise ServerError(
             "weight group: found a torch without NCCL; allowed is rollout.weight_group=gloo, or torch for CUDA"

@@ -9,8 +9,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.network_interface import use_interface
 from archon_core.ranks.ranks import Ranks
 
 DEFAULT_TIMEOUT = timedelta(minutes=30)
@@ -29,13 +31,20 @@ def ensure_single_process_group() -> None:
 
 
 @contextmanager
-def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOUT) -> Iterator[Ranks]:
+def process_group(
+    place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOUT, decisions: list[Decision] | None = None
+) -> Iterator[Ranks]:
     """Join the other processes of a launched run until the block ends.
 
-    The address comes from the environment, as ``torchrun`` sets it.
+    The address comes from the environment, as ``torchrun`` sets it, and determines the network interface.
+
+    Args:
+        place: this rank.
+        timeout: time limit of collectives.
+        decisions: the choice of the network interface is added to it.
 
     Raises:
-        ConfigError: there are fewer CUDA devices than processes on this machine.
+        ConfigError: there are fewer CUDA devices than processes on this machine, or the address cannot be reached.
     """
     if torch.cuda.is_available():
         devices = torch.cuda.device_count()
@@ -45,6 +54,9 @@ def process_group(place: RankEnvironment, *, timeout: timedelta = DEFAULT_TIMEOU
                 "needs a device; choose a smaller layout, or set CUDA_VISIBLE_DEVICES= to run on the CPU"
             )
         torch.cuda.set_device(place.local_rank)
+    chosen = use_interface(place, nccl=torch.cuda.is_available())
+    if decisions is not None:
+        decisions.extend(chosen)
     dist.init_process_group(device_backends(), timeout=timeout)
     yield Ranks.of_process_group()
     # Only after success. After an error, peers may wait in a collective that this process never enters, and destroying

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 
 from archon_core.errors import ConfigError
+from archon_core.ranks.addresses import interface_of
+from archon_core.ranks.network_interface import CHOSEN, GLOO, interface_of_user
 from archon_core.ranks.ranks import Ranks
 from archon_rollout.server.environment import PARENT
 
@@ -40,6 +42,9 @@ def join(store: dist.Store, rank: int, size: int) -> Ranks:
             )
         torch.cuda.set_device(rank)
         backends = "cpu:gloo,cuda:nccl"
+    # All ranks are on this machine; the interface of its host name may be down or have no address.
+    if interface_of_user() is None and (loopback := interface_of(LOCALHOST)) is not None:
+        os.environ |= {GLOO: loopback, CHOSEN: loopback}
     dist.init_process_group(backends, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     return Ranks.of_process_group()
 

@@ -7,7 +7,6 @@ have been too low. ``broadcasting`` has the form for NCCL.
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -20,6 +19,7 @@ import torch
 
 from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.errors import ServerError, TransferError
+from archon_core.ranks import addresses
 from archon_core.receiving.elastic_group import SENDER, Group, GroupSetup, Sending, join_as, leave
 from archon_core.receiving.shared_memory import view_tensor
 from archon_core.serving.manifest import WeightManifest
@@ -252,9 +252,6 @@ def address_towards(address: str) -> str:
     """
     host, _, port = address.rpartition(":")
     try:
-        family, _, _, _, target = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_DGRAM)[0]
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:  # sends nothing
-            probe.connect(target)
-            return probe.getsockname()[0]
+        return addresses.address_towards(host.strip("[]"), int(port))
     except OSError as error:
         raise ServerError(f"server {address}: no network leads there: {error}; check its address") from error

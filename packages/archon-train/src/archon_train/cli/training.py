@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -60,8 +60,13 @@ def run_training(
     stop = StopSignal() if place is None else _rank_stop(place)
     run: OpenRun | None = None
     is_first = place is None or place.rank == 0
+    decisions: list[Decision] = []
     try:
-        with stop, _joined(place, loaded.config) as ranks, open_run(loaded, ranks, restart=restart) as run:
+        with (
+            stop,
+            _joined(place, loaded.config, decisions) as ranks,
+            open_run(loaded, ranks, restart=restart, decisions=decisions) as run,
+        ):
             config = replace(
                 loaded.config, trainer=replace(loaded.config.trainer, resume=run.resumed, auto_resume=False)
             )
@@ -89,7 +94,9 @@ def _rank_stop(place: RankEnvironment) -> StopSignal:
     return StopSignal(announce=place.rank == 0 and not started_by_archon(), same_within=SAME_SIGNAL_SECONDS)
 
 
-def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> AbstractContextManager[Ranks]:
+def _joined(
+    place: RankEnvironment | None, config: ExperimentConfig, decisions: list[Decision]
+) -> AbstractContextManager[Ranks]:
     if _any_engine_sets("use_deterministic_algorithms", config):
         from archon_engine.distributed.determinism import set_deterministic
 
@@ -98,7 +105,7 @@ def _joined(place: RankEnvironment | None, config: ExperimentConfig) -> Abstract
         return nullcontext(Ranks())
     from archon_engine.distributed.process_group import process_group
 
-    return process_group(place)
+    return process_group(place, decisions=decisions)
 
 
 def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
@@ -108,8 +115,16 @@ def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
 
 
 @contextmanager
-def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> Iterator[OpenRun]:
+def open_run(
+    loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False, decisions: Sequence[Decision] = ()
+) -> Iterator[OpenRun]:
     """Open the run folder on the first rank, and broadcast the result.
+
+    Args:
+        loaded: the configuration.
+        ranks: all ranks.
+        restart: rename the folder of an earlier run of this name first.
+        decisions: of the first rank, to record.
 
     Raises:
         ArchonError: on every rank, when the first cannot open it; see ``open_folder``.
@@ -123,6 +138,7 @@ def open_run(loaded: LoadedConfig, ranks: Ranks, *, restart: bool = False) -> It
                 opened = stack.enter_context(open_folder(loaded))
                 if opened.resumed:
                     _record_changes(loaded, opened)
+                opened.decisions.extend(decisions)
                 print_decisions(opened.decisions[len(loaded.decisions) :])
             except ArchonError as error:
                 opened = error

@@ -152,9 +152,6 @@ def _rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads_per_rank(n_ranks)),
         "PYTHONUNBUFFERED": "1",  # keep the last lines of a killed rank
     }
-    loopback = {"lo", "lo0"} & {name for _, name in socket.if_nameindex()}
-    if loopback:  # gloo would resolve the host name, which fails on many laptops and in containers
-        defaults["GLOO_SOCKET_IFNAME"] = loopback.pop()
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | place
 
 
