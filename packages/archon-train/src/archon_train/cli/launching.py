@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -34,10 +34,19 @@ class LocalLauncher:
         n_ranks: number of ranks.
         folder: the run folder.
         stop: an entered ``StopSignal`` that does not raise.
+        variables: environment variables of each rank.
     """
 
-    def __init__(self, arguments: Sequence[str], n_ranks: int, folder: RunFolder, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        n_ranks: int,
+        folder: RunFolder,
+        stop: StopSignal,
+        variables: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         self._arguments, self._n_ranks, self._folder, self._stop = arguments, n_ranks, folder, stop
+        self._variables = variables
         self._logs = self._new_log_folder()
         where = f"; the output of all but the first goes to {self._logs}" if n_ranks > 1 else ""
         print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
@@ -51,7 +60,13 @@ class LocalLauncher:
             self._logs = self._new_log_folder()
         self._started = True
         more = ["--resume"] if resume and "--resume" not in self._arguments else []
-        return run_ranks([*self._arguments, *more], n_ranks=self._n_ranks, logs=self._logs, stop=self._stop)
+        return run_ranks(
+            [*self._arguments, *more],
+            n_ranks=self._n_ranks,
+            logs=self._logs,
+            stop=self._stop,
+            variables=self._variables,
+        )
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -68,7 +83,14 @@ class LocalLauncher:
         raise AssertionError
 
 
-def launch_here(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
+def launch_here(
+    loaded: LoadedConfig,
+    arguments: Sequence[str],
+    *,
+    n_ranks: int,
+    resume_command: str,
+    variables: Sequence[Mapping[str, str]] = (),
+) -> int:
     """``launch_ranks`` on this machine.
 
     Args:
@@ -76,10 +98,11 @@ def launch_here(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int,
         arguments: of ``archon``, for every rank.
         n_ranks: number of ranks.
         resume_command: shown to a user who interrupts the run.
+        variables: environment variables of each rank.
     """
 
     def build(folder: RunFolder, stop: StopSignal) -> Launcher:
-        return LocalLauncher(arguments, n_ranks, folder, stop)
+        return LocalLauncher(arguments, n_ranks, folder, stop, variables)
 
     resume = "--resume" in arguments
     return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
