@@ -6,6 +6,7 @@ The separated roles have other sizes and other layouts than the actor. ``alone``
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -66,6 +67,7 @@ teacher:
   distill_loss_weight: 0.5
   archon: {enable_compile: false}
 """
+SECTIONS = {"ppo": PPO, "distillation": DISTILLATION}
 REWARD = """
 def score(prompt, completion, record):
     return sum(map(ord, completion)) % 97 / 97
@@ -110,42 +112,68 @@ def assert_equal(found: Path, expected: Path, n_steps: int = 3) -> None:
         torch.testing.assert_close(weights(found)[place], tensor, rtol=0, atol=TOLERANCE, msg=place)
 
 
-def write_file(root: Path, sections: str, name: str) -> Path:
-    (root / "own_reward.py").write_text(REWARD, encoding="utf-8")
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("roles")
+    (folder / "own_reward.py").write_text(REWARD, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def write_file(root: Path, name: str) -> Path:
     file = root / f"{name}.yaml"
-    file.write_text(CONFIG.replace("ROOT", str(root)) + sections.replace("TEACHER", str(root / "roles/first/export")))
+    sections = SECTIONS[name].replace("TEACHER", str(root / "roles/ppo-alone/export"))
+    file.write_text(CONFIG.replace("ROOT", str(root)) + sections, encoding="utf-8")
     return file
 
 
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Callable[[str], Path]:
+    """The run of an algorithm in one process; each runs once."""
+
+    def run(name: str) -> Path:
+        folder = root / "roles" / f"{name}-alone"
+        if not folder.exists():
+            run_world(train, 1, (write_file(root, name), folder.name, ()))
+        return folder
+
+    return run
 
 
-def test_a_critic_on_a_rank_of_its_own_trains_with_the_numbers_of_one_process(root: Path) -> None:
-    file = write_file(root, PPO, "ppo")
-    short = ("trainer.max_steps=2",)
-    run_world(train, 1, (file, "alone", short))
-    run_world(train, 2, (file, "apart", (*short, *apart(critic="d1"))))
-    assert_equal(root / "roles/apart", root / "roles/alone", n_steps=2)
+def test_a_critic_on_a_rank_of_its_own_trains_with_the_numbers_of_one_process(root, alone) -> None:
+    run_world(train, 2, (write_file(root, "ppo"), "apart", apart(critic="d1")))
+    assert_equal(root / "roles/apart", alone("ppo"))
 
 
 PPO_LAYOUTS = {
     "actor d2, critic t2": (4, ("actor.backend=archon:d2", *apart(critic="t2"))),
-    "actor d2, critic d1": (3, ("actor.backend=archon:d2", *apart(critic="d1"))),
-    "actor d1, critic d2": (3, apart(critic="d2")),
     "actor t2, critic d1, ref d1": (4, ("actor.backend=archon:t2", *apart(critic="d1", ref="d1"))),
-    "actor d1, ref p2": (3, apart(ref="p2")),
-    "actor d1, critic c2 with ref t2": (3, (*apart(critic="c2"), *on_ranks_of("ref", "critic", "t2"))),
+    "actor d1, critic c2 with ref p2": (3, (*apart(critic="c2"), *on_ranks_of("ref", "critic", "p2"))),
 }
 
 
 @pytest.mark.wide
 @pytest.mark.parametrize("name", PPO_LAYOUTS)
-def test_ppo_has_the_numbers_of_one_process(root: Path, name: str) -> None:
-    file = write_file(root, PPO, "ppo")
+def test_ppo_has_the_numbers_of_one_process(root: Path, alone: Callable[[str], Path], name: str) -> None:
     n_ranks, options = PPO_LAYOUTS[name]
-    run_world(train, 1, (file, "alone", ()))
-    run_world(train, n_ranks, (file, "apart", (*options, "enable_offload=true")))
-    assert_equal(root / "roles/apart", root / "roles/alone")
+    trial = name.replace(" ", "-").replace(",", "")
+    run_world(train, n_ranks, (write_file(root, "ppo"), trial, (*options, "enable_offload=true")))
+    assert_equal(root / "roles" / trial, alone("ppo"))
+
+
+@pytest.mark.wide
+def test_a_teacher_has_the_numbers_of_one_process(root: Path, alone: Callable[[str], Path]) -> None:
+    alone("ppo")  # the teacher
+    run_world(train, 3, (write_file(root, "distillation"), "taught", apart(teacher="t2")))
+    assert_equal(root / "roles/taught", alone("distillation"))
+
+
+@pytest.mark.wide
+def test_a_resumed_run_may_move_its_critic(root: Path, alone: Callable[[str], Path]) -> None:
+    file, resumed = write_file(root, "ppo"), ("trainer.resume=true",)
+    run_world(train, 3, (file, "parts", (*apart(critic="d2"), "trainer.async_save=true", "trainer.save_every=1"), 1))
+    assert len(rows(root / "roles/parts")) == 1
+    run_world(train, 3, (file, "parts", ("actor.backend=archon:d2", *apart(critic="d1"), *resumed), 2))
+    run_world(train, 1, (file, "parts", resumed))
+    assert_equal(root / "roles/parts", alone("ppo"))

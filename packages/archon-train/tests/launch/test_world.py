@@ -85,6 +85,15 @@ def test_ranks_of_several_machines_are_explained_and_those_of_one_are_not() -> N
     assert "cluster.n_gpus_per_node=8" in text
 
 
+def test_machines_with_different_numbers_of_ranks_have_different_commands() -> None:
+    cluster = ClusterConfig(n_nodes=2, n_gpus_per_node=4)
+    text = explain_machines(shares("archon:d2t2", "critic", critic="archon:d2"), cluster, ARGUMENTS)
+    assert text is not None
+    first, second = [line for line in text.splitlines() if line.startswith("  torchrun")]
+    assert "--nnodes=2 --node-rank=0 --master-addr=HOST --master-port=29500 --nproc-per-node=4" in first
+    assert "--node-rank=1 --master-addr=HOST --master-port=29500 --nproc-per-node=2" in second
+
+
 def plan_of(n_gpus: int, **backends: str) -> ProcessPlan:
     return plan_processes(shares("archon:d4", **backends), n_nodes=3, n_gpus_per_node=n_gpus)
 

@@ -59,13 +59,26 @@ def explain_machines(shares: Sequence[EngineShare], cluster: ClusterConfig, argu
     needed = ranks_needed(shares)
     if needed <= cluster.n_gpus_per_node or cluster.n_gpus_per_node == 0:
         return None
-    nodes = -(-needed // cluster.n_gpus_per_node)
+    nodes, rest = divmod(needed, cluster.n_gpus_per_node)
+    sizes = [cluster.n_gpus_per_node] * nodes + ([rest] if rest else [])
     return (
         f"scheduler.type: found local, which starts processes on this machine only; {_need(shares)} "
-        f"on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); run this on each "
-        f"machine, with HOST as the address of one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
+        f"on {len(sizes)} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); {_commands(arguments, sizes)}\n"
         f"or set cluster.n_gpus_per_node={needed} to run all on this machine, which a CPU can"
     )
+
+
+def _commands(arguments: Sequence[str], sizes: Sequence[int]) -> str:
+    """The commands to run on the machines, which start ``sizes`` ranks."""
+    if len(set(sizes)) == 1:
+        command = torchrun_command(arguments, sum(sizes), len(sizes))
+        return f"run this on each machine, with HOST as the address of one of them:\n  {command}"
+    lines = []
+    for node, size in enumerate(sizes):
+        meeting = [f"--nnodes={len(sizes)}", f"--node-rank={node}", "--master-addr=HOST", "--master-port=29500"]
+        command = ["torchrun", *meeting, f"--nproc-per-node={size}", "-m", "archon_core.cli", *arguments]
+        lines.append(f"  {shlex.join(command)}")
+    return "run one of these on each machine, with HOST as the address of the first:\n" + "\n".join(lines)
 
 
 def explain_servers_elsewhere(plan: ProcessPlan) -> str | None:
