@@ -46,7 +46,13 @@ def complete(make_registry: MakeRegistry) -> Registry:
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
             ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
             PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
-            AlgorithmSpec(name="valued", target="json:loads", needs=("inference_engine",), sections=("critic",)),
+            AlgorithmSpec(
+                name="valued",
+                target="json:loads",
+                needs=("inference_engine",),
+                sections=("critic",),
+                separable=("critic",),
+            ),
             LauncherSpec(name="ray", target="json:loads"),
         ),
     )
