@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
@@ -33,6 +34,7 @@ LIMIT = timedelta(seconds=120)
 
 def train(file: Path, trial: str, overrides: tuple[str, ...], stop_after: int | None = None) -> None:
     """A run on this world's ranks, up to a request to stop if there is one."""
+    os.chdir(file.parent)  # has the reward
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     loaded = load_config(file, [f"trial_name={trial}", f"cluster.n_gpus_per_node={size}", *overrides])
     plan = plan_run(loaded, registry())
@@ -49,10 +51,6 @@ def train(file: Path, trial: str, overrides: tuple[str, ...], stop_after: int | 
         _run(loaded, own, joined, stop_after)
     except KeyboardInterrupt:
         assert stop_after is not None
-    finally:
-        if size > 1:
-            dist.destroy_process_group()
-            dist.init_process_group("gloo", store=dist.PrefixStore("next", store), rank=rank, world_size=size)
 
 
 def _run(loaded, own: RoleRanks, joined: JoinedRanks, stop_after: int | None) -> None:

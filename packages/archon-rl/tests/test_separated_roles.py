@@ -9,6 +9,7 @@ from run_results import rows, table
 from test_ppo import PPO, VARIANTS, assert_equal_runs
 
 from archon_core.errors import RewardError, WeightsError
+from archon_rl.run_problems import teacher_taught_apart
 
 TOLERANCE = 1e-9
 PENALTY = ("ref={}", "actor.kl_ctl=0.1")
@@ -96,3 +97,29 @@ def test_an_error_of_the_actor_ends_the_critics_ranks(run, monkeypatch):
     monkeypatch.setattr(BigramEngine, "train_batch", failing)
     with pytest.raises(RewardError, match="not today"):
         run(*PPO, "trainer.max_steps=2", separated={"critic": 1})
+
+
+@pytest.mark.parametrize("separated", [{}, {"critic": 1}], ids=["colocated", "separated"])
+def test_idle_models_are_in_host_memory(run, monkeypatch, separated):
+    left = []
+    close = BigramEngine.close
+
+    def recorded(self):
+        left.append((self.role, self.offloaded))
+        close(self)
+
+    monkeypatch.setattr(BigramEngine, "close", recorded)
+    run(*PPO, *PENALTY, "enable_offload=true", "trainer.max_steps=1", separated=separated)
+    assert sorted(left) == [("actor", False), ("critic", True), ("ref", True)]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "refused"),
+    [("{type: separation}", True), ("{type: colocation, target: ref}", True), ("null", False)],
+)
+def test_a_teacher_with_supervised_steps_stays_on_the_actors_ranks(run, strategy, refused):
+    options = ("teacher.engine_type=train", "teacher.model_config={model_type: qwen3}", "teacher.warm_start.steps=2")
+    config = run.config(*options, f"teacher.scheduling_strategy={strategy}")
+    found = [*teacher_taught_apart(config.teacher)]
+    assert len(found) == refused
+    assert all("these steps run on the actor's ranks; train the teacher in a run of algorithm=sft" in t for t in found)

@@ -119,10 +119,10 @@ class RemoteState:
         self.link.ask(WriteStaged(self.role, folder))
 
 
-def build_remote_engine(
+def begin_remote_engine(
     run: RunContext, section: Any, *, role: str, objective: Objective | None, total_steps: int | None
-) -> RemoteEngine:
-    """Have the ranks of ``role`` build its engine. Adds the engine's decisions to those of the run.
+) -> Callable[[], RemoteEngine]:
+    """Have the ranks of ``role`` build its engine.
 
     Args:
         run: the run, which has a link to these ranks.
@@ -130,11 +130,18 @@ def build_remote_engine(
         role: the role.
         objective: its loss; ``None`` for a frozen model.
         total_steps: optimizer steps of the run.
+
+    Returns:
+        A function that waits for the engine, and adds the engine's decisions to those of the run.
     """
     replays = getattr(getattr(section, "archon", None), "moe_routing_replay", False)
     passes = frozenset({ROUTED_EXPERTS} if replays else ())
     engine = RemoteEngine(role, run.links[role], objective, passes, run.recordings)
-    options = {name: getattr(section, name) for name in INHERITED}
-    engine.decisions = engine.link.ask(BuildModel(role, options, total_steps)).content
-    run.record(engine.decisions)
-    return engine
+    number = engine.link.request(BuildModel(role, {name: getattr(section, name) for name in INHERITED}, total_steps))
+
+    def finish() -> RemoteEngine:
+        engine.decisions = engine.link.answer(number).content
+        run.record(engine.decisions)
+        return engine
+
+    return finish

@@ -88,7 +88,7 @@ class LoadModel:
 
     Attributes:
         role: the role.
-        path: the folder.
+        path: the folder, ``ROLE/dcp`` in a checkpoint.
         format: as of ``TrainEngine.load``.
     """
 

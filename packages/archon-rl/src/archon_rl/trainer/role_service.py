@@ -17,6 +17,7 @@ from archon_core.ranks.ranks import Ranks
 from archon_core.ranks.role_link import RoleLink, RoleMessage, RunEnd
 from archon_core.ranks.role_ranks import ACTOR
 from archon_rl.algorithm import Algorithm
+from archon_rl.trainer.checkpointing import with_resume_advice
 from archon_rl.trainer.engines import build_model_beside
 from archon_rl.trainer.minibatches import train_minibatches
 from archon_rl.trainer.role_requests import (
@@ -102,7 +103,8 @@ class _Service:
 
     def load(self, request: LoadModel, message: RoleMessage) -> Answer:
         engine = self.engines[request.role]
-        engine.load(request.path, request.format)
+        with with_resume_advice(request.path.parents[1]):
+            engine.load(request.path, request.format)
         return tuple(engine.decisions), {}
 
     def stage(self, request: StageModel, message: RoleMessage) -> Answer:

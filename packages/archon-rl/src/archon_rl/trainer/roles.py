@@ -21,7 +21,7 @@ from archon_core.contracts.packed import OutputName
 from archon_core.ranks.role_ranks import ACTOR
 from archon_rl.algorithm import Algorithm
 from archon_rl.trainer.engines import build_model_beside, build_train_engine, critic_config, reference_config
-from archon_rl.trainer.remote_engine import RemoteEngine, build_remote_engine
+from archon_rl.trainer.remote_engine import RemoteEngine, begin_remote_engine
 from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.run.context import RunContext
@@ -69,29 +69,35 @@ def build_role_engines(
         total_steps: training steps of the whole run.
         prepared: complete sections of further roles, or a teacher on servers.
     """
-
-    def build(role: str, section: Any) -> Any:
-        if isinstance(section, ServedTeacher):
-            return section
-        updates = algorithm.updates(role, total_steps)
-        if role in run.links:
-            objective = algorithm.objectives.get(role)
-            return build_remote_engine(run, section, role=role, objective=objective, total_steps=updates)
-        if role != ACTOR:
-            beside = build_model_beside(run, section, role=role, total_steps=updates)
-            stack.callback(beside.engine.close)
-            return beside
-        engine = build_train_engine(run, section, role=role, total_steps=updates)
-        stack.callback(engine.close)
-        return SharedEngine(engine, section.mb_spec.granularity, run.recordings)
-
     sections = {
         role: complete(getattr(run.config, role), actor)
         for role, complete in SECTIONS.items()
         if role in algorithm.roles
     }
     sections |= prepared
-    return RoleEngines(build(ACTOR, actor), **{role: build(role, section) for role, section in sections.items()})
+    updates = {role: algorithm.updates(role, total_steps) for role in (ACTOR, *sections)}
+    # Ranks of other roles build their models while these build theirs.
+    elsewhere = {
+        role: begin_remote_engine(
+            run, section, role=role, objective=algorithm.objectives.get(role), total_steps=updates[role]
+        )
+        for role, section in sections.items()
+        if role in run.links and not isinstance(section, ServedTeacher)
+    }
+
+    def build(role: str, section: Any) -> SharedEngine | RemoteEngine | ServedTeacher:
+        if isinstance(section, ServedTeacher):
+            return section
+        if role in elsewhere:
+            return elsewhere[role]()
+        beside = build_model_beside(run, section, role=role, total_steps=updates[role])
+        stack.callback(beside.engine.close)
+        return beside
+
+    engine = build_train_engine(run, actor, role=ACTOR, total_steps=updates[ACTOR])
+    stack.callback(engine.close)
+    policy = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+    return RoleEngines(policy, **{role: build(role, section) for role, section in sections.items()})
 
 
 def begin_forward(
