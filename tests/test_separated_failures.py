@@ -87,7 +87,7 @@ def test_ranks_of_a_critic_fail_stop_and_resume_with_the_actors(tmp_path: Path) 
     process.send_signal(signal.SIGINT)
     printed = finish(process)
     assert process.returncode == 130, printed
-    assert f"restart 1 of 1: rank 1 of 2 (process {ranks[1]}) was killed first, by SIGKILL" in printed
+    assert f"restart 1 of 1: rank 1 of 2 (critic, process {ranks[1]}) was killed first, by SIGKILL" in printed
     assert not [pid for pid in (*ranks.values(), *later.values()) if Path(f"/proc/{pid}").exists()]
     assert "interrupted: the last checkpoint is" in printed
 
@@ -100,4 +100,4 @@ def test_ranks_of_a_critic_fail_stop_and_resume_with_the_actors(tmp_path: Path) 
     assert process.returncode == 2, printed
     assert "error: " in printed
     assert "critic/dcp" in printed.rpartition("error: ")[2]
-    assert "rank 1 of 2" in printed.rpartition("error: ")[2]
+    assert "rank 1 of 2 (critic, process" in printed.rpartition("error: ")[2]

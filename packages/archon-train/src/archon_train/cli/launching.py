@@ -6,6 +6,7 @@ import itertools
 import os
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from archon_core.ranks.first_failure import (
     is_worth_another_try,
     shared_error,
 )
+from archon_core.ranks.role_ranks import RoleRanks, ranks_of
 from archon_train.cli.training import explain_interruption, open_folder
 from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
@@ -90,6 +92,7 @@ def launch_here(
     n_ranks: int,
     resume_command: str,
     variables: Sequence[Mapping[str, str]] = (),
+    trainer: Sequence[RoleRanks] = (),
 ) -> int:
     """``launch_ranks`` on this machine.
 
@@ -99,13 +102,14 @@ def launch_here(
         n_ranks: number of ranks.
         resume_command: shown to a user who interrupts the run.
         variables: environment variables of each rank.
+        trainer: the ranks by role.
     """
 
     def build(folder: RunFolder, stop: StopSignal) -> Launcher:
         return LocalLauncher(arguments, n_ranks, folder, stop, variables)
 
     resume = "--resume" in arguments
-    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command, trainer=trainer)
 
 
 def launch_by(
@@ -118,6 +122,7 @@ def launch_by(
     n_ranks: int,
     resume: bool,
     resume_command: str,
+    trainer: Sequence[RoleRanks] = (),
 ) -> int:
     """``launch_ranks`` with the launcher of a plugin.
 
@@ -130,6 +135,7 @@ def launch_by(
         n_ranks: number of the trainer's ranks.
         resume: whether the first start continues from the last checkpoint.
         resume_command: shown to a user who interrupts the run.
+        trainer: the ranks by role.
     """
     factory = spec.load()
 
@@ -138,7 +144,7 @@ def launch_by(
         built: Launcher = factory(launch)
         return built
 
-    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command, trainer=trainer)
 
 
 def _note(text: str) -> None:
@@ -152,6 +158,7 @@ def launch_ranks(
     n_ranks: int,
     resume: bool,
     resume_command: str,
+    trainer: Sequence[RoleRanks] = (),
 ) -> int:
     """Start the ranks and wait for them; returns the exit code.
 
@@ -163,6 +170,7 @@ def launch_ranks(
         n_ranks: number of ranks.
         resume: whether the first start continues from the last checkpoint.
         resume_command: shown to a user who interrupts the run.
+        trainer: the ranks by role, to name the role of one that failed.
 
     Raises:
         ConfigError: the run folder cannot be used; see ``open_folder``.
@@ -174,7 +182,8 @@ def launch_ranks(
         launcher = build(folder, stop)
         try:
             for n_restarts in itertools.count():
-                exits = launcher.run(resume=resume or n_restarts > 0) if not stop.requested else []
+                ended = launcher.run(resume=resume or n_restarts > 0) if not stop.requested else []
+                exits = [_with_role(exit, trainer) for exit in ended]
                 failed = _failure(exits, stop)
                 if failed is None or n_restarts == most or stop.requested or not is_worth_another_try(failed):
                     break
@@ -182,6 +191,11 @@ def launch_ranks(
         finally:
             launcher.close()
         return _report(exits, stop, n_ranks, folder, resume_command)
+
+
+def _with_role(exit: RankExit, trainer: Sequence[RoleRanks]) -> RankExit:
+    """``exit`` with the role of its rank, if roles have ranks of their own."""
+    return replace(exit, role=ranks_of(exit.rank, trainer).role) if len(trainer) > 1 else exit
 
 
 def _report(exits: Sequence[RankExit], stop: StopSignal, n_ranks: int, folder: RunFolder, resume_command: str) -> int:

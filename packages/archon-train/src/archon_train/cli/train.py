@@ -178,6 +178,7 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
             n_ranks=n_ranks,
             resume=resume,
             resume_command=resume_command,
+            trainer=trainer,
         )
     n_processes = n_computing_at_once(n_ranks, plan.processes, loaded.config.rollout.max_head_offpolicyness)
     if n_processes > n_ranks:
@@ -188,7 +189,9 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
         return run_training(loaded, resume_command=resume_command)
     arguments = [*command, *(["--resume"] if resume else [])]
     variables = [_variables(loaded, part.role) for part in trainer for _ in part.ranks]
-    return launch_here(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command, variables=variables)
+    return launch_here(
+        loaded, arguments, n_ranks=n_ranks, resume_command=resume_command, variables=variables, trainer=trainer
+    )
 
 
 def _resume_command(command: list[str]) -> str:
