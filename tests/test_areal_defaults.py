@@ -27,7 +27,7 @@ SAME = {
     "*.grad_reduce_dtype": ("float32", None),  # null is float32 beside bfloat16
     "*.optimizer.type": ("adam", "adamw"),  # the same optimizer
     "*.archon.attn_type": ("varlen", None),  # null chooses varlen on CUDA
-    "*.scheduling_strategy.type": ("separation", None),  # null lets the sizes decide, and other sizes separate
+    "*.scheduling_strategy.type": ("separation", None),  # null runs models on the actor's ranks
     "teacher.rollout.scheduling_strategy.type": ("separation", None),
     "rollout.consumer_batch_size": (1, None),  # null is the batch size, which AReaL's files write here
     "*.rollout.consumer_batch_size": (1, None),  # of teachers, which sample nothing

@@ -78,6 +78,7 @@ from archon_rollout.served.driver import ServedDriver
 from archon_rollout.served.frozen_driver import FrozenDriver
 from archon_slurm.client import check_programs
 from archon_slurm.script import fill_template
+from archon_train.cluster import cluster_shares
 from archon_train.experiment import load_config
 from archon_train.launch.world import check_started, explain_machines
 from archon_train.run.folder import RunFolder
@@ -238,7 +239,7 @@ def _(folder: Path) -> None:
 @row("The layout needs several machines")
 def _(folder: Path) -> str | None:
     cluster = load_config(EXAMPLE, ["cluster.n_nodes=2", "cluster.n_gpus_per_node=8"]).config.cluster
-    return explain_machines({"actor": parse_layout("archon:d16")}, cluster, ["train", "run.yaml"])
+    return explain_machines(cluster_shares({"actor": parse_layout("archon:d16")}), cluster, ["train", "run.yaml"])
 
 
 @row("This machine has no SLURM")
@@ -256,7 +257,7 @@ def _(folder: Path) -> None:
 @row("The launcher started a wrong number of processes")
 def _(folder: Path) -> None:
     place = RankEnvironment(rank=0, world_size=2, local_rank=0, local_world_size=2)
-    check_started(place, {"actor": parse_layout("archon:d4")}, ["train", "run.yaml"])
+    check_started(place, cluster_shares({"actor": parse_layout("archon:d4")}), ["train", "run.yaml"])
 
 
 @row("Tensor or context ranks do not divide the model")

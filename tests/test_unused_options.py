@@ -82,7 +82,7 @@ GENERATION = (
     *("stop_token_ids", "stop", "ignore_eos"),
 )
 POLICY = (
-    *("reward", "data.answer_key", "rewards.*", "warm_start.steps", "trainer.eval_pass_above"),
+    *("reward", "data.answer_key", "rewards.*", "warm_start.steps", "trainer.eval_pass_above", "enable_offload"),
     *of("actor", "ppo_n_minibatches", "eps_clip", "eps_clip_higher", "c_clip", "importance_sampling_level"),
     *of("actor", "use_sapo_loss", "use_decoupled_loss", "reward_norm", "reward_scaling", "reward_bias", "reward_clip"),
     *of("actor", "mask_no_eos_with_zero", "overlong_filtering", "dynamic_sampling", "discount", "gae_lambda"),

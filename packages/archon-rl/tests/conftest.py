@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import io
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import pytest
 from rich.console import Console
 
 from archon_core.plugins import AlgorithmSpec, InferenceEngineSpec, TrainEngineSpec, registry
 from archon_core.ranks.ranks import Ranks
+from archon_core.ranks.role_link import RoleLink, ending
+from archon_core.ranks.role_ranks import ACTOR
+from archon_train.cli.role_process import end_roles
 from archon_train.experiment import load_config
 from archon_train.run.context import RunContext
 from archon_train.run.folder import RunFolder
@@ -21,7 +26,9 @@ from archon_train.run.progress import Progress
 # A spec's target is imported by name, and files of a tests folder are no modules otherwise.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from thread_ranks import run_on_ranks
+from thread_ranks import run_on_ranks, run_on_roles
+
+NONE: Mapping = MappingProxyType({})
 
 CONFIGURATION = """
 experiment_name: test
@@ -71,9 +78,11 @@ class Runner:
         stop_after: int | None = None,
         stopped_rank: int = 0,
         ranks: int = 1,
+        separated: Mapping[str, int] = NONE,
         text: str = CONFIGURATION,
     ) -> RunFolder:
-        """One run to its end, or to a request to stop after a step, which ``stopped_rank`` alone hears."""
+        """One run to its end, or to a request to stop after a step, which ``stopped_rank`` alone hears. Roles that are
+        ``separated`` have so many ranks of their own."""
         if ranks > 1:
             overrides = (f"cluster.n_gpus_per_node={ranks}", *overrides)
         config = self.config(*overrides, text=text)
@@ -82,22 +91,37 @@ class Runner:
         )
         resume_step = folder.latest_step() if config.trainer.resume else None
 
-        def fit(here: Ranks) -> None:
+        def fit(here: Ranks, role: str = ACTOR, links: Mapping[str, RoleLink] = NONE) -> None:
             stop, decisions = StopSignal(), []
-            with (folder.path / "output.txt").open("a", encoding="utf-8") if here.is_first else io.StringIO() as output:
+            is_first = here.is_first and role == ACTOR
+            with (folder.path / "output.txt").open("a", encoding="utf-8") if is_first else io.StringIO() as output:
                 last = stop_after if here.rank == stopped_rank else None
                 progress = _StoppingProgress(Console(file=output), stop, last)
-                rows = folder if here.is_first else self.other_rank(here.rank, config.trial_name)
+                trial = config.trial_name if role == ACTOR else f"{config.trial_name}-{role}"
+                rows = folder if is_first else self.other_rank(here.rank, trial)
                 rows.path.mkdir(parents=True, exist_ok=True)
                 with MetricsLog(rows, resume_step=resume_step, decisions=decisions) as metrics:
-                    context = RunContext(config, folder, metrics, progress, stop, decisions, ranks=here)
+                    context = RunContext(
+                        config, folder, metrics, progress, stop, decisions, ranks=here, role=role, links=links
+                    )
                     spec = registry().get(AlgorithmSpec, config.algorithm)
                     trainer = spec.load_trainer()(context, spec.load())
-                    if here.is_first:
+                    if is_first:
                         self.context, self.trainer = context, trainer
-                    trainer.fit()
+                    if role != ACTOR:
+                        trainer.fit()
+                        return
+                    with ending(links):
+                        try:
+                            trainer.fit()
+                        except KeyboardInterrupt:
+                            end_roles(links, stop.exit_code)
+                            raise
+                        end_roles(links, 0)
 
-        if ranks == 1:
+        if separated:
+            run_on_roles({ACTOR: ranks, **separated}, fit)
+        elif ranks == 1:
             fit(Ranks())
         else:
             run_on_ranks(ranks, fit)

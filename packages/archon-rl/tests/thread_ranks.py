@@ -6,12 +6,15 @@ They keep the trainers' tests independent of process groups, and fast.
 from __future__ import annotations
 
 import pickle
+import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 from archon_core.ranks.ranks import Ranks
+from archon_core.ranks.role_link import RoleLink, RoleMessage
+from archon_core.ranks.role_ranks import ACTOR
 
 TIMEOUT = 120
 """Seconds that a rank waits for the others: a test that would hang fails instead."""
@@ -56,6 +59,74 @@ class ThreadRanks(Ranks):
         return replace(self, group=self.group.other)
 
 
+class ThreadChannel:
+    """``role_link.Channel`` of a sender and of receivers, each of which has a queue of pickled messages."""
+
+    def __init__(self, queues: list[queue.Queue[bytes | None]]) -> None:
+        self.queues = queues
+
+    def send(self, message: RoleMessage) -> None:
+        for one in self.queues:
+            one.put(pickle.dumps(message))
+
+    def receive(self) -> RoleMessage:
+        (one,) = self.queues
+        content = one.get(timeout=TIMEOUT)
+        if content is None:
+            raise threading.BrokenBarrierError
+        return pickle.loads(content)
+
+
+def run_on_roles(sizes: Mapping[str, int], body: Callable[[Ranks, str, Mapping[str, RoleLink]], None]) -> None:
+    """Run ``body`` on the ranks of all roles and wait for all; raises what the first rank to fail raised.
+
+    Args:
+        sizes: role -> number of its ranks; the actor's first.
+        body: gets the ranks of a role, its name, and its links.
+    """
+    meetings = {role: Meeting(size) for role, size in sizes.items()}
+    queues: list[queue.Queue[bytes | None]] = []
+    failures: list[BaseException] = []
+
+    def channels(n_senders: int, n_receivers: int) -> tuple[list[ThreadChannel | None], list[ThreadChannel]]:
+        """The ends of the senders, of which only the first has one, and of the receivers."""
+        made: list[queue.Queue[bytes | None]] = [queue.Queue() for _ in range(n_receivers)]
+        queues.extend(made)
+        return [ThreadChannel(made), *[None] * (n_senders - 1)], [ThreadChannel([one]) for one in made]
+
+    links: dict[str, list[dict[str, RoleLink]]] = {role: [{} for _ in range(size)] for role, size in sizes.items()}
+    n_actors = sizes[ACTOR]
+    for role, size in sizes.items():
+        if role == ACTOR:
+            continue
+        background: tuple[list[RoleLink | None], list[RoleLink | None]] = [None] * n_actors, [None] * size
+        for _ in range(2):  # the first one is the background link of the second
+            askers, served = channels(n_actors, size)
+            repliers, receivers = channels(size, n_actors)
+            background = (
+                [RoleLink(1, *ends) for ends in zip(askers, receivers, background[0], strict=True)],
+                [RoleLink(1, *ends) for ends in zip(served, repliers, background[1], strict=True)],
+            )
+        for ends, link in zip(links[ACTOR], background[0], strict=True):
+            ends[role] = link
+        for ends, link in zip(links[role], background[1], strict=True):
+            ends[ACTOR] = link
+
+    def run(role: str, rank: int) -> None:
+        _here.ranks = ThreadRanks(rank, sizes[role], meetings[role]) if sizes[role] > 1 else Ranks()
+        try:
+            body(_here.ranks, role, links[role][rank])
+        except BaseException as error:
+            failures.append(error)
+            for meeting in meetings.values():
+                meeting.barrier.abort()
+            for one in queues:
+                one.put(None)
+
+    threads = [threading.Thread(target=run, args=(role, rank)) for role, size in sizes.items() for rank in range(size)]
+    _join(threads, failures)
+
+
 def run_on_ranks(size: int, body: Callable[[Ranks], None]) -> None:
     """Run ``body`` on ``size`` ranks and wait for all; raises what the first rank to fail raised."""
     from transformers import CONFIG_MAPPING  # noqa: F401  (not safe for two threads that import it first)
@@ -73,6 +144,10 @@ def run_on_ranks(size: int, body: Callable[[Ranks], None]) -> None:
             meeting.barrier.abort()
 
     threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}") for rank in range(size)]
+    _join(threads, failures)
+
+
+def _join(threads: list[threading.Thread], failures: list[BaseException]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -18,6 +18,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
 from archon_slurm import client
 from archon_slurm.attempt import Attempt, NodeStatus, RankStatus, attempt_folder
+from archon_slurm.checks import check_run
 from archon_slurm.cli import app
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.launcher import SlurmLauncher
@@ -41,13 +42,13 @@ class Run:
     notes: list[str] = field(default_factory=list)
     options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
 
-    def launcher(self, spec: SchedulingSpec | None = None) -> SlurmLauncher:
+    def launcher(self, spec: SchedulingSpec | None = None, *more: Part) -> SlurmLauncher:
         source = self.folder.parent / "run.yaml"
         source.write_text("seed: 1\n")
         processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
         part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
         config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
-        plan = ProcessPlan((part,), 2, 2)
+        plan = ProcessPlan((part, *more), 2, 2)
         launch = Launch(config, plan, source, ["a.b=1"], self.folder, self.stop, self.notes.append)
         return SlurmLauncher(launch)
 
@@ -93,6 +94,34 @@ def test_a_run_becomes_a_job_and_its_output_is_shown(
     assert copy.read_text() == "seed: 1\n", "later changes of the user's file do not matter"
     assert (job["ranks_by_node"], job["environment"]) == ([[0, 1], [2, 3]], {"A": "b"})
     assert run.notes[0].startswith("job 1: 4 ranks on 2 machines; logs in ")
+
+
+def critic(scheduling: SchedulingSpec) -> Part:
+    """A critic on one further device of each machine."""
+    processes = (Process(0, 0, (2,)), Process(1, 1, (2,)))
+    return Part("critic", ("critic",), parse_layout("archon:d2"), processes, scheduling=scheduling)
+
+
+def test_the_ranks_of_a_separated_role_are_in_the_same_job(
+    slurm: FakeSlurm, run: Run, read_json: Callable[[Path], Any]
+) -> None:
+    slurm.set_job("1", JobState="COMPLETED")
+    launcher = run.launcher(SchedulingSpec(cpu=2), critic(SchedulingSpec()))
+    run.report(run.attempt(), 0, 0, 0, 0)
+    launcher.run(resume=False)
+    assert read_json(run.folder / "slurm" / "trainer.json")["ranks_by_node"] == [[0, 1, 4], [2, 3, 5]]
+    assert {"#SBATCH --gres=gpu:3", "#SBATCH --cpus-per-task=6"} <= {*slurm.script.splitlines()}
+
+
+def test_a_separated_role_with_other_resources_is_refused() -> None:
+    processes = tuple(Process(rank, 0) for rank in range(2))
+    spec = SchedulingSpec(cpu=2)
+    actor = Part("trainer", ("actor",), parse_layout("archon:d2"), processes, scheduling=spec)
+    config = SimpleNamespace(slurm=SlurmOptions())
+    for scheduling, refused in ((spec, False), (SchedulingSpec(), False), (SchedulingSpec(cpu=8), True)):
+        found = check_run(config, plan=ProcessPlan((actor, critic(scheduling))), explicit=())
+        assert bool(found.problems) == refused
+        assert all("critic.scheduling_spec: found other values than" in text for text in found.problems)
 
 
 def test_a_refused_job_is_an_error_with_the_option_to_change(slurm: FakeSlurm, run: Run) -> None:

@@ -34,6 +34,7 @@ _TOOLS = ConfigSection("tools", "archon_rl.workflows.tool_options:ToolsOptions")
 _ENVIRONMENT = ConfigSection("environment", "archon_rl.workflows.tool_options:EnvironmentOptions")
 _MULTI_TURN = ConfigSection("multi_turn", "archon_rl.workflows.options:MultiTurnOptions")
 _WARM_START = ConfigSection("warm_start", "archon_rl.config:WarmStartOptions")
+_SEPARABLE = ("critic", "ref", "teacher")
 
 
 @hookimpl
@@ -55,6 +56,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             explain="archon_rl.named_settings:explain_preset",
             summary="group relative policy optimisation (arXiv:2402.03300)",
             needs=("inference_engine",),
+            separable=_SEPARABLE,
             config=(_TOKENIZER, _POLICY, _AGENT, _REWARDS, _TEACHER, _WARM_START),
         ),
         AlgorithmSpec(
@@ -65,6 +67,7 @@ def archon_algorithms() -> Iterable[AlgorithmSpec]:
             summary="proximal policy optimisation with a critic (arXiv:1707.06347)",
             needs=("inference_engine",),
             sections=("critic",),
+            separable=_SEPARABLE,
             config=(_TOKENIZER, _POLICY, _AGENT, _REWARDS, _TEACHER, _WARM_START, _CRITIC),
         ),
         AlgorithmSpec(

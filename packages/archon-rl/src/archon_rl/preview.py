@@ -20,6 +20,7 @@ from archon_rl.run_problems import (
     explain_missing_reward,
     policy_problems,
     preference_problems,
+    teacher_taught_apart,
     too_long_warmup,
     too_many_minibatches,
     unchanged,
@@ -74,6 +75,7 @@ def _preview_policy(outline: RunOutline, problems: Iterable[str], choices: Calla
     found += workflow_problems(config, outline.reward_role)
     if config.teacher is not None:
         found += untaught_teacher(config.teacher)
+        found += teacher_taught_apart(config.teacher)
     if config.eval_gconfig is not None:
         found += equal_samples("eval_gconfig", config.eval_gconfig)
     missing = []

@@ -107,6 +107,14 @@ class Run:
         return present and getattr(self.config, role) is not None
 
     @property
+    def has_idle_models(self) -> bool:
+        """Whether a training engine works in some phases of a step only."""
+        return self.samples and (
+            any(self.has(role) for role in ("critic", "ref", "reward_model"))
+            or (self.has("teacher") and self.config.teacher.engine_type == "train")
+        )
+
+    @property
     def reads_reference(self) -> bool:
         if not self.samples:
             return hasattr(self.config.actor, "beta")

@@ -105,6 +105,19 @@ def untaught_teacher(teacher: Any) -> Iterator[str]:
         )
 
 
+def teacher_taught_apart(teacher: Any) -> Iterator[str]:
+    """The problem of supervised steps of a teacher on ranks of its own."""
+    strategy = teacher.scheduling_strategy
+    apart = strategy is not None and (strategy.type == "separation" or strategy.target not in (None, "actor"))
+    if teacher.warm_start.steps and apart:
+        yield (
+            f"teacher.warm_start.steps: found {teacher.warm_start.steps} with a teacher on ranks of its own "
+            f"(teacher.scheduling_strategy.type={strategy.type}), but these steps run on the actor's ranks; train the "
+            "teacher in a run of algorithm=sft and set teacher.path to its export, or leave out "
+            "teacher.scheduling_strategy"
+        )
+
+
 def equal_samples(section: str, generation: Any) -> Iterator[str]:
     """The problem of several samples of a prompt that are all the same."""
     if generation.n_samples < 2:

@@ -30,7 +30,7 @@ class TeacherOptions:
     Attributes:
         engine_type: ``rollout``, AReaL's default, runs the teacher on inference servers, which score the actor's
             tokens; the trainer's ranks hold nothing of it. ``train`` runs it in a training engine, on the actor's
-            ranks.
+            ranks or on its own (``scheduling_strategy``).
         rollout: the servers, for ``engine_type: rollout``; with ``addresses``, running ones that serve ``path``.
             Options of sampling and of weight updates have no effect.
         offload: keep the teacher in host memory, except while it computes log-probabilities.

@@ -161,6 +161,11 @@ TABLE: tuple[Unused, ...] = (
         "actor.kl_ctl and actor.kl_loss_coef are 0",
         lambda run: run.samples and not run.reads_reference,
     ),
+    Unused(
+        ("enable_offload",),
+        "the run has no model beside the actor in its training engines",
+        lambda run: not run.has_idle_models,
+    ),
     Unused(("actor.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.outline.algorithm.name == "rw"),
     Unused(
         ("ref.temperature",),

@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from archon_core.contracts.launching import LauncherCheck, ProcessPlan
+from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ArchonError
 from archon_core.ranks.environment import rank_environment
 from archon_core.serving.discovery import Discovery
@@ -48,8 +49,9 @@ def _problems(config: Any, plan: ProcessPlan) -> Iterator[str]:
                 f"rollout.backend: found {part.layout}, whose servers need {len(part.nodes)} machines each; allowed "
                 "with scheduler.type=slurm are servers of one machine; lower t or p, and raise d"
             )
-        elif part.kind == "ranks" and "actor" not in part.roles:
+        elif part.kind == "ranks" and part.scheduling not in (SchedulingSpec(), parts[0].scheduling):
             yield (
-                f"{part.roles[0]}.backend: found {part.layout}, which needs ranks of its own; allowed with "
-                "scheduler.type=slurm is a layout of as many ranks as the actor's"
+                f"{part.roles[0]}.scheduling_spec: found other values than in actor.scheduling_spec; "
+                "scheduler.type=slurm runs all ranks of the trainer in one job, which gets the actor's; write the same "
+                "values, or leave it out"
             )

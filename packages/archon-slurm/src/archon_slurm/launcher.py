@@ -40,7 +40,7 @@ class SlurmLauncher:
         client.check_programs()
         self._launch = launch
         self._options = launch.config.slurm
-        self._trainer = next(part for part in launch.plan if part.kind == "ranks")
+        self._trainer = launch.plan.trainer
         self._server_parts = [part for part in launch.plan if part.kind == "server"]
         self._folder = launch.folder / "slurm"
         self._logs = launch.folder / "logs"

@@ -1,22 +1,25 @@
 """The layouts of an experiment's engines, their inheritance, and the check that they fit the cluster together.
 
 Actor, critic, reference and teacher are colocated, as in AReaL by default: an engine with the actor's world size runs
-in the actor's processes and needs no additional ranks. An engine with another world size, and a rollout engine that
-does not run on the trainer's ranks, needs separate processes.
+in the actor's processes and needs no additional ranks, unless its ``scheduling_strategy`` says otherwise. An engine
+with another world size, and a rollout engine that does not run on the trainer's ranks, needs separate processes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.engine_config import ROLES
+from archon_core.contracts.scheduling import SchedulingStrategy
 from archon_core.errors import ConfigError
 from archon_core.layout.backends import BUILTIN_BACKENDS, Backend, Kind
 from archon_core.layout.diagnostics import Fault, count, layout_error, listed
 from archon_core.layout.grammar import parse_layout
 from archon_core.layout.layout import Layout
+from archon_core.ranks.role_ranks import ACTOR, RoleRanks
 from archon_train.teacher_servers import TEACHER_SERVERS, teacher_servers, trains_teacher
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ ENGINE_KINDS: Mapping[str, Kind] = {
     TEACHER_SERVERS: "inference",
 }
 """Role -> kind of engine, in reporting order."""
+
+
+NO_STRATEGIES: Mapping[str, SchedulingStrategy] = MappingProxyType({})
 
 
 def engine_backends(config: ExperimentConfig) -> dict[str, str | None]:
@@ -112,22 +118,61 @@ class EngineShare:
         return f"{self.role} {self.layout}: {self.ranks}"
 
 
-def cluster_shares(layouts: Mapping[str, Layout]) -> tuple[EngineShare, ...]:
-    """The ranks of each engine, by the colocation rules in this module's docstring."""
-    actor = layouts["actor"]
+def cluster_shares(
+    layouts: Mapping[str, Layout], strategies: Mapping[str, SchedulingStrategy] = NO_STRATEGIES
+) -> tuple[EngineShare, ...]:
+    """The ranks of each engine, by the colocation rules in this module's docstring.
+
+    Args:
+        layouts: role -> layout.
+        strategies: role -> its ``scheduling_strategy``, where there is one.
+    """
     shares = []
     for role, layout in layouts.items():
-        beside_actor = role in ROLES and role != "actor" and layout.world_size == actor.world_size
-        hosted = layout.on_trainer_ranks or beside_actor
-        shares.append(EngineShare(role, layout, 0 if hosted else layout.world_size, "actor" if hosted else None))
+        host = ACTOR if layout.on_trainer_ranks else _host(role, layouts, strategies)
+        hosted = host != role
+        shares.append(EngineShare(role, layout, 0 if hosted else layout.world_size, host if hosted else None))
     return tuple(shares)
 
 
-def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_node: int) -> tuple[EngineShare, ...]:
+def _host(role: str, layouts: Mapping[str, Layout], strategies: Mapping[str, SchedulingStrategy]) -> str:
+    """The role on whose ranks ``role`` runs, which may be itself."""
+    seen: list[str] = []
+    while role in ROLES and role != ACTOR and role not in seen:
+        seen.append(role)
+        strategy = strategies.get(role, SchedulingStrategy())
+        target = strategy.target if strategy.type == "colocation" else ACTOR
+        other = layouts.get(target or "") if target in ROLES else None
+        if strategy.type == "separation" or other is None or other.world_size != layouts[role].world_size:
+            break
+        role = target or role
+    return role
+
+
+def role_ranks(shares: Sequence[EngineShare]) -> tuple[RoleRanks, ...]:
+    """The trainer's ranks by role, the actor's first."""
+    found: list[RoleRanks] = []
+    for share in sorted(shares, key=lambda share: share.role != ACTOR):
+        if share.hosted_by or share.layout.kind != "train":
+            continue
+        hosted = (other.role for other in shares if other.hosted_by == share.role and other.layout.kind == "train")
+        first = found[-1].ranks.stop if found else 0
+        found.append(RoleRanks(share.role, (share.role, *hosted), first, share.ranks))
+    return tuple(found)
+
+
+def check_cluster(
+    layouts: Mapping[str, Layout],
+    strategies: Mapping[str, SchedulingStrategy] = NO_STRATEGIES,
+    *,
+    n_nodes: int,
+    n_gpus_per_node: int,
+) -> tuple[EngineShare, ...]:
     """Check that the engines fit the cluster together; it may have unused ranks.
 
     Args:
         layouts: role -> layout, from ``engine_layouts``.
+        strategies: role -> its ``scheduling_strategy``, where there is one.
         n_nodes: ``cluster.n_nodes``.
         n_gpus_per_node: ``cluster.n_gpus_per_node``; 0 stands for CPUs, which run any number of ranks.
 
@@ -140,7 +185,7 @@ def check_cluster(layouts: Mapping[str, Layout], *, n_nodes: int, n_gpus_per_nod
     for option, number, least in (("cluster.n_nodes", n_nodes, 1), ("cluster.n_gpus_per_node", n_gpus_per_node, 0)):
         if number < least:
             raise ConfigError(f"{option}: found {number}; allowed: from {least}; fix: {option}=1 for a single one")
-    shares = cluster_shares(layouts)
+    shares = cluster_shares(layouts, strategies)
     if n_gpus_per_node == 0:
         return shares
     needed, available = sum(share.ranks for share in shares), n_nodes * n_gpus_per_node

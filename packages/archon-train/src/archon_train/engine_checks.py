@@ -15,7 +15,6 @@ from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline, EnginePreview
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import Layout, refuse_axes
-from archon_core.layout.diagnostics import count
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
@@ -54,15 +53,13 @@ class EngineChecks:
             return
         option = f"{role}.backend"
         engine = self._findings.look_up("train_engine", layout.backend, option)
-        if config.backend:  # an inherited layout is checked for the role that sets it
-            if isinstance(engine, TrainEngineSpec):
-                try:
-                    refuse_axes(layout, engine.axes, option=option)
-                except LayoutError as error:
-                    self._findings.unable(str(error))
-            self._check_shares_ranks(role, layout)
         if not isinstance(engine, TrainEngineSpec):
             return
+        if config.backend:  # an inherited layout is checked for the role that sets it
+            try:
+                refuse_axes(layout, engine.axes, option=option)
+            except LayoutError as error:
+                self._findings.unable(str(error))
         # An error about the actor's model is not repeated for the models that start from its weights.
         inherits = getattr(config, "path", None) == self._config.actor.path and role in ("critic", "ref")
         if not inherits or self._models.get("actor") is not None:
@@ -117,15 +114,6 @@ class EngineChecks:
             package = next(iter(PACKAGES["pipeline"]))
             self._findings.need(missing_package(package, self._findings.registry), f"the stages of {layout}")
         return schedule, None
-
-    def _check_shares_ranks(self, role: str, layout: Layout) -> None:
-        actor = self._layouts.get("actor")
-        if actor is not None and layout.world_size != actor.world_size:
-            self._findings.unable(
-                f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; this version runs every model "
-                f"on the ranks of the actor ({actor}, on {count(actor.world_size, 'rank')}); choose a layout of "
-                f"{count(actor.world_size, 'rank')}, or leave {role}.backend out to inherit the actor's"
-            )
 
     def _check_experts(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec, model: ModelSpec | None

@@ -183,6 +183,8 @@ class ExperimentConfig:
             ``reward``, of a function ``(config, parts)`` that returns one.
         dynamic_bs: train on fewer than ``data.batch_size`` prompts where ``actor.dynamic_sampling`` leaves some out,
             instead of drawing further prompts.
+        enable_offload: keep the models beside the actor in host memory except while they work: critic, reference,
+            teacher and reward model.
         tokenizer_path: folder or hub id of the tokenizer; null takes ``actor.path``.
         cluster: the machines.
         scheduler: the launcher.
@@ -208,6 +210,7 @@ class ExperimentConfig:
     reward: str | None = None
     workflow: str = "rlvr"
     dynamic_bs: bool = False
+    enable_offload: bool = False
     tokenizer_path: str | None = option(None, path_or_id)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

@@ -44,7 +44,13 @@ from archon_train.process_plan import plan_processes
 from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.run_services import plan_services
-from archon_train.scheduling import LOCAL, scheduling_specs, strategy_problems, unused_scheduling
+from archon_train.scheduling import (
+    LOCAL,
+    scheduling_specs,
+    scheduling_strategies,
+    strategy_problems,
+    unused_scheduling,
+)
 from archon_train.server_checks import ServersFound, check_scoring_servers, check_servers
 from archon_train.server_options import started_layouts, unused_registry, unused_registry_options
 from archon_train.teacher_servers import TEACHER_SERVERS, explain_no_scorer, unused_teacher_options
@@ -104,7 +110,7 @@ class _Planner(Findings):
             self.launcher = self.look_up("launcher", self.config.scheduler.type, "scheduler.type")
         self.read_layouts()
         self.check_rollout(algorithm)
-        self.check_scheduling()
+        self.check_scheduling(algorithm)
         self.check_launcher()
         engines = EngineChecks(self, self.config, self.layouts, self.loaded.explicit, samples=self.samples)
         for role in ROLES:
@@ -139,18 +145,22 @@ class _Planner(Findings):
         if "actor" in self.layouts:
             cluster = self.config.cluster
             started = started_layouts(self.layouts, self.config.rollout)
-            self.shares = cluster_shares(started)
+            strategies = scheduling_strategies(self.config, started)
+            self.shares = cluster_shares(started, strategies)
             try:
                 sizes = {"n_nodes": cluster.n_nodes, "n_gpus_per_node": cluster.n_gpus_per_node}
                 specs = scheduling_specs(self.config, started)
-                processes = plan_processes(check_cluster(started, **sizes), **sizes, scheduling=specs)
-                self.processes = replace(processes, services=tuple(plan_services(self.config, self.layouts)))
+                processes = plan_processes(check_cluster(started, strategies, **sizes), **sizes, scheduling=specs)
+                n_ranks = len(processes.trainer.processes)
+                services = tuple(plan_services(self.config, self.layouts, n_ranks))
+                self.processes = replace(processes, services=services)
             except ArchonError as error:
                 self.wrong(str(error))
 
-    def check_scheduling(self) -> None:
+    def check_scheduling(self, algorithm: Spec | None) -> None:
         """Check which engines share processes, and what those get."""
-        for text in strategy_problems(self.config, self.shares):
+        known = algorithm if isinstance(algorithm, AlgorithmSpec) else None
+        for text in strategy_problems(self.config, self.shares, known):
             self.wrong(text)
         name = self.config.scheduler.type
         if name == "local" or isinstance(self.launcher, LauncherSpec):

@@ -77,12 +77,11 @@ def _place(
     def gets(share: EngineShare) -> SchedulingSpec:
         return scheduling.get(share.role) or SchedulingSpec()
 
-    hosted = tuple(share.role for share in shares if share.hosted_by)
     for share in sorted(shares, key=lambda share: share.role != "actor"):
         if share.hosted_by or share.layout.kind != "train":
             continue
-        is_actor = share.role == "actor"
-        name, roles = (TRAINER, ("actor", *hosted)) if is_actor else (share.role, (share.role,))
+        name = TRAINER if share.role == "actor" else share.role
+        roles = (share.role, *(other.role for other in shares if other.hosted_by == share.role))
         processes = tuple(machines.place_ranks(share))
         parts.append(
             Part(name, roles, share.layout, processes, together=share.layout.dims["t"], scheduling=gets(share))

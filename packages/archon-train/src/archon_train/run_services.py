@@ -12,14 +12,15 @@ from archon_core.serving.discovery import Discovery
 FIRST = "machine 0"
 
 
-def plan_services(config: Any, layouts: Mapping[str, Layout]) -> Iterator[Service]:
+def plan_services(config: Any, layouts: Mapping[str, Layout], n_ranks: int) -> Iterator[Service]:
     """The services of a run.
 
     Args:
         config: the run's configuration.
         layouts: role -> layout.
+        n_ranks: ranks of the trainer.
     """
-    if "actor" in layouts and layouts["actor"].world_size > 1:
+    if n_ranks > 1:
         where = f"{FIRST}, in the {'launcher' if config.scheduler.type == 'local' else 'first rank'}"
         yield Service("rendezvous store", where)
     rollout = layouts.get("rollout")

@@ -8,6 +8,10 @@ from typing import Any
 from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.scheduling import SchedulingSpec, SchedulingStrategy
+from archon_core.contracts.train import AlgorithmSpec
+from archon_core.layout import Layout
+from archon_core.layout.diagnostics import count
+from archon_core.ranks.role_ranks import ACTOR
 from archon_train.cluster import ENGINE_KINDS, EngineShare
 
 LOCAL = ("env_vars",)
@@ -24,35 +28,66 @@ def scheduling_specs(config: Any, roles: Collection[str]) -> dict[str, Schedulin
     return found
 
 
-def strategy_problems(config: Any, shares: Sequence[EngineShare]) -> Iterator[str]:
-    """Errors in ``scheduling_strategy``.
+def scheduling_strategies(config: Any, roles: Collection[str]) -> dict[str, SchedulingStrategy]:
+    """``scheduling_strategy`` of each role that has one."""
+    found = {role: getattr(_section(config, role), "scheduling_strategy", None) for role in roles}
+    return {role: strategy for role, strategy in found.items() if strategy is not None and strategy.type is not None}
+
+
+def strategy_problems(config: Any, shares: Sequence[EngineShare], algorithm: AlgorithmSpec | None) -> Iterator[str]:
+    """Errors in ``scheduling_strategy``, and engines of other sizes without one.
 
     Args:
         config: the run's configuration.
         shares: of its engines.
+        algorithm: of the run; ``None`` if it is unknown.
     """
     hosts = {share.role: share.hosted_by or share.role for share in shares}
     layouts = {share.role: share.layout for share in shares}
-    for role in hosts:
-        strategy: SchedulingStrategy | None = getattr(_section(config, role), "scheduling_strategy", None)
-        if strategy is None or strategy.type is None:
-            continue
-        option, layout = f"{role}.scheduling_strategy", layouts[role]
-        shared = [other for other, host in hosts.items() if host == hosts[role] and other != role]
-        if strategy.type == "separation" and hosts[role] != role:
-            host = hosts[role]
-            why = "" if role == "rollout" else ", like every model in this version"
-            advice = ", or set rollout.backend to one with servers, such as served:d1" if role == "rollout" else ""
+    strategies = scheduling_strategies(config, hosts)
+    for role, host in hosts.items():
+        strategy, layout = strategies.get(role, SchedulingStrategy()), layouts[role]
+        option = f"{role}.scheduling_strategy"
+        shared = [other for other, place in hosts.items() if place == host and other != role]
+        can = algorithm is None or role in algorithm.separable
+        if strategy.type == "separation" and host != role:
             yield (
-                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {host}"
-                f"{why}; write type=colocation and target={host}{advice}"
+                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {host}; write "
+                f"type=colocation and target={host}, or set rollout.backend to one with servers, such as served:d1"
             )
         elif strategy.type == "colocation" and strategy.target not in (*shared, role):
-            reason = _why_apart(role, strategy.target, hosts, layouts)
+            reason = _why_apart(role, strategy.target, hosts, layouts, strategies)
             yield f"{option}: found colocation with {strategy.target}; {reason}"
+        elif layout.kind != "train" or host == ACTOR:
+            continue
+        elif strategy.type is None:
+            yield _other_size(role, layout, layouts[ACTOR], separable=can)
+        elif not can:
+            assert algorithm is not None
+            yield (
+                f"{option}: found {strategy.type}{f' with {strategy.target}' if host != role else ''}; algorithm "
+                f"{algorithm.name} runs {role} in the actor's processes; write type=colocation and target={ACTOR}, "
+                f"and leave {role}.backend out or choose a layout of {count(layouts[ACTOR].world_size, 'rank')}"
+            )
 
 
-def _why_apart(role: str, target: str | None, hosts: Mapping[str, str], layouts: Mapping[str, Any]) -> str:
+def _other_size(role: str, layout: Layout, actor: Layout, *, separable: bool) -> str:
+    """The message about a model that has neither the actor's size nor ranks of its own."""
+    apart = f"write {role}.scheduling_strategy.type=separation to give it ranks of its own, " if separable else ""
+    return (
+        f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; a model on the actor's ranks "
+        f"({actor}) needs {actor.world_size}; {apart}choose a layout of {count(actor.world_size, 'rank')}, or leave "
+        f"{role}.backend out to inherit the actor's"
+    )
+
+
+def _why_apart(
+    role: str,
+    target: str | None,
+    hosts: Mapping[str, str],
+    layouts: Mapping[str, Layout],
+    strategies: Mapping[str, SchedulingStrategy],
+) -> str:
     if target not in hosts:
         return f"allowed are the engines of this run: {', '.join(hosts)}; correct target"
     if "rollout" in (role, target):
@@ -60,9 +95,15 @@ def _why_apart(role: str, target: str | None, hosts: Mapping[str, str], layouts:
             "servers and trainer that take turns on the same devices are not part of this version; set "
             "rollout.backend=local, or type=separation"
         )
+    if layouts[role].world_size == layouts[target].world_size:
+        return (
+            f"{target}.scheduling_strategy is a colocation with {strategies[target].target}, a circle; give one of "
+            "them type=separation"
+        )
     return (
         f"engines share ranks if they have as many: {role}.backend={layouts[role]} has {layouts[role].world_size}, "
-        f"{target}.backend={layouts[target]} has {layouts[target].world_size}; make them equal"
+        f"{target}.backend={layouts[target]} has {layouts[target].world_size}; make them equal, or write "
+        "type=separation"
     )
 
 

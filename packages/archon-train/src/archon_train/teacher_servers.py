@@ -51,7 +51,7 @@ def teacher_servers(config: Any) -> RolloutConfig | None:
 
 
 def trains_teacher(config: Any) -> bool:
-    """Whether the teacher runs on the trainer's ranks: all the time, or for its supervised steps."""
+    """Whether the teacher runs in a training engine: all the time, or for its supervised steps."""
     if config.teacher is None:
         return False
     return teacher_servers(config) is None or config.teacher.warm_start.steps > 0
@@ -72,7 +72,7 @@ def unused_teacher_options(config: Any, explicit: Collection[str]) -> Iterator[D
         return
     if getattr(teacher, "engine_type", "train") == "train":
         if getattr(teacher, "rollout", None) is not None:
-            reason = "teacher.engine_type=train runs the teacher on the actor's ranks"
+            reason = "teacher.engine_type=train runs the teacher in a training engine"
             yield Decision(TEACHER_SERVERS, teacher.rollout.backend, "no effect", reason)
         return
     for name, reason in UNUSED_BY_SERVERS.items():

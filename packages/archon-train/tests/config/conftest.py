@@ -147,6 +147,7 @@ def rl_plugin() -> PluginStatus:
             trainer="json:loads",
             config=(section("actor", "Policy"),),
             needs=("inference_engine",),
+            separable=("critic", "ref", "teacher"),
         ),
         RewardSpec(name="gsm8k", target="json:loads"),
         DatasetSpec(name="jsonl", target="json:loads"),

@@ -46,7 +46,13 @@ def complete(make_registry: MakeRegistry) -> Registry:
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
             ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
             PipelineSpec(name="pipeline", target="json:loads", split="archon_fake_options:split"),
-            AlgorithmSpec(name="valued", target="json:loads", needs=("inference_engine",), sections=("critic",)),
+            AlgorithmSpec(
+                name="valued",
+                target="json:loads",
+                needs=("inference_engine",),
+                sections=("critic",),
+                separable=("critic",),
+            ),
             LauncherSpec(name="ray", target="json:loads"),
         ),
     )
@@ -97,10 +103,19 @@ def test_engines_inherit_the_actors_layout_and_share_its_ranks(load: Load, compl
 
 def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load, complete: Registry) -> None:
     found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
-    assert environment_errors(found) == [
-        "critic.backend: found able:d2, on 2 ranks; this version runs every model on the ranks of the actor "
-        "(able:d4, on 4 ranks); choose a layout of 4 ranks, or leave critic.backend out to inherit the actor's"
+    assert config_errors(found) == [
+        "critic.backend: found able:d2, on 2 ranks; a model on the actor's ranks (able:d4) needs 4; write "
+        "critic.scheduling_strategy.type=separation to give it ranks of its own, choose a layout of 4 ranks, or leave "
+        "critic.backend out to inherit the actor's"
     ]
+    separated = plan(
+        load,
+        complete,
+        VALUED + "critic: {backend: 'able:d2'}\n",
+        "actor.backend=able:d4",
+        "critic.scheduling_strategy.type=separation",
+    )
+    assert separated.can_run
     assert plan(load, complete, VALUED + "critic: {backend: 'able:d2t2'}\n", "actor.backend=able:d4").can_run
 
 

@@ -13,6 +13,8 @@ from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.errors import ConfigError
 from archon_core.plugins import ModelSpec, Registry, TrainEngineSpec
+from archon_core.ranks.role_ranks import RoleRanks
+from archon_train.cluster import role_ranks
 from archon_train.preflight import plan_run
 from archon_train.run_plan import RunPlan
 
@@ -85,10 +87,19 @@ def test_an_engine_in_the_actors_processes_has_no_specification_of_its_own(plan:
         (("ref.scheduling_strategy.type=colocation", "ref.scheduling_strategy.target=actor"), ""),
         (("rollout.scheduling_strategy.type=colocation", "rollout.scheduling_strategy.target=actor"), ""),
         (("actor.scheduling_strategy.type=separation",), ""),
+        (("ref.scheduling_strategy.type=separation",), ""),
         (
-            ("ref.scheduling_strategy.type=separation",),
-            "ref.scheduling_strategy: found separation, but ref.backend=able:d2 runs on the ranks of actor, like every "
-            "model in this version; write type=colocation and target=actor",
+            ("algorithm=sft", "ref.scheduling_strategy.type=separation"),
+            "ref.scheduling_strategy: found separation; algorithm sft runs ref in the actor's processes; write "
+            "type=colocation and target=actor, and leave ref.backend out or choose a layout of 2 ranks",
+        ),
+        (
+            (
+                "ref.scheduling_strategy={type: colocation, target: teacher}",
+                "teacher={path: x, scheduling_strategy: {type: colocation, target: ref}}",
+            ),
+            "ref.scheduling_strategy: found colocation with teacher; teacher.scheduling_strategy is a colocation with "
+            "ref, a circle; give one of them type=separation",
         ),
         (
             ("rollout.scheduling_strategy.type=separation",),
@@ -106,7 +117,7 @@ def test_an_engine_in_the_actors_processes_has_no_specification_of_its_own(plan:
                 "ref.scheduling_strategy.target=actor",
             ),
             "found colocation with actor; engines share ranks if they have as many: ref.backend=able:d4 has 4, "
-            "actor.backend=able:d2 has 2; make them equal",
+            "actor.backend=able:d2 has 2; make them equal, or write type=separation",
         ),
     ],
 )
@@ -115,10 +126,30 @@ def test_a_strategy_that_the_sizes_contradict_is_refused(
 ) -> None:
     found = [text for text in errors(plan(ACTOR + "ref: {}\n", *options)) if "scheduling" in text]
     if message:
-        assert len(found) == 1
         assert message in found[0]
     else:
         assert found == []
+
+
+def test_separated_roles_have_ranks_after_the_actors_and_models_may_share_them(plan: Callable[..., RunPlan]) -> None:
+    apart = ("ref.backend=able:t2d2", "ref.scheduling_strategy.type=separation")
+    beside = "teacher={path: x, backend: 'able:d4', scheduling_strategy: {type: colocation, target: ref}}"
+    found = plan(ACTOR + "ref: {}\n", *apart, beside, "cluster.n_gpus_per_node=6", "ref.scheduling_spec.env_vars.A=1")
+    assert not errors(found)
+    assert [(part.name, part.roles, len(part.processes)) for part in found.processes] == [
+        ("trainer", ("actor", "rollout"), 2),
+        ("ref", ("ref", "teacher"), 4),
+    ]
+    ref = found.processes.parts[1]
+    assert (found.processes.first_rank(ref), ref.together) == (2, 2)
+    assert ref.scheduling.env_vars == {"A": "1"}
+    assert not unused(found)
+    trainer = found.processes.trainer
+    assert [(process.rank, process.devices) for process in trainer.processes] == [(n, (n,)) for n in range(6)]
+    assert role_ranks(found.shares) == (
+        RoleRanks("actor", ("actor",), 0, 2),
+        RoleRanks("ref", ("ref", "teacher"), 2, 4),
+    )
 
 
 def test_colocation_needs_a_target(load: Load, installed: Registry) -> None:

@@ -6,10 +6,10 @@ import os
 
 import pytest
 
+from archon_core.contracts.scheduling import SchedulingStrategy
 from archon_core.errors import ConfigError
-from archon_core.layout import Layout
 from archon_core.ranks.environment import RankEnvironment
-from archon_train.cluster import cluster_shares, engine_layouts
+from archon_train.cluster import EngineShare, cluster_shares, engine_layouts
 from archon_train.experiment import ClusterConfig
 from archon_train.launch.world import (
     check_started,
@@ -26,17 +26,20 @@ from archon_train.process_plan import ProcessPlan, plan_processes
 ARGUMENTS = ["train", "my run.yaml", "seed=1"]
 
 
-def layouts(actor: str, **others: str) -> dict[str, Layout]:
-    return engine_layouts({"actor": actor, **others})
+def shares(actor: str, *separated: str, **others: str) -> tuple[EngineShare, ...]:
+    strategies = dict.fromkeys(separated, SchedulingStrategy("separation"))
+    return cluster_shares(engine_layouts({"actor": actor, **others}), strategies)
 
 
-def test_the_actors_ranks_are_all_that_trains() -> None:
-    assert ranks_needed(layouts("archon:d2t2")) == 4
-    assert ranks_needed(layouts("archon:d2t2", critic="", rollout="sglang:d4")) == 4
+def test_the_actors_ranks_and_those_of_separated_roles_are_started() -> None:
+    assert ranks_needed(shares("archon:d2t2")) == 4
+    assert ranks_needed(shares("archon:d2t2", critic="", rollout="sglang:d4")) == 4
+    assert ranks_needed(shares("archon:d2t2", "critic", critic="archon:t2", ref="")) == 6
 
 
 def test_as_many_processes_as_the_layout_needs_are_accepted() -> None:
-    check_started(RankEnvironment(3, 4, 1, 2), layouts("archon:d2t2"), ARGUMENTS)
+    check_started(RankEnvironment(3, 4, 1, 2), shares("archon:d2t2"), ARGUMENTS)
+    check_started(RankEnvironment(5, 6, 1, 2), shares("archon:d2t2", "critic", critic="archon:d2"), ARGUMENTS)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +59,7 @@ def test_another_number_of_processes_is_refused_with_the_right_command(
     world: int, local: int, layout: str, command: str
 ) -> None:
     with pytest.raises(ConfigError) as refused:
-        check_started(RankEnvironment(0, world, 0, local), layouts(layout), ARGUMENTS)
+        check_started(RankEnvironment(0, world, 0, local), shares(layout), ARGUMENTS)
     text = str(refused.value)
     assert f"found {world} processes" in text
     assert f"actor.backend={layout} needs {layout[-1]}" in text
@@ -64,19 +67,35 @@ def test_another_number_of_processes_is_refused_with_the_right_command(
     assert f"a layout of {world}" in text
 
 
+def test_all_layouts_of_separated_roles_are_named() -> None:
+    with pytest.raises(ConfigError) as refused:
+        check_started(RankEnvironment(0, 2, 0, 2), shares("archon:d2", "ref", ref="archon:d1"), ARGUMENTS)
+    text = str(refused.value)
+    assert "actor.backend=archon:d2 and ref.backend=archon:d1 need 2 + 1 = 3; start 3 processes:" in text
+    assert "a layout of 2" not in text
+
+
 def test_ranks_of_several_machines_are_explained_and_those_of_one_are_not() -> None:
     cluster = ClusterConfig(n_nodes=2, n_gpus_per_node=4)
-    assert explain_machines(layouts("archon:d4"), cluster, ARGUMENTS) is None
-    text = explain_machines(layouts("archon:d4t2"), cluster, ARGUMENTS)
+    assert explain_machines(shares("archon:d4"), cluster, ARGUMENTS) is None
+    text = explain_machines(shares("archon:d4t2"), cluster, ARGUMENTS)
     assert text is not None
     assert "needs 8 on 2 machines" in text
     assert torchrun_command(ARGUMENTS, 8, 2) in text
     assert "cluster.n_gpus_per_node=8" in text
 
 
+def test_machines_with_different_numbers_of_ranks_have_different_commands() -> None:
+    cluster = ClusterConfig(n_nodes=2, n_gpus_per_node=4)
+    text = explain_machines(shares("archon:d2t2", "critic", critic="archon:d2"), cluster, ARGUMENTS)
+    assert text is not None
+    first, second = [line for line in text.splitlines() if line.startswith("  torchrun")]
+    assert "--nnodes=2 --node-rank=0 --master-addr=HOST --master-port=29500 --nproc-per-node=4" in first
+    assert "--node-rank=1 --master-addr=HOST --master-port=29500 --nproc-per-node=2" in second
+
+
 def plan_of(n_gpus: int, **backends: str) -> ProcessPlan:
-    shares = cluster_shares(layouts("archon:d4", **backends))
-    return plan_processes(shares, n_nodes=3, n_gpus_per_node=n_gpus)
+    return plan_processes(shares("archon:d4", **backends), n_nodes=3, n_gpus_per_node=n_gpus)
 
 
 def test_servers_that_a_local_run_cannot_start_are_named_with_their_machines() -> None:
@@ -94,8 +113,7 @@ def test_ranks_share_the_cores_and_each_has_one(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_servers_that_sample_ahead_get_cores_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
-    shares = cluster_shares(layouts("archon:d2", rollout="sglang:d3"))
-    processes = plan_processes(shares, n_nodes=1, n_gpus_per_node=0)
+    processes = plan_processes(shares("archon:d2", rollout="sglang:d3"), n_nodes=1, n_gpus_per_node=0)
     assert n_computing_at_once(2, processes, 0) == 2
     assert n_computing_at_once(2, processes, 1) == 5
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(10), raising=False)

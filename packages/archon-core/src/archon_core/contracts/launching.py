@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from archon_core.contracts.scheduling import SchedulingSpec
@@ -69,7 +69,7 @@ class Process:
 
 @dataclass(frozen=True)
 class Part:
-    """Processes that start and end together: the trainer, a role on its own ranks, or one inference server.
+    """Processes that start and end together: the actor's ranks, a role's own ranks, or one inference server.
 
     Attributes:
         name: ``trainer``, the role, or ``server 0``, ``server 1``, ... and ``teacher server 0``, ...
@@ -141,6 +141,27 @@ class ProcessPlan:
 
     def __iter__(self) -> Iterator[Part]:
         return iter(self.parts)
+
+    def first_rank(self, part: Part) -> int | None:
+        """The rank of a part's first process among all ranks of the trainer; ``None`` for a server."""
+        if part.kind == "server":
+            return None
+        before = self.parts[: self.parts.index(part)]
+        return sum(len(other.processes) for other in before if other.kind == "ranks")
+
+    @property
+    def trainer(self) -> Part:
+        """All ranks of training engines as one part, numbered as the launcher starts them: the actor's, then those of
+        each separated role. Raises ValueError if the plan has none."""
+        parts = [part for part in self.parts if part.kind == "ranks"]
+        if not parts:
+            raise ValueError("found a plan without ranks")
+        ranks = tuple(process for part in parts for process in part.processes)
+        return replace(
+            parts[0],
+            roles=tuple(role for part in parts for role in part.roles),
+            processes=tuple(replace(process, rank=rank) for rank, process in enumerate(ranks)),
+        )
 
 
 class StopRequest(Protocol):

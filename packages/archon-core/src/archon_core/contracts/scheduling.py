@@ -73,9 +73,9 @@ class SchedulingStrategy:
     """Which engines share processes (``ref.scheduling_strategy``).
 
     Attributes:
-        type: ``separation`` puts the engine on devices that no other engine uses, ``colocation`` on those of
-            ``target``; null lets the sizes decide: engines of the actor's size, and ``rollout.backend=local``, run in
-            the actor's processes.
+        type: ``separation`` gives the engine ranks of its own, ``colocation`` puts it on those of ``target``, which
+            must have as many; null runs the models of a trainer, and ``rollout.backend=local``, in the actor's
+            processes.
         target: section of the engine to share processes with.
     """
 

@@ -16,6 +16,8 @@ class AlgorithmSpec(Spec):
         trainer: target of a ``TrainerFactory``.
         needs: kinds of plugin that the algorithm requires, such as ``"inference_engine"`` or ``"reward"``.
         sections: sections of models beside the actor that a configuration must have, such as ``"critic"``.
+        separable: sections of models that its trainer can run on ranks of their own
+            (``scheduling_strategy.type: separation``).
         preview: target of ``preview(outline) -> RunPreview``, which finds problems and unused options of a run
             (``RunOutline``) before it starts. It must not import torch. Empty for no checks.
         explain: target of ``explain(name) -> str``, which advises users who write ``name``, not the name of any
@@ -29,6 +31,7 @@ class AlgorithmSpec(Spec):
     trainer: str = ""
     needs: tuple[str, ...] = ()
     sections: tuple[str, ...] = ()
+    separable: tuple[str, ...] = ()
     preview: str = ""
     explain: str = ""
 

@@ -29,6 +29,7 @@ class RankExit:
         log: file with its output; ``None`` if that went to the terminal.
         host: its machine; empty for this one.
         cause: why it was lost, if it did not end by itself: its machine or its job is gone.
+        role: whose rank it is, if roles have ranks of their own.
     """
 
     rank: int
@@ -39,6 +40,7 @@ class RankExit:
     log: Path | None = None
     host: str = ""
     cause: str = ""
+    role: str = ""
 
     @property
     def failed(self) -> bool:
@@ -84,7 +86,8 @@ def explain(exit: RankExit, n_ranks: int) -> str:
     """The final message: which rank failed first, why, and where its output is."""
     place = f"its output is in {exit.log}" if exit.log else "its output is above"
     process = f"process {exit.pid}" if exit.pid else "no process yet"
-    who = f"rank {exit.rank} of {n_ranks} ({process}{f' on {exit.host}' if exit.host else ''})"
+    role = f"{exit.role}, " if exit.role else ""
+    who = f"rank {exit.rank} of {n_ranks} ({role}{process}{f' on {exit.host}' if exit.host else ''})"
     if exit.error is not None:
         named = exit.error.kind in ("error", "connection")
         why = f"{exit.error.name}: {exit.error.message}" if named else exit.error.message

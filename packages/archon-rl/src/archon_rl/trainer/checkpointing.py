@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, Protocol
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.engine import StagedState, TrainEngine
 from archon_core.errors import DamagedError, WeightsError
 from archon_core.models.end_tokens import GENERATION_CONFIG, EndTokens
 from archon_core.ranks.failing_together import failing_together
@@ -44,7 +44,22 @@ TOKENIZER_FOLDER = "tokenizer"
 
 
 NONE: Mapping[str, Fingerprint] = MappingProxyType({})
-NO_ENGINES: Mapping[str, TrainEngine] = MappingProxyType({})
+
+
+class SavedModel(Protocol):
+    """The part of a ``TrainEngine`` that checkpoints use; models beside the actor may be on other ranks."""
+
+    @property
+    def decisions(self) -> Sequence[Decision]: ...
+
+    def save(self, path: Path, format: Literal["hf", "dcp"]) -> None: ...
+
+    def load(self, path: Path, format: Literal["hf", "dcp"]) -> None: ...
+
+    def stage(self) -> StagedState: ...
+
+
+NO_ENGINES: Mapping[str, SavedModel] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -101,7 +116,7 @@ class Checkpoints:
         engine: TrainEngine,
         cursor: DataCursor,
         fingerprints: Mapping[str, Fingerprint] = NONE,
-        beside: Mapping[str, TrainEngine] = NO_ENGINES,
+        beside: Mapping[str, SavedModel] = NO_ENGINES,
     ) -> None:
         self._run = run
         self._engine = engine
@@ -213,7 +228,7 @@ def load_checkpoint(
     checkpoint: Path,
     engine: TrainEngine,
     cursor: DataCursor,
-    beside: Mapping[str, TrainEngine] = NO_ENGINES,
+    beside: Mapping[str, SavedModel] = NO_ENGINES,
 ) -> TrainerState:
     """Load the checkpoint's weights and optimizer state into ``engine`` and the engines ``beside`` it, and the place in
     the data. Collective.
@@ -233,12 +248,12 @@ def load_checkpoint(
     return state
 
 
-def _folders(engine: TrainEngine, beside: Mapping[str, TrainEngine]) -> dict[str, TrainEngine]:
+def _folders(engine: TrainEngine, beside: Mapping[str, SavedModel]) -> dict[str, SavedModel]:
     """Folder in a checkpoint -> engine."""
     return {ENGINE_FOLDER: engine, **{f"{role}/{ENGINE_FOLDER}": other for role, other in beside.items()}}
 
 
-def _check_roles(checkpoint: Path, beside: Mapping[str, TrainEngine]) -> None:
+def _check_roles(checkpoint: Path, beside: Mapping[str, SavedModel]) -> None:
     missing = [role for role in beside if not (checkpoint / role).is_dir()]
     if missing:
         raise WeightsError(
@@ -322,7 +337,7 @@ def export_model(run: RunContext, engine: TrainEngine, tokenizer: Any, ends: End
     return run.folder.export
 
 
-def export_beside(run: RunContext, engine: TrainEngine, role: str, tokenizer: Any) -> Path:
+def export_beside(run: RunContext, engine: SavedModel, role: str, tokenizer: Any) -> Path:
     """Write a model that is trained beside the actor, and the tokenizer, to the run's ``export_<role>``. Collective."""
     with publish_collectively(run.ranks, run.folder.exporting(role)) as export:
         engine.save(export, "hf")

@@ -16,6 +16,7 @@ from archon_core.plugins import TrainEngineSpec, registry
 from archon_core.plugins.inference_engines import find_inference_engine, inference_engines
 from archon_core.serving.discovery import Discovery
 from archon_engine.models.hf_config import load_hf_config
+from archon_rl.trainer.sharing import SharedEngine
 from archon_train.cluster import engine_backends, engine_layouts
 from archon_train.model_sections import with_initial_weights
 from archon_train.run.context import RunContext
@@ -38,6 +39,22 @@ def build_train_engine(run: RunContext, config: Any, *, role: str, total_steps: 
     engine.initialize()
     run.record(engine.decisions)
     return engine
+
+
+def build_model_beside(run: RunContext, section: Any, *, role: str, total_steps: int | None) -> SharedEngine:
+    """A model beside the actor, in host memory while it is idle if ``offload`` or ``enable_offload`` says so.
+
+    Args:
+        run: the run.
+        section: the complete section of the model.
+        role: the section's name.
+        total_steps: optimizer steps of the run; ``None`` for a frozen model.
+    """
+    engine = build_train_engine(run, section, role=role, total_steps=total_steps)
+    offloads = run.config.enable_offload or getattr(section, "offload", False)
+    if offloads:
+        engine.offload()
+    return SharedEngine(engine, section.mb_spec.granularity, run.recordings, offloads)
 
 
 def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:

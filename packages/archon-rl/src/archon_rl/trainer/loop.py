@@ -15,6 +15,7 @@ from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import (
     Checkpoints,
+    SavedModel,
     export_beside,
     export_model,
     load_checkpoint,
@@ -56,7 +57,7 @@ class TrainingLoop:
     evaluate: Callable[[], dict[str, float]] | None
     fingerprints: Mapping[str, Fingerprint]
     shown: tuple[str, ...] = ("loss",)
-    beside: Mapping[str, TrainEngine] = field(default_factory=dict)
+    beside: Mapping[str, SavedModel] = field(default_factory=dict)
     is_critic: bool = False
     collection: Collection | None = None
     _baseline: dict[str, float] = field(default_factory=dict, init=False)

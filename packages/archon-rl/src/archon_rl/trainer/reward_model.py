@@ -28,7 +28,7 @@ from archon_rl.losses.preference import last_values
 from archon_rl.rewards.calls import Outcome
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
-from archon_rl.trainer.engines import build_train_engine, with_single_sequences
+from archon_rl.trainer.engines import build_model_beside, with_single_sequences
 from archon_rl.trainer.fingerprint import tokenizer_fingerprint
 from archon_rl.trainer.rollout_batch import Rollout
 from archon_rl.trainer.scoring import Scorer, place_of
@@ -78,8 +78,7 @@ class RewardModel:
             ConfigError: the checkpoint has no tokenizer.
             ArchonError: from the engine.
         """
-        engine = build_train_engine(self._run, self._section, role=self._role, total_steps=None)
-        self._engine = SharedEngine(engine)
+        self._engine = build_model_beside(self._run, self._section, role=self._role, total_steps=None)
         self._encoder = encoder
         self._tokenizer = load_tokenizer(self._section.path)
         if not self._shares_tokenizer:

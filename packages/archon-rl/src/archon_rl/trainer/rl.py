@@ -10,6 +10,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_core.ranks.role_ranks import ACTOR
 from archon_rl.agents.checks import workflow_name
 from archon_rl.algorithm import Algorithm, AlgorithmFactory
 from archon_rl.collector_options import sampling_problems
@@ -32,6 +33,7 @@ from archon_rl.trainer.loop import TrainingLoop
 from archon_rl.trainer.resuming import fingerprints
 from archon_rl.trainer.reward_model import ModelScorer, RewardModel
 from archon_rl.trainer.rl_step import RLStep
+from archon_rl.trainer.role_service import serve_models
 from archon_rl.trainer.roles import RoleEngines, build_role_engines
 from archon_rl.trainer.sampling_choice import Sampling
 from archon_rl.trainer.scoring import Scorer
@@ -83,6 +85,9 @@ class RLTrainer:
             ArchonError: from the data, the engines, the reward or the checkpoints.
         """
         run, config = self._run, self._run.config
+        if run.role != ACTOR:
+            serve_models(run, self._algorithm)
+            return
         others = [getattr(config, role) for role in sorted(self._algorithm.roles)]
         limits = rollout_limits(config.gconfig, config.actor, *others)
         if config.warm_start.steps:
@@ -133,7 +138,7 @@ class RLTrainer:
                 evaluate=evaluate and partial(evaluate, rollout, data_ranks=actor.data_ranks),
                 fingerprints=known,
                 shown=("reward", "loss") if self._algorithm.needs_rewards else ("rollout_kl_teacher", "loss"),
-                beside={} if engines.critic is None else {"critic": engines.critic.engine},
+                beside={} if engines.critic is None else {"critic": engines.critic},
                 collection=collection,
             )
             done = loop.resume()

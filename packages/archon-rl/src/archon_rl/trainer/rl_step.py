@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import Tensor
 
@@ -28,7 +29,7 @@ from archon_rl.trainer.collecting import Collection
 from archon_rl.trainer.critic_step import CriticStep
 from archon_rl.trainer.dumping import TrajectoryDump
 from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
-from archon_rl.trainer.roles import RoleEngines
+from archon_rl.trainer.roles import PendingOutputs, RoleEngines, begin_forward
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
 
@@ -80,20 +81,25 @@ class RLStep:
         learned: dict[str, float] = {}
         trains_actor = step >= self.algorithm.warmup_steps
         if len(chosen):
+            # Models on ranks of their own work while the actor's ranks go on.
+            values = None if self.critic is None else self.critic.begin_values(chosen)
             with clock("logprobs"):
                 chosen, distances = self.add_logprobs(chosen)
-            if self.critic is not None:
+            if self.critic is not None and values is not None:
                 with clock("values"):
-                    chosen = self.critic.add_values(chosen)
+                    chosen = self.critic.add_values(chosen, values)
             with clock("advantage"):
                 if self.algorithm.needs_rewards:
                     chosen = self.add_advantages(chosen)
             if self.critic is not None:
                 with clock("critic"):
-                    learned = self.critic.update(chosen, step)
+                    finish = self.critic.begin_update(chosen, step)
             if trains_actor:
                 with clock("update"):
                     updates = self.update(chosen, step)
+            if self.critic is not None:
+                with clock("critic"):
+                    learned = finish()
         with clock("publish"):
             published = self.rollout.update_weights(self.actor.version)
             self.collection.published(step + 1)
@@ -122,23 +128,30 @@ class RLStep:
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
         fields: dict[str, Tensor] = {}
         distances: dict[str, float] = {}
+        reference = self._begin(self.engines.ref, REF_LOGPROBS, batch, request)
+        teacher = self._begin(self.engines.teacher, TEACHER_LOGPROBS, batch, request)
         if PROX_LOGPROBS in needed or self.algorithm.replace_logprobs:
             own = self.actor.forward_batch(batch, request)["logprobs"].to(sampled)
             fields[PROX_LOGPROBS if PROX_LOGPROBS in needed else LOGPROBS] = own
             distances["rollout_logprob_gap"] = _masked_mean((own - sampled).abs(), mask)
-        if REF_LOGPROBS in needed:
-            assert self.engines.ref is not None, "the algorithm needs a reference; RLTrainer builds one"
-            reference = self.engines.ref.forward_batch(batch, request)["logprobs"].to(sampled)
-            fields[REF_LOGPROBS] = reference
-            distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, reference, "k3"), mask)
-        if TEACHER_LOGPROBS in needed:
-            assert self.engines.teacher is not None, "the algorithm needs a teacher; RLTrainer builds one"
-            teacher = self.engines.teacher.forward_batch(batch, request)["logprobs"].to(sampled)
-            fields[TEACHER_LOGPROBS] = teacher
+        if reference is not None:
+            found = reference()["logprobs"].to(sampled)
+            fields[REF_LOGPROBS] = found
+            distances["rollout_kl_ref"] = _masked_mean(kl_estimate(sampled, found, "k3"), mask)
+        if teacher is not None:
+            found = teacher()["logprobs"].to(sampled)
+            fields[TEACHER_LOGPROBS] = found
             if TEACHER_BASELINE in needed:
-                fields[TEACHER_BASELINE] = sequence_baseline(sampled - teacher, batch)
-            distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, teacher, "k1"), mask)
+                fields[TEACHER_BASELINE] = sequence_baseline(sampled - found, batch)
+            distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, found, "k1"), mask)
         return batch.with_fields(fields), distances
+
+    def _begin(self, engine: Any, field: str, batch: Batch, request: OutputRequest) -> PendingOutputs | None:
+        """Start the pass of the model that computes ``field``; ``None`` if the algorithm does not read it."""
+        if field not in self.algorithm.fields:
+            return None
+        assert engine is not None, f"the algorithm needs a model for {field}; RLTrainer builds one"
+        return begin_forward(engine, batch, request)
 
     def add_advantages(self, batch: Batch) -> Batch:
         """The batch with its advantages, and with the returns if there is a critic."""

@@ -9,11 +9,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.loss import OutputRequest
+from archon_core.contracts.packed import OutputName
+from archon_core.ranks.role_ranks import ACTOR
 from archon_rl.algorithm import Algorithm
-from archon_rl.trainer.engines import build_train_engine, critic_config, reference_config
+from archon_rl.trainer.engines import build_model_beside, build_train_engine, critic_config, reference_config
+from archon_rl.trainer.remote_engine import RemoteEngine, begin_remote_engine
 from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.run.context import RunContext
@@ -25,19 +33,22 @@ class RoleEngines:
 
     Attributes:
         actor: the trained policy.
-        critic: the trained value model.
-        ref: the frozen reference of the KL terms.
-        teacher: the frozen model to distil from, on the trainer's ranks or on servers.
+        critic: the trained value model, on the actor's ranks or on others.
+        ref: the frozen reference of the KL terms, likewise.
+        teacher: the frozen model to distil from, likewise or on servers.
     """
 
     actor: SharedEngine
-    critic: SharedEngine | None = None
-    ref: SharedEngine | None = None
-    teacher: SharedEngine | ServedTeacher | None = None
+    critic: SharedEngine | RemoteEngine | None = None
+    ref: SharedEngine | RemoteEngine | None = None
+    teacher: SharedEngine | RemoteEngine | ServedTeacher | None = None
 
 
 SECTIONS: Mapping[str, Callable[[Any, Any], Any]] = {"critic": critic_config, "ref": reference_config}
 """Role -> completes its section of the configuration with the actor's: ``(section, actor) -> section``."""
+
+PendingOutputs = Callable[[], dict[OutputName, Tensor]]
+"""Gives the outputs of a forward pass that may have begun."""
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -58,21 +69,41 @@ def build_role_engines(
         total_steps: training steps of the whole run.
         prepared: complete sections of further roles, or a teacher on servers.
     """
-
-    def build(role: str, section: Any) -> Any:
-        if isinstance(section, ServedTeacher):
-            return section
-        engine = build_train_engine(run, section, role=role, total_steps=algorithm.updates(role, total_steps))
-        stack.callback(engine.close)
-        offloads = getattr(section, "offload", False)
-        if offloads:
-            engine.offload()
-        return SharedEngine(engine, section.mb_spec.granularity, run.recordings, offloads)
-
     sections = {
         role: complete(getattr(run.config, role), actor)
         for role, complete in SECTIONS.items()
         if role in algorithm.roles
     }
     sections |= prepared
-    return RoleEngines(build("actor", actor), **{role: build(role, section) for role, section in sections.items()})
+    updates = {role: algorithm.updates(role, total_steps) for role in (ACTOR, *sections)}
+    # Ranks of other roles build their models while these build theirs.
+    elsewhere = {
+        role: begin_remote_engine(
+            run, section, role=role, objective=algorithm.objectives.get(role), total_steps=updates[role]
+        )
+        for role, section in sections.items()
+        if role in run.links and not isinstance(section, ServedTeacher)
+    }
+
+    def build(role: str, section: Any) -> SharedEngine | RemoteEngine | ServedTeacher:
+        if isinstance(section, ServedTeacher):
+            return section
+        if role in elsewhere:
+            return elsewhere[role]()
+        beside = build_model_beside(run, section, role=role, total_steps=updates[role])
+        stack.callback(beside.engine.close)
+        return beside
+
+    engine = build_train_engine(run, actor, role=ACTOR, total_steps=updates[ACTOR])
+    stack.callback(engine.close)
+    policy = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+    return RoleEngines(policy, **{role: build(role, section) for role, section in sections.items()})
+
+
+def begin_forward(
+    engine: SharedEngine | RemoteEngine | ServedTeacher, batch: Batch, request: OutputRequest
+) -> PendingOutputs:
+    """Start a forward pass of a model on ranks of its own; another model computes when the result is called."""
+    if isinstance(engine, RemoteEngine):
+        return engine.begin_forward(batch, request)
+    return partial(engine.forward_batch, batch, request)

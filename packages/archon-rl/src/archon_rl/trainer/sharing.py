@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine import StepStats, TrainEngine
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine import StagedState, StepStats, TrainEngine
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.errors import WeightsError
@@ -110,6 +111,11 @@ class SharedEngine:
         """The data ranks that divide the work."""
         return self.engine.data_ranks
 
+    @property
+    def decisions(self) -> Sequence[Decision]:
+        """Settings that the engine changes."""
+        return self.engine.decisions
+
     @contextmanager
     def onloaded(self) -> Iterator[TrainEngine]:
         """The engine on its device; back in host memory after the block if it ``offloads``."""
@@ -147,6 +153,21 @@ class SharedEngine:
             name: _join(batch, [(part[name], places) for part, places in zip(parts, plan, strict=True) if places])
             for name in request.names
         }
+
+    def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Write a checkpoint folder."""
+        with self.onloaded() as engine:
+            engine.save(path, format)
+
+    def load(self, path: Path, format: Literal["hf", "dcp"]) -> None:
+        """Read a folder that ``save`` wrote."""
+        with self.onloaded() as engine:
+            engine.load(path, format)
+
+    def stage(self) -> StagedState:
+        """A copy of the training state, in host memory."""
+        with self.onloaded() as engine:
+            return engine.stage()
 
     def _share(self, batch: Batch) -> Batch:
         if self.data_ranks.size == 1:

@@ -40,6 +40,9 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
     """
     tokenizer = task.encoder.tokenizer
     run.record(unused_teacher_options(run.config, run.explicit))
+    if "teacher" in run.links and run.config.trainer.eval_before_train:
+        reason = "only the actor's ranks sample"
+        run.record([Decision("trainer.eval_before_train", "true", "without the teacher, on its own ranks", reason)])
     section = complete_model_config(run, tokenizer, "teacher")
     _check_vocabulary(run, section, actor, tokenizer)
     actor_steps = run.config.warm_start.steps
@@ -51,7 +54,8 @@ def prepare_teacher(run: RunContext, actor: Any, task: Task) -> Any:
 
 def evaluates_teacher(run: RunContext) -> bool:
     """Whether a run with held-out records evaluates its teacher: before training, on the trainer's ranks."""
-    return run.config.trainer.eval_before_train and engine_layout(run, "rollout").on_trainer_ranks
+    samples = engine_layout(run, "rollout").on_trainer_ranks and "teacher" not in run.links
+    return run.config.trainer.eval_before_train and samples
 
 
 def report_teacher(run: RunContext, teacher: SharedEngine, evaluate: Callable[..., dict[str, float]]) -> None:

@@ -14,7 +14,6 @@ SECTIONS = frozenset(
     (
         "allocation_mode",
         "async_training",
-        "enable_offload",
         "evaluator",
         "launcher",
         "memory_profiler",

@@ -114,7 +114,6 @@ IGNORED = (
     Ignored("*.experiment_name", _ONE_NAME, same_as="experiment_name"),
     Ignored("*.trial_name", _ONE_NAME, same_as="trial_name"),
     Ignored("*.fileroot", _ONE_ROOT, same_as="cluster.fileroot"),
-    Ignored("enable_offload", _STAYS, ("false",)),
     Ignored("*.offload", _STAYS, ("false",)),
     Ignored("async_training", "rollout.max_head_offpolicyness above 0 samples while the trainer trains", ("true",)),
     _refused("total_train_n_seqs", ("null",), "set trainer.max_steps"),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -21,6 +22,7 @@ from archon_core.ranks.first_failure import (
     is_worth_another_try,
     shared_error,
 )
+from archon_core.ranks.role_ranks import RoleRanks, ranks_of
 from archon_train.cli.training import explain_interruption, open_folder
 from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
@@ -34,10 +36,19 @@ class LocalLauncher:
         n_ranks: number of ranks.
         folder: the run folder.
         stop: an entered ``StopSignal`` that does not raise.
+        variables: environment variables of each rank.
     """
 
-    def __init__(self, arguments: Sequence[str], n_ranks: int, folder: RunFolder, stop: StopSignal) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        n_ranks: int,
+        folder: RunFolder,
+        stop: StopSignal,
+        variables: Sequence[Mapping[str, str]] = (),
+    ) -> None:
         self._arguments, self._n_ranks, self._folder, self._stop = arguments, n_ranks, folder, stop
+        self._variables = variables
         self._logs = self._new_log_folder()
         where = f"; the output of all but the first goes to {self._logs}" if n_ranks > 1 else ""
         print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
@@ -51,7 +62,13 @@ class LocalLauncher:
             self._logs = self._new_log_folder()
         self._started = True
         more = ["--resume"] if resume and "--resume" not in self._arguments else []
-        return run_ranks([*self._arguments, *more], n_ranks=self._n_ranks, logs=self._logs, stop=self._stop)
+        return run_ranks(
+            [*self._arguments, *more],
+            n_ranks=self._n_ranks,
+            logs=self._logs,
+            stop=self._stop,
+            variables=self._variables,
+        )
 
     def close(self) -> None:
         """Nothing is left to end."""
@@ -68,7 +85,15 @@ class LocalLauncher:
         raise AssertionError
 
 
-def launch_here(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int, resume_command: str) -> int:
+def launch_here(
+    loaded: LoadedConfig,
+    arguments: Sequence[str],
+    *,
+    n_ranks: int,
+    resume_command: str,
+    variables: Sequence[Mapping[str, str]] = (),
+    trainer: Sequence[RoleRanks] = (),
+) -> int:
     """``launch_ranks`` on this machine.
 
     Args:
@@ -76,13 +101,15 @@ def launch_here(loaded: LoadedConfig, arguments: Sequence[str], *, n_ranks: int,
         arguments: of ``archon``, for every rank.
         n_ranks: number of ranks.
         resume_command: shown to a user who interrupts the run.
+        variables: environment variables of each rank.
+        trainer: the ranks by role.
     """
 
     def build(folder: RunFolder, stop: StopSignal) -> Launcher:
-        return LocalLauncher(arguments, n_ranks, folder, stop)
+        return LocalLauncher(arguments, n_ranks, folder, stop, variables)
 
     resume = "--resume" in arguments
-    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command, trainer=trainer)
 
 
 def launch_by(
@@ -95,6 +122,7 @@ def launch_by(
     n_ranks: int,
     resume: bool,
     resume_command: str,
+    trainer: Sequence[RoleRanks] = (),
 ) -> int:
     """``launch_ranks`` with the launcher of a plugin.
 
@@ -107,6 +135,7 @@ def launch_by(
         n_ranks: number of the trainer's ranks.
         resume: whether the first start continues from the last checkpoint.
         resume_command: shown to a user who interrupts the run.
+        trainer: the ranks by role.
     """
     factory = spec.load()
 
@@ -115,7 +144,7 @@ def launch_by(
         built: Launcher = factory(launch)
         return built
 
-    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command)
+    return launch_ranks(loaded, build, n_ranks=n_ranks, resume=resume, resume_command=resume_command, trainer=trainer)
 
 
 def _note(text: str) -> None:
@@ -129,6 +158,7 @@ def launch_ranks(
     n_ranks: int,
     resume: bool,
     resume_command: str,
+    trainer: Sequence[RoleRanks] = (),
 ) -> int:
     """Start the ranks and wait for them; returns the exit code.
 
@@ -140,6 +170,7 @@ def launch_ranks(
         n_ranks: number of ranks.
         resume: whether the first start continues from the last checkpoint.
         resume_command: shown to a user who interrupts the run.
+        trainer: the ranks by role, to name the role of one that failed.
 
     Raises:
         ConfigError: the run folder cannot be used; see ``open_folder``.
@@ -151,7 +182,8 @@ def launch_ranks(
         launcher = build(folder, stop)
         try:
             for n_restarts in itertools.count():
-                exits = launcher.run(resume=resume or n_restarts > 0) if not stop.requested else []
+                ended = launcher.run(resume=resume or n_restarts > 0) if not stop.requested else []
+                exits = [_with_role(exit, trainer) for exit in ended]
                 failed = _failure(exits, stop)
                 if failed is None or n_restarts == most or stop.requested or not is_worth_another_try(failed):
                     break
@@ -159,6 +191,11 @@ def launch_ranks(
         finally:
             launcher.close()
         return _report(exits, stop, n_ranks, folder, resume_command)
+
+
+def _with_role(exit: RankExit, trainer: Sequence[RoleRanks]) -> RankExit:
+    """``exit`` with the role of its rank, if roles have ranks of their own."""
+    return replace(exit, role=ranks_of(exit.rank, trainer).role) if len(trainer) > 1 else exit
 
 
 def _report(exits: Sequence[RankExit], stop: StopSignal, n_ranks: int, folder: RunFolder, resume_command: str) -> int:

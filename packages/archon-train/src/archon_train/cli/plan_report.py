@@ -33,7 +33,7 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
             (
                 part.name,
                 ", ".join(part.roles),
-                str(len(part.processes)),
+                _processes(part, plan.processes),
                 "; ".join(_places(part, plan.processes)),
                 part.wish,
             )
@@ -47,6 +47,14 @@ def print_plan(plan: RunPlan, loaded: LoadedConfig) -> None:
             print_text("")
     for note in plan.notes:
         print_text(f"note: {note}")
+
+
+def _processes(part: Part, plan: ProcessPlan) -> str:
+    """The number of a part's processes, with their ranks if other ranks come before or after them."""
+    number, first = len(part.processes), plan.first_rank(part)
+    if first is None or sum(other.kind == "ranks" for other in plan) == 1:
+        return str(number)
+    return f"{number} ({'rank' if number == 1 else 'ranks'} {_ranges(range(first, first + number))})"
 
 
 def _places(part: Part, plan: ProcessPlan) -> Iterator[str]:
@@ -87,6 +95,7 @@ def plan_data(plan: RunPlan, decisions: Sequence[Decision]) -> dict[str, Any]:
                 "layout": str(part.layout),
                 "kind": part.kind,
                 "together": part.together,
+                "first_rank": plan.processes.first_rank(part),
                 "processes": [asdict(process) for process in part.processes],
                 "scheduling": asdict(part.scheduling),
             }

@@ -16,6 +16,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.plugins import LauncherSpec, registry
 from archon_core.ranks.environment import rank_environment
+from archon_core.ranks.role_ranks import ACTOR, ranks_of
 from archon_train.cli.launching import launch_by, launch_here
 from archon_train.cli.plan_report import (
     describe_obstacles,
@@ -25,6 +26,7 @@ from archon_train.cli.plan_report import (
     print_plan,
 )
 from archon_train.cli.training import run_training, set_aside
+from archon_train.cluster import role_ranks
 from archon_train.experiment import load_config
 from archon_train.launch.rank import run_as_rank, started_by_archon
 from archon_train.launch.world import (
@@ -37,6 +39,7 @@ from archon_train.launch.world import (
 )
 from archon_train.preflight import plan_run
 from archon_train.run_plan import Obstacle, RunPlan
+from archon_train.scheduling import scheduling_specs
 
 
 def train(
@@ -74,13 +77,15 @@ def train(
 
     def work() -> int:
         loaded, plan = _read(config, given)
-        check_started(place, plan.layouts, command)
+        check_started(place, plan.shares, command)
+        trainer = role_ranks(plan.shares)
         if not started_by_archon():
-            _set_variables(loaded)
+            _set_variables(loaded, ranks_of(place.rank, trainer).role)
             loaded = _restarted_by_launcher(loaded)
             if place.rank == 0:
                 _print_preliminaries(loaded, plan)
-        return run_training(loaded, resume_command=_resume_command(command), place=place, restart=restart)
+        resume_command = _resume_command(command)
+        return run_training(loaded, resume_command=resume_command, place=place, trainer=trainer, restart=restart)
 
     run_as_rank(place, work)
 
@@ -101,8 +106,8 @@ def _print_dry_run(config: Path, overrides: list[str], command: list[str], *, as
         return code
     print_text(loaded.to_yaml())
     print_plan(plan, loaded)
-    if "actor" in plan.layouts and loaded.config.scheduler.type == "local":
-        elsewhere = explain_machines(plan.layouts, loaded.config.cluster, command)
+    if plan.shares and loaded.config.scheduler.type == "local":
+        elsewhere = explain_machines(plan.shares, loaded.config.cluster, command)
         for text in filter(None, (elsewhere, explain_servers_elsewhere(plan.processes))):
             print_text(f"note: {text}\n")
     print_decisions(decisions)
@@ -130,10 +135,14 @@ def _print_preliminaries(loaded: LoadedConfig, plan: RunPlan) -> None:
     print_decisions(loaded.decisions)
 
 
-def _set_variables(loaded: LoadedConfig) -> None:
-    """Set the variables of the trainer's processes in this one, before torch reads them."""
-    if loaded.config.actor.scheduling_spec is not None:
-        os.environ.update(loaded.config.actor.scheduling_spec.env_vars)
+def _set_variables(loaded: LoadedConfig, role: str) -> None:
+    """Set the variables of a role's processes in this one, before torch reads them."""
+    os.environ.update(_variables(loaded, role))
+
+
+def _variables(loaded: LoadedConfig, role: str) -> dict[str, str]:
+    spec = scheduling_specs(loaded.config, (role,)).get(role)
+    return {} if spec is None else spec.env_vars
 
 
 def _restarted_by_launcher(loaded: LoadedConfig) -> LoadedConfig:
@@ -150,15 +159,14 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
     """Run in this process, start local ranks, or call the launcher of ``scheduler.type``; returns the exit code."""
     loaded, plan = read
     kind = loaded.config.scheduler.type
-    if kind == "local":
-        _set_variables(loaded)  # ranks inherit them
-    if kind == "local" and (elsewhere := explain_machines(plan.layouts, loaded.config.cluster, command)):
+    if kind == "local" and (elsewhere := explain_machines(plan.shares, loaded.config.cluster, command)):
         raise ConfigError(elsewhere)
     _print_preliminaries(loaded, plan)
     if restart:
         set_aside(loaded.config)
     resume_command = _resume_command(command)
-    n_ranks = ranks_needed(plan.layouts)
+    trainer = role_ranks(plan.shares)
+    n_ranks = ranks_needed(plan.shares)
     if kind != "local":
         _, source, *overrides = command
         return launch_by(
@@ -170,15 +178,20 @@ def _start(read: tuple[LoadedConfig, RunPlan], command: list[str], *, resume: bo
             n_ranks=n_ranks,
             resume=resume,
             resume_command=resume_command,
+            trainer=trainer,
         )
     n_processes = n_computing_at_once(n_ranks, plan.processes, loaded.config.rollout.max_head_offpolicyness)
     if n_processes > n_ranks:
         share_cores(n_processes)
     # A killed process cannot restart itself, so a single rank with restarts is launched as a child, too.
     if n_ranks == 1 and loaded.config.trainer.max_restarts == 0:
+        _set_variables(loaded, ACTOR)
         return run_training(loaded, resume_command=resume_command)
     arguments = [*command, *(["--resume"] if resume else [])]
-    return launch_here(loaded, arguments, n_ranks=n_ranks, resume_command=resume_command)
+    variables = [_variables(loaded, part.role) for part in trainer for _ in part.ranks]
+    return launch_here(
+        loaded, arguments, n_ranks=n_ranks, resume_command=resume_command, variables=variables, trainer=trainer
+    )
 
 
 def _resume_command(command: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -15,7 +16,10 @@ from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import AlgorithmSpec, registry
 from archon_core.ranks.environment import RankEnvironment
 from archon_core.ranks.ranks import Ranks
+from archon_core.ranks.role_link import ending
+from archon_core.ranks.role_ranks import ACTOR, RoleRanks, ranks_of
 from archon_train.cli.plan_report import print_decisions
+from archon_train.cli.role_process import end_roles, serve_role, start_roles
 from archon_train.launch.rank import started_by_archon
 from archon_train.launch.world import hide_gpus
 from archon_train.run.changes import changes_since_start
@@ -23,6 +27,7 @@ from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
 if TYPE_CHECKING:
+    from archon_engine.distributed.process_group import JoinedRanks
     from archon_train.experiment import ExperimentConfig
 
 
@@ -42,7 +47,12 @@ class OpenRun:
 
 
 def run_training(
-    loaded: LoadedConfig, *, resume_command: str, place: RankEnvironment | None = None, restart: bool = False
+    loaded: LoadedConfig,
+    *,
+    resume_command: str,
+    place: RankEnvironment | None = None,
+    trainer: Sequence[RoleRanks] = (),
+    restart: bool = False,
 ) -> int:
     """Train to the end, or until the user stops the run; returns the exit code.
 
@@ -50,6 +60,7 @@ def run_training(
         loaded: a configuration whose plan can run.
         resume_command: shown to a user who interrupts the run.
         place: the rank's environment; ``None`` for a run of one process.
+        trainer: all ranks by role.
         restart: rename the folder of an earlier run of this name first.
 
     Raises:
@@ -61,12 +72,18 @@ def run_training(
     run: OpenRun | None = None
     is_first = place is None or place.rank == 0
     decisions: list[Decision] = []
+    role = ACTOR if place is None or not trainer else ranks_of(place.rank, trainer).role
     try:
+        if role != ACTOR:
+            with stop, _joined(place, loaded.config, trainer, decisions) as joined:
+                return serve_role(loaded, role, joined, stop)
         with (
             stop,
-            _joined(place, loaded.config, decisions) as ranks,
-            open_run(loaded, ranks, restart=restart, decisions=decisions) as run,
+            _joined(place, loaded.config, trainer, decisions) as joined,
+            ending(joined.links),
+            open_run(loaded, joined.ranks, restart=restart, decisions=decisions) as run,
         ):
+            ranks = joined.ranks
             config = replace(
                 loaded.config, trainer=replace(loaded.config.trainer, resume=run.resumed, auto_resume=False)
             )
@@ -75,8 +92,14 @@ def run_training(
                 run.folder.write_decisions(run.decisions)
                 print_remark(str(run.folder.path), label="run folder: ", style="bold")
             try:
-                _fit(config, run, loaded.explicit, stop, ranks)
+                start_roles(joined.links, run.resumed)
+                _fit(config, run, loaded.explicit, stop, joined)
                 code = next((code for code in ranks.gather(stop.exit_code) if code), 0)
+                end_roles(joined.links, code)
+            except KeyboardInterrupt:
+                if not stop.insisted:  # the second signal may have come within a message
+                    end_roles(joined.links, stop.exit_code or 128 + signal.SIGINT)
+                raise
             finally:
                 if is_first:
                     run.folder.write_decisions(run.decisions)
@@ -95,17 +118,18 @@ def _rank_stop(place: RankEnvironment) -> StopSignal:
 
 
 def _joined(
-    place: RankEnvironment | None, config: ExperimentConfig, decisions: list[Decision]
-) -> AbstractContextManager[Ranks]:
+    place: RankEnvironment | None,
+    config: ExperimentConfig,
+    trainer: Sequence[RoleRanks],
+    decisions: list[Decision],
+) -> AbstractContextManager[JoinedRanks]:
     if _any_engine_sets("use_deterministic_algorithms", config):
         from archon_engine.distributed.determinism import set_deterministic
 
         set_deterministic()  # no process group may be there before it
-    if place is None:
-        return nullcontext(Ranks())
-    from archon_engine.distributed.process_group import process_group
+    from archon_engine.distributed.process_group import JoinedRanks, process_group
 
-    return process_group(place, decisions=decisions)
+    return nullcontext(JoinedRanks(Ranks())) if place is None else process_group(place, trainer, decisions=decisions)
 
 
 def _any_engine_sets(option: str, config: ExperimentConfig) -> bool:
@@ -204,7 +228,7 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
     return f"the last checkpoint is {folder.checkpoint_path(step)}; to continue from step {step}: {resume_command}"
 
 
-def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, ranks: Ranks) -> None:
+def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, joined: JoinedRanks) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
     from archon_train.run.context import RunContext
     from archon_train.run.log import shown_log
@@ -212,7 +236,7 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
     from archon_train.run.progress import NoProgress, Progress
     from archon_train.run.recordings import Recordings
 
-    spec = registry().get(AlgorithmSpec, config.algorithm)
+    spec, ranks = registry().get(AlgorithmSpec, config.algorithm), joined.ranks
     trainer, algorithm = spec.load_trainer(), spec.load()
     with ExitStack() as stack:
         if ranks.is_first:
@@ -236,5 +260,6 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
             explicit=explicit,
             ranks=ranks,
             recordings=recordings,
+            links=joined.links,
         )
         trainer(context, algorithm).fit()

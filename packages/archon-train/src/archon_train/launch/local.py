@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -46,7 +46,14 @@ REAP_SECONDS = 10
 _ELASTIC_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
-def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopSignal) -> list[RankExit]:
+def run_ranks(
+    arguments: Sequence[str],
+    *,
+    n_ranks: int,
+    logs: Path,
+    stop: StopSignal,
+    variables: Sequence[Mapping[str, str]] = (),
+) -> list[RankExit]:
     """Start the ranks and wait for them; leaves no process behind.
 
     The first signal that ``stop`` catches is forwarded to every rank, which stop after their step; the second signal,
@@ -57,13 +64,14 @@ def run_ranks(arguments: Sequence[str], *, n_ranks: int, logs: Path, stop: StopS
         n_ranks: number of ranks.
         logs: an empty folder for the output of all ranks but the first, which writes to the terminal.
         stop: an entered ``StopSignal`` that does not raise.
+        variables: further environment variables of each rank.
 
     Returns:
         The ranks that ended by themselves, without the ranks that this launcher killed.
     """
     store = serve_loopback_store()
     try:
-        context = _start(arguments, n_ranks, logs, store.port)
+        context = _start(arguments, n_ranks, logs, store.port, variables or [{}] * n_ranks)
     except SignalException as interruption:
         stop.request(interruption.sigval)
         return []
@@ -107,7 +115,9 @@ def _error_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.error.json"
 
 
-def _start(arguments: Sequence[str], n_ranks: int, logs: Path, port: int) -> SubprocessContext:
+def _start(
+    arguments: Sequence[str], n_ranks: int, logs: Path, port: int, variables: Sequence[Mapping[str, str]]
+) -> SubprocessContext:
     # Without -P, `python -m` would put the working directory first on sys.path, which `archon` does not.
     isolated = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
     command = (*isolated, "-m", "archon_core.cli", *arguments)
@@ -118,7 +128,7 @@ def _start(arguments: Sequence[str], n_ranks: int, logs: Path, port: int) -> Sub
             name="archon",
             entrypoint=sys.executable,
             args=dict.fromkeys(range(n_ranks), command),
-            envs={rank: _rank_environment(rank, n_ranks, port) for rank in range(n_ranks)},
+            envs={rank: _rank_environment(rank, n_ranks, port, more) for rank, more in enumerate(variables)},
             logs_specs=_RankLogs(logs),
         )
     assert isinstance(context, SubprocessContext)
@@ -136,7 +146,7 @@ def _handlers_kept() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
-def _rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
+def _rank_environment(rank: int, n_ranks: int, port: int, more: Mapping[str, str]) -> dict[str, str]:
     place = {
         "RANK": str(rank),
         "LOCAL_RANK": str(rank),
@@ -151,7 +161,7 @@ def _rank_environment(rank: int, n_ranks: int, port: int) -> dict[str, str]:
         "OMP_NUM_THREADS": str(threads_per_rank(n_ranks)),
         "PYTHONUNBUFFERED": "1",  # keep the last lines of a killed rank
     }
-    return {name: os.environ.get(name, value) for name, value in defaults.items()} | place
+    return {name: os.environ.get(name, value) for name, value in defaults.items()} | {**more, **place}
 
 
 def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[RankExit]:

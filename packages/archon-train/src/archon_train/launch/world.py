@@ -4,57 +4,81 @@ from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from archon_core.errors import ConfigError
-from archon_core.layout import Layout
 from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.role_ranks import ACTOR
+from archon_train.cluster import EngineShare, role_ranks
 
 if TYPE_CHECKING:
     from archon_train.experiment import ClusterConfig
     from archon_train.process_plan import ProcessPlan
 
 
-def ranks_needed(layouts: Mapping[str, Layout]) -> int:
-    """The number of training processes: those of the actor, which critic, reference and teacher share."""
-    return layouts["actor"].world_size
+def ranks_needed(shares: Sequence[EngineShare]) -> int:
+    """The number of training processes: the actor's, which other models may share, and those of separated roles."""
+    return sum(part.size for part in role_ranks(shares))
 
 
-def check_started(place: RankEnvironment, layouts: Mapping[str, Layout], arguments: Sequence[str]) -> None:
+def check_started(place: RankEnvironment, shares: Sequence[EngineShare], arguments: Sequence[str]) -> None:
     """Check that a launcher started as many processes as the layouts need.
 
     Args:
         place: the rank environment that the launcher set.
-        layouts: role -> layout.
+        shares: of the run's engines.
         arguments: of ``archon``, such as ``["train", "run.yaml"]``, to show how to start it.
 
     Raises:
         ConfigError: the numbers differ.
     """
-    needed = ranks_needed(layouts)
+    needed = ranks_needed(shares)
     if place.world_size != needed:
-        layout = layouts["actor"]
         nodes = max(1, place.world_size // place.local_world_size)
+        separated = len(role_ranks(shares)) > 1
+        other = "" if separated else f"\nor set actor.backend to a layout of {place.world_size}"
         raise ConfigError(
-            f"launcher: found {place.world_size} processes (WORLD_SIZE); actor.backend={layout} needs {needed}; start "
-            f"{needed} processes:\n  {torchrun_command(arguments, needed, nodes if needed % nodes == 0 else 1)}\n"
-            f"or set actor.backend to a layout of {place.world_size}"
+            f"launcher: found {place.world_size} processes (WORLD_SIZE); {_need(shares)}; start "
+            f"{needed} processes:\n  {torchrun_command(arguments, needed, nodes if needed % nodes == 0 else 1)}{other}"
         )
 
 
-def explain_machines(layouts: Mapping[str, Layout], cluster: ClusterConfig, arguments: Sequence[str]) -> str | None:
+def _need(shares: Sequence[EngineShare]) -> str:
+    """Which engines need how many ranks, in words."""
+    layouts = {share.role: share.layout for share in shares}
+    parts = role_ranks(shares)
+    if len(parts) == 1:
+        return f"actor.backend={layouts[ACTOR]} needs {parts[0].size}"
+    named = " and ".join(f"{part.role}.backend={layouts[part.role]}" for part in parts)
+    return f"{named} need {' + '.join(str(part.size) for part in parts)} = {ranks_needed(shares)}"
+
+
+def explain_machines(shares: Sequence[EngineShare], cluster: ClusterConfig, arguments: Sequence[str]) -> str | None:
     """The command to run on each machine if the run needs several; else ``None``."""
-    needed = ranks_needed(layouts)
+    needed = ranks_needed(shares)
     if needed <= cluster.n_gpus_per_node or cluster.n_gpus_per_node == 0:
         return None
-    nodes = -(-needed // cluster.n_gpus_per_node)
+    nodes, rest = divmod(needed, cluster.n_gpus_per_node)
+    sizes = [cluster.n_gpus_per_node] * nodes + ([rest] if rest else [])
     return (
-        f"scheduler.type: found local, which starts processes on this machine only; actor.backend={layouts['actor']} "
-        f"needs {needed} on {nodes} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); run this on each "
-        f"machine, with HOST as the address of one of them:\n  {torchrun_command(arguments, needed, nodes)}\n"
+        f"scheduler.type: found local, which starts processes on this machine only; {_need(shares)} "
+        f"on {len(sizes)} machines (cluster.n_gpus_per_node={cluster.n_gpus_per_node}); {_commands(arguments, sizes)}\n"
         f"or set cluster.n_gpus_per_node={needed} to run all on this machine, which a CPU can"
     )
+
+
+def _commands(arguments: Sequence[str], sizes: Sequence[int]) -> str:
+    """The commands to run on the machines, which start ``sizes`` ranks."""
+    if len(set(sizes)) == 1:
+        command = torchrun_command(arguments, sum(sizes), len(sizes))
+        return f"run this on each machine, with HOST as the address of one of them:\n  {command}"
+    lines = []
+    for node, size in enumerate(sizes):
+        meeting = [f"--nnodes={len(sizes)}", f"--node-rank={node}", "--master-addr=HOST", "--master-port=29500"]
+        command = ["torchrun", *meeting, f"--nproc-per-node={size}", "-m", "archon_core.cli", *arguments]
+        lines.append(f"  {shlex.join(command)}")
+    return "run one of these on each machine, with HOST as the address of the first:\n" + "\n".join(lines)
 
 
 def explain_servers_elsewhere(plan: ProcessPlan) -> str | None:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from archon_core.ranks.ranks import Ranks
+from archon_core.ranks.role_ranks import ACTOR
 from archon_train.run.recordings import Recordings
 
 if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
+    from archon_core.ranks.role_link import RoleLink
     from archon_train.run.folder import RunFolder
     from archon_train.run.interrupt import StopSignal
     from archon_train.run.metrics import MetricsLog
@@ -31,6 +33,9 @@ class RunContext:
         explicit: dotted names of the options that the user wrote, as against defaults.
         ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
         recordings: takes the ``recordings`` of every ``StepStats``.
+        role: whose ranks these are: ``actor``, or a role on ranks of its own, which only answers requests.
+        links: on the actor's ranks, role -> link to the ranks of its model, for every role on other ranks; on these,
+            ``actor`` -> link to the actor's ranks.
     """
 
     config: Any
@@ -42,6 +47,8 @@ class RunContext:
     explicit: frozenset[str] = frozenset()
     ranks: Ranks = field(default_factory=Ranks)
     recordings: Recordings = field(default_factory=Recordings)
+    role: str = ACTOR
+    links: Mapping[str, RoleLink] = field(default_factory=dict)
 
     def record(self, decisions: Iterable[Decision]) -> None:
         """Add new decisions to the run and show them; known ones are skipped."""

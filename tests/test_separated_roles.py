@@ -1,0 +1,179 @@
+"""Critic, reference and teacher on ranks of their own train with the numbers of one process, in float64.
+
+The separated roles have other sizes and other layouts than the actor. ``alone`` runs everything in one process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from archon_testing.worlds import run_world
+from archon_train.run.metrics import read_metrics
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from separated_runs import train
+
+TOLERANCE = 1e-9
+MODEL = """
+    model_type: qwen3
+    vocab_size: 64
+    hidden_size: 16
+    intermediate_size: 32
+    num_hidden_layers: 2
+    num_attention_heads: 4
+    num_key_value_heads: 2
+    head_dim: 8
+    max_position_embeddings: 64
+    initializer_range: 0.3
+"""
+CONFIG = f"""
+experiment_name: roles
+seed: 5
+reward: own_reward:score
+cluster: {{fileroot: ROOT, n_gpus_per_node: 2}}
+tokenizer: {{kind: characters}}
+data: {{dataset: arithmetic, batch_size: 4, arithmetic: {{max_operand: 3}}}}
+actor:
+  backend: archon:d1
+  dtype: float64
+  model_config: {MODEL}
+  ppo_n_minibatches: 2
+  kl_ctl: 0.1
+  optimizer: {{type: sgd, lr: 0.1}}
+  archon: {{enable_compile: false}}
+ref: {{dtype: float64, archon: {{enable_compile: false}}}}
+gconfig: {{n_samples: 2, max_new_tokens: 5}}
+rewards: {{processes: 0}}
+rollout: {{backend: local}}
+trainer: {{max_steps: 3, eval_every: 0, eval_before_train: false, save_every: 0}}
+"""
+PPO = """
+algorithm: ppo
+critic: {dtype: float64, ppo_n_minibatches: 2, optimizer: {lr: 0.01}, archon: {enable_compile: false}}
+"""
+DISTILLATION = """
+algorithm: grpo
+teacher:
+  engine_type: train
+  path: TEACHER
+  dtype: float64
+  distill_loss_weight: 0.5
+  archon: {enable_compile: false}
+"""
+SECTIONS = {"ppo": PPO, "distillation": DISTILLATION}
+REWARD = """
+def score(prompt, completion, record):
+    return sum(map(ord, completion)) % 97 / 97
+"""
+SEPARATE = {role: f"{role}.scheduling_strategy.type=separation" for role in ("critic", "ref", "teacher")}
+
+
+def apart(**layouts: str) -> tuple[str, ...]:
+    """The options of roles on ranks of their own."""
+    return tuple(
+        option for role, layout in layouts.items() for option in (SEPARATE[role], f"{role}.backend=archon:{layout}")
+    )
+
+
+def on_ranks_of(role: str, target: str, layout: str) -> tuple[str, ...]:
+    """The options of a role that shares the ranks of another one."""
+    strategy = f"{role}.scheduling_strategy"
+    return f"{strategy}.type=colocation", f"{strategy}.target={target}", f"{role}.backend=archon:{layout}"
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    """The metrics of the training steps, without times."""
+    found = [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
+    return [
+        {name: value for name, value in row.items() if not name.startswith("time") and "per_second" not in name}
+        for row in found
+    ]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    """Of the actor, and of the critic if there is one."""
+    exports = sorted(run.glob("export*/model.safetensors"))
+    return {f"{file.parent.name}: {name}": w for file in exports for name, w in load_file(file).items()}
+
+
+def assert_equal(found: Path, expected: Path, n_steps: int = 3) -> None:
+    assert len(rows(found)) == len(rows(expected)) == n_steps
+    for ours, theirs in zip(rows(found), rows(expected), strict=True):
+        assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
+    assert weights(found).keys() == weights(expected).keys()
+    for place, tensor in weights(expected).items():
+        torch.testing.assert_close(weights(found)[place], tensor, rtol=0, atol=TOLERANCE, msg=place)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("roles")
+    (folder / "own_reward.py").write_text(REWARD, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield folder
+
+
+def write_file(root: Path, name: str) -> Path:
+    file = root / f"{name}.yaml"
+    sections = SECTIONS[name].replace("TEACHER", str(root / "roles/ppo-alone/export"))
+    file.write_text(CONFIG.replace("ROOT", str(root)) + sections, encoding="utf-8")
+    return file
+
+
+@pytest.fixture(scope="module")
+def alone(root: Path) -> Callable[[str], Path]:
+    """The run of an algorithm in one process; each runs once."""
+
+    def run(name: str) -> Path:
+        folder = root / "roles" / f"{name}-alone"
+        if not folder.exists():
+            run_world(train, 1, (write_file(root, name), folder.name, ()))
+        return folder
+
+    return run
+
+
+def test_a_critic_on_a_rank_of_its_own_trains_with_the_numbers_of_one_process(root, alone) -> None:
+    run_world(train, 2, (write_file(root, "ppo"), "apart", apart(critic="d1")))
+    assert_equal(root / "roles/apart", alone("ppo"))
+
+
+PPO_LAYOUTS = {
+    "actor d2, critic t2": (4, ("actor.backend=archon:d2", *apart(critic="t2"))),
+    "actor t2, critic d1, ref d1": (4, ("actor.backend=archon:t2", *apart(critic="d1", ref="d1"))),
+    "actor d1, critic c2 with ref p2": (3, (*apart(critic="c2"), *on_ranks_of("ref", "critic", "p2"))),
+}
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("name", PPO_LAYOUTS)
+def test_ppo_has_the_numbers_of_one_process(root: Path, alone: Callable[[str], Path], name: str) -> None:
+    n_ranks, options = PPO_LAYOUTS[name]
+    trial = name.replace(" ", "-").replace(",", "")
+    run_world(train, n_ranks, (write_file(root, "ppo"), trial, (*options, "enable_offload=true")))
+    assert_equal(root / "roles" / trial, alone("ppo"))
+
+
+@pytest.mark.wide
+def test_a_teacher_has_the_numbers_of_one_process(root: Path, alone: Callable[[str], Path]) -> None:
+    alone("ppo")  # the teacher
+    run_world(train, 3, (write_file(root, "distillation"), "taught", apart(teacher="t2")))
+    assert_equal(root / "roles/taught", alone("distillation"))
+
+
+@pytest.mark.wide
+def test_a_resumed_run_may_move_its_critic(root: Path, alone: Callable[[str], Path]) -> None:
+    file, resumed = write_file(root, "ppo"), ("trainer.resume=true",)
+    run_world(train, 3, (file, "parts", (*apart(critic="d2"), "trainer.async_save=true", "trainer.save_every=1"), 1))
+    assert len(rows(root / "roles/parts")) == 1
+    run_world(train, 3, (file, "parts", ("actor.backend=archon:d2", *apart(critic="d1"), *resumed), 2))
+    run_world(train, 1, (file, "parts", resumed))
+    assert_equal(root / "roles/parts", alone("ppo"))
