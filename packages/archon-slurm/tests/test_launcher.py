@@ -16,8 +16,9 @@ from archon_core.contracts.launching import Launch, Part, Process, ProcessPlan
 from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
+from archon_core.ranks.local_ranks import RankStatus
 from archon_slurm import client
-from archon_slurm.attempt import Attempt, NodeStatus, RankStatus, attempt_folder
+from archon_slurm.attempt import Attempt, NodeStatus, attempt_folder
 from archon_slurm.cli import app
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.launcher import SlurmLauncher

@@ -17,11 +17,11 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
 from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.first_failure import RankExit
+from archon_core.ranks.host_list import expand_hosts
 from archon_slurm import client
 from archon_slurm.attempt import TrainerJob
 from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
-from archon_slurm.hosts import expand_hosts
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.resources import directives, in_container, srun_options
 from archon_slurm.script import JobRequest, render_script
