@@ -28,7 +28,12 @@ WAIT = "import signal, sys, time; signal.signal(2, lambda *_: sys.exit(130)); pr
 
 def program(tmp_path: Path, rank: int, code: str, **environment: str) -> Program:
     return Program(
-        rank, ["-S", "-c", code], {"RANK": str(rank), **environment}, str(tmp_path / f"{rank}.log"), str(tmp_path)
+        rank,
+        ["-S", "-c", code],
+        {"RANK": str(rank), **environment},
+        str(tmp_path / f"{rank}.log"),
+        str(tmp_path),
+        str(tmp_path / f"{rank}.error.json"),
     )
 
 

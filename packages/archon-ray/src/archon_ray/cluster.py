@@ -61,19 +61,19 @@ class RayAnswer:
                 raise cause from None
             raise RayError(f"a process of Ray failed: {error}") from error
         except (RayActorError, GetTimeoutError) as error:
-            raise LostError(_reason(error)) from error
+            raise _loss(error) from error
         except RaysOwnError as error:
             raise RayError(f"a process of Ray failed: {error}") from error
 
 
-def _reason(error: Exception) -> str:
-    """Ray's message on one line; an actor that cannot be imported is the user's mistake."""
-    text = " ".join(str(error).split())
+def _loss(error: Exception) -> ArchonError:
+    """The loss of an actor, with Ray's message on one line. A machine without this package is the user's mistake."""
+    text = " ".join(str(error).split()) or type(error).__name__
     if "ModuleNotFoundError" in text:
-        raise ConfigError(
+        return ConfigError(
             f"a machine of the Ray cluster cannot import archon_ray: {text}\ninstall the same packages on all machines"
-        ) from error
-    return text or type(error).__name__
+        )
+    return LostError(text)
 
 
 class RayMachine:

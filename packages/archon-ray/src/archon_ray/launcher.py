@@ -26,7 +26,7 @@ from archon_ray.groups import pin, server_group, trainer_group
 from archon_ray.machine import Place, Program
 from archon_ray.places import check_places, rank_environment, threads
 from archon_ray.registry import end_registry
-from archon_ray.remote import LostError, wait_for
+from archon_ray.remote import GivenUpError, LostError, wait_for
 from archon_ray.server import Servers
 from archon_ray.server_set import ServerSet
 from archon_ray.watching import Watch, WatchedMachine, error_path, log_path
@@ -132,6 +132,8 @@ class RayLauncher:
             logs = self._new_log_folder()
             try:
                 watched = self._start(machines, logs, resume=resume)
+            except GivenUpError:
+                return [], []
             except LostError as error:
                 cause = f"a process of Ray ended, or did not answer, while the ranks were started: {error}"
                 return [RankExit(0, 0, 1, time.time(), cause=cause)], []
@@ -151,12 +153,17 @@ class RayLauncher:
         Raises:
             ConfigError: the machines do not fit together.
             LostError: an actor has ended, or does not answer.
+            GivenUpError: the user has stopped the run.
         """
         timeout, part = self._options.start_timeout, self._trainer
+
+        def stopped() -> bool:
+            return self._launch.stop.number is not None
+
         folders = [str(self._folder), str(Path.cwd())]
-        places: list[Place] = wait_for([machine.ask("describe", folders) for machine in machines], timeout)
+        places: list[Place] = wait_for([machine.ask("describe", folders) for machine in machines], timeout, stopped)
         check_places(places)
-        (port,) = wait_for([machines[0].ask("free_port")], timeout)
+        (port,) = wait_for([machines[0].ask("free_port")], timeout, stopped)
         more = ["--resume"] if resume else []
         arguments = ["-P", "-m", "archon_core.cli", "train", str(self._source), *self._overrides, *more]
         common = {**part.scheduling.env_vars, **threads(part.scheduling, os.environ)}
@@ -174,7 +181,7 @@ class RayLauncher:
                 for rank in ranks
             ]
             started.append(machine.ask("start", programs))
-        reports = wait_for(started, timeout)
+        reports = wait_for(started, timeout, stopped)
         watched = [
             WatchedMachine(machine, place, ranks, self._options.node_timeout)
             for machine, place, ranks in zip(machines, places, part.ranks_by_node, strict=True)

@@ -133,7 +133,7 @@ class Machine:
                     "OMP_NUM_THREADS": str(threads),
                     "PYTHONUNBUFFERED": "1",  # keep the last lines of a killed rank
                     **program.environment,
-                    LAUNCHER_PID: str(os.getpid()),
+                    **({LAUNCHER_PID: str(os.getpid())} if program.error else {}),
                 }
                 log = Path(program.log)
                 try:

@@ -30,6 +30,7 @@ from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.serving.discovery import Discovery
+from archon_core.serving.guard import guarded
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_core.serving.run_token import run_token
@@ -165,7 +166,7 @@ class ServerAgent:
             model_spec=model.model_spec,
         )
         self._process = subprocess.Popen(
-            launch.command,
+            guarded(launch),
             env={**os.environ, **self._environment, **launch.environment},
             stdin=subprocess.DEVNULL,
             start_new_session=True,
