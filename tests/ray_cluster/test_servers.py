@@ -45,7 +45,8 @@ def test_a_server_joins_the_trainer_by_the_registry_in_ray_and_ends_with_it(runs
 def test_entries_of_the_registry_come_change_expire_and_go(cluster: RayCluster) -> None:
     import ray
 
-    from archon_ray.registry import actor_name, end_registry
+    from archon_ray.cluster import end_actor
+    from archon_ray.entries import actor_name
 
     section = NameResolveConfig(type="ray", nfs_record_root="x")
     registry, other = (Discovery(section, "e/registry").open() for _ in range(2))
@@ -71,5 +72,5 @@ def test_entries_of_the_registry_come_change_expire_and_go(cluster: RayCluster) 
     with pytest.raises(ServerError, match="refresh after withdraw"):
         first.refresh()
     for run in ("e/registry", "e/other"):
-        end_registry("ray_kv_store", run)
-        end_registry("ray_kv_store", run)
+        end_actor(actor_name("ray_kv_store", run))
+        end_actor(actor_name("ray_kv_store", run))

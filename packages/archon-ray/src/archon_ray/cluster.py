@@ -16,8 +16,10 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from archon_core.contracts.launching import StopRequest
 from archon_core.errors import ArchonError, ConfigError
+from archon_ray.connection import NAMESPACE, connect, disconnect
 from archon_ray.groups import Group, Node, explain_no_room
 from archon_ray.machine import Machine
+from archon_ray.options import RayOptions
 from archon_ray.remote import LostError, RayError
 
 CALL_SECONDS = 30.0
@@ -92,6 +94,30 @@ class RayMachine:
             ray.kill(self._handle, no_restart=True)
 
 
+def connect_cluster(options: RayOptions, machines: int, note: Callable[[str], None]) -> Cluster:
+    """Connect to the cluster that the options name, or start Ray here for a run of one machine.
+
+    Args:
+        options: the section ``ray``.
+        machines: number of machines of the plan.
+        note: prints a line for the user.
+
+    Raises:
+        ConfigError: no cluster runs here, and the run needs several machines.
+        RayError: the cluster does not answer.
+    """
+    if not connect(options.address, node_address=options.node_address):
+        if machines > 1:
+            raise ConfigError(
+                f"scheduler.type: found ray, and no Ray cluster on this machine; the plan needs {machines} machines; "
+                "start Ray on each of them (`ray start --head`, `ray start --address=...`) and run archon train on "
+                "one, or set ray.address"
+            )
+        note("no Ray cluster runs here; Ray is started on this machine for this run")
+        connect("local")
+    return Cluster(options.accelerator, options.placement_timeout, note)
+
+
 class Cluster:
     """The cluster to which this process is connected.
 
@@ -142,7 +168,8 @@ class Cluster:
     def start_machine(self, placed: Placed, index: int) -> RayMachine:
         """Start an actor in a bundle. It may take seconds until it answers."""
         asked = placed.group.bundles[index].resources(self._accelerator)
-        more = {name: value for name, value in asked.items() if name not in ("CPU", "GPU", "memory")}
+        # The bundle is on its machine already.
+        more = {n: v for n, v in asked.items() if n not in ("CPU", "GPU", "memory") and not n.startswith("node:")}
         options: dict[str, Any] = {
             "num_cpus": asked["CPU"],
             "num_gpus": asked.get("GPU", 0),
@@ -162,9 +189,25 @@ class Cluster:
         with contextlib.suppress(RaysOwnError):
             remove_placement_group(placed.handle)
 
+    def close(self, registry: str | None) -> None:
+        """Disconnect, which frees everything that is left but the registry's actor.
+
+        Args:
+            registry: name of that actor, to end it, too; ``None`` without one.
+        """
+        if registry is not None:
+            end_actor(registry)
+        disconnect()
+
     def is_alive(self, node: str) -> bool:
         """Whether Ray reaches a machine."""
         return any(found.id == node and found.alive for found in self.nodes)
+
+
+def end_actor(name: str) -> None:
+    """End a named actor, if there is one."""
+    with contextlib.suppress(ValueError, RaysOwnError):
+        ray.kill(ray.get_actor(name, namespace=NAMESPACE), no_restart=True)
 
 
 class PlacedMachine(Machine):

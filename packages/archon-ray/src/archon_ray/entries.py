@@ -8,6 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 
+def actor_name(prefix: str, run: str) -> str:
+    """The name of the actor that holds the entries of a run."""
+    return f"{prefix}:{run}"
+
+
 class Entries:
     """The entries of one run.
 

@@ -1,4 +1,5 @@
 """The launcher of ``scheduler.type: ray``: places the run on a cluster, starts its processes, and ends them.
+Imports Ray only when it connects.
 
 The trainer gets a new placement group at every start; servers keep theirs. If the launcher is killed, Ray ends its
 actors and frees its groups, and ranks end with the actors.
@@ -10,26 +11,28 @@ import itertools
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from archon_core.contracts.launching import Launch
 from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.errors import ConfigError
 from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
 from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.first_failure import RankExit
-from archon_ray.cluster import Cluster, RayMachine
-from archon_ray.connection import connect, disconnect
+from archon_ray.entries import actor_name
 from archon_ray.groups import pin, server_group, trainer_group
 from archon_ray.machine import Place, Program
+from archon_ray.options import RayOptions
 from archon_ray.places import check_places, rank_environment, threads
-from archon_ray.registry import end_registry
 from archon_ray.remote import GivenUpError, LostError, wait_for
 from archon_ray.server import Servers
 from archon_ray.server_set import ServerSet
 from archon_ray.watching import Watch, WatchedMachine, error_path, log_path
+
+if TYPE_CHECKING:
+    from archon_ray.cluster import Cluster, RayMachine
 
 DEAD_NODE_SECONDS = 40.0
 """Time after the loss of an actor until Ray notices that its machine is gone: by default, five checks 3 s apart."""
@@ -77,17 +80,16 @@ class RayLauncher:
             self._servers = None
         if self._cluster is not None:
             config = self._launch.config
-            if config.cluster.name_resolve.type == "ray":
-                end_registry(config.cluster.name_resolve.ray_actor_name, _run_name(config))
+            names = config.cluster.name_resolve
+            registry = actor_name(names.ray_actor_name, f"{config.experiment_name}/{config.trial_name}")
+            self._cluster.close(registry if names.type == "ray" else None)
             self._cluster = None
-            disconnect()
 
     def _begin(self) -> Cluster:
         """Connect to Ray, and write what ranks and servers read."""
         options, note = self._options, self._launch.note
-        if not connect(options.address, node_address=options.node_address):
-            self._start_here()
-        self._cluster = cluster = Cluster(options.accelerator, options.placement_timeout, note)
+        needed = max(node for part in self._launch.plan for node in part.nodes) + 1
+        self._cluster = cluster = open_cluster(options, needed, note)
         self._folder.mkdir(parents=True, exist_ok=True)
         # Later attempts must not see changes that the user makes to the file.
         shutil.copyfile(self._launch.source, self._source)
@@ -103,17 +105,6 @@ class RayLauncher:
             self._servers = ServerSet(cluster, group, path, self._launch.folder / "logs", note)
             self._overrides += ["rollout.start_servers=false", f"rollout.weight_transport={self._transport()}"]
         return cluster
-
-    def _start_here(self) -> None:
-        needed = max(node for part in self._launch.plan for node in part.nodes) + 1
-        if needed > 1:
-            raise ConfigError(
-                f"scheduler.type: found ray, and no Ray cluster on this machine; the plan needs {needed} machines; "
-                "start Ray on each of them (`ray start --head`, `ray start --address=...`) and run archon train on "
-                "one, or set ray.address"
-            )
-        self._launch.note("no Ray cluster runs here; Ray is started on this machine for this run")
-        connect("local")
 
     def _attempt(self, cluster: Cluster, *, resume: bool) -> tuple[list[RankExit], list[WatchedMachine]]:
         """Start the ranks, and wait until none runs."""
@@ -196,7 +187,7 @@ class RayLauncher:
         while time.monotonic() < deadline and self._launch.stop.number is None:
             if any(not cluster.is_alive(machine.place.node) for machine in machines):
                 return True
-            time.sleep(1)
+            time.sleep(0.2)
         return False
 
     def _transport(self) -> str:
@@ -218,8 +209,17 @@ class RayLauncher:
         raise AssertionError
 
 
-def _run_name(config: object) -> str:
-    return f"{config.experiment_name}/{config.trial_name}"  # type: ignore[attr-defined]
+def open_cluster(options: RayOptions, machines: int, note: Callable[[str], None]) -> Cluster:
+    """Connect to Ray.
+
+    Args:
+        options: the section ``ray``.
+        machines: number of machines of the plan.
+        note: prints a line for the user.
+    """
+    from archon_ray.cluster import connect_cluster  # imports Ray
+
+    return connect_cluster(options, machines, note)
 
 
 def _nothing() -> None:

@@ -146,11 +146,11 @@ class Machine:
                 self._programs[program.rank] = program
             return Report(self._ranks.ranks)
 
-    def report(self, positions: Mapping[int, int]) -> Report:
+    def report(self, positions: Mapping[int, int] | None) -> Report:
         """How the processes are.
 
         Args:
-            positions: rank -> bytes of its output that have been reported before.
+            positions: rank -> bytes of its output that have been reported before; ``None`` to report no output.
         """
         with self._lock:
             self._ranks.poll()
@@ -158,7 +158,7 @@ class Machine:
         output, errors = {}, {}
         for rank in ranks:
             program = self._programs[rank.rank]
-            if new := _read(Path(program.log), positions.get(rank.rank, 0)):
+            if positions is not None and (new := _read(Path(program.log), positions.get(rank.rank, 0))):
                 output[rank.rank] = new
             if rank.code and program.error and (error := read_error(program.error)) is not None:
                 errors[rank.rank] = error

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import RayActorError
 from ray.exceptions import RayError as RaysOwnError
 
 from archon_core.contracts.server_registry import RegistryChange
@@ -22,13 +22,18 @@ from archon_core.errors import ServerError
 from archon_core.serving.change_log import ChangeLog
 from archon_core.serving.record import ServerRecord
 from archon_ray.connection import NAMESPACE, connect
-from archon_ray.entries import Entries
+from archon_ray.entries import Entries, actor_name
 from archon_ray.remote import RayError
 
 logger = logging.getLogger(__name__)
 
 CALL_SECONDS = 30.0
 """Time limit of one call. The first one starts the actor."""
+
+RESTART_SECONDS = 10.0
+"""Time for Ray to start a lost actor again."""
+
+RETRY_SECONDS = 0.5
 
 IDLE_SECONDS = 600.0
 """Time after which an actor without entries and calls ends itself."""
@@ -49,11 +54,6 @@ class EntriesActor(Entries):
         while self.idle_seconds() < IDLE_SECONDS:
             time.sleep(IDLE_SECONDS / 20)
         ray.kill(handle, no_restart=True)
-
-
-def actor_name(prefix: str, run: str) -> str:
-    """The actor of a run."""
-    return f"{prefix}:{run}"
 
 
 class RayRegistry:
@@ -118,16 +118,17 @@ class RayRegistry:
             ) from error
 
     def _call(self, method: str, *arguments: Any) -> Any:
-        for last_try in (False, True):
+        deadline = time.monotonic() + RESTART_SECONDS
+        while True:
             if self._actor is None:
                 self._actor = _find_or_start(self._name)
             try:
                 return ray.get(getattr(self._actor, method).remote(*arguments), timeout=CALL_SECONDS)
-            except RayActorError:  # it ended itself, or its machine is gone
+            except RayActorError:  # it ended itself, or its machine is gone and Ray starts it elsewhere
                 self._actor = None
-                if last_try:
+                if time.monotonic() > deadline:
                     raise
-        raise AssertionError
+                time.sleep(RETRY_SECONDS)
 
 
 def connect_or_raise() -> None:
@@ -149,12 +150,6 @@ def _find_or_start(name: str) -> Any:
         )
         .remote()
     )
-
-
-def end_registry(prefix: str, run: str) -> None:
-    """End the actor of a run, if there is one. This process must be connected."""
-    with contextlib.suppress(ValueError, RaysOwnError, GetTimeoutError):
-        ray.kill(ray.get_actor(actor_name(prefix, run), namespace=NAMESPACE), no_restart=True)
 
 
 class RayAnnouncement:

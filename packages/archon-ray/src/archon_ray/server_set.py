@@ -7,23 +7,23 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from archon_core.contracts.launching import StopRequest
 from archon_core.errors import ArchonError
-from archon_ray.cluster import Cluster, Placed, RayMachine
 from archon_ray.groups import Group
 from archon_ray.machine import Program, Report
 from archon_ray.remote import Answer
 from archon_ray.server import NUMBER
+
+if TYPE_CHECKING:
+    from archon_ray.cluster import Cluster, Placed, RayMachine
 
 END_SECONDS = 30.0
 """Time for servers to finish their requests."""
 
 LOOK_SECONDS = 1.0
 """Time between two questions to a server's actor."""
-
-NO_OUTPUT = 2**62
-"""A position behind all output, which is read in the server's log only."""
 
 
 @dataclass
@@ -117,7 +117,7 @@ class ServerSet:
         if report.ended:
             return f"it ended with code {report.ranks[0].code}"
         if time.monotonic() - server.asked >= every:
-            server.answer = server.machine.ask("report", dict.fromkeys([r.rank for r in report.ranks], NO_OUTPUT))
+            server.answer = server.machine.ask("report", None)
             server.asked = time.monotonic()
         return ""
 
