@@ -239,7 +239,7 @@ def _(folder: Path) -> str | None:
 @row("The Ray cluster has no room")
 def _(folder: Path) -> str:
     group = Group("trainer", (Bundle(8, 8), Bundle(8, 8)), "STRICT_SPREAD")
-    return explain_no_room(group, [Node("id", "n1", "10.0.0.1", {"CPU": 8.0, "GPU": 2.0})], {"CPU": 3.0}, 600)
+    return explain_no_room(group, [Node("id", "n1", "10.0.0.1", {"CPU": 8.0, "GPU": 2.0})], {"CPU": 3.0}, 600, "GPU")
 
 
 @row("A machine of the Ray cluster does not see the run folder")

@@ -99,7 +99,8 @@ def test_a_dead_or_small_machine_is_not_chosen() -> None:
 
 def test_a_group_without_a_place_is_explained_with_the_machines() -> None:
     group = Group("trainer", (Bundle(8, 8), Bundle(8, 8)), "STRICT_SPREAD")
-    text = explain_no_room(group, machines(1, memory=1e9), {"CPU": 3.0, "node:10.0.0.1": 1.0}, 600)
+    text = explain_no_room(group, machines(1, memory=1e9), {"CPU": 3.0, "node:10.0.0.1": 1.0}, 600, "GPU")
     assert "within 600 s for trainer: 2 bundles of 8 CPUs, 8 devices on different machines" in text
     assert "the cluster has n1 (10.0.0.1): 8 CPU, 2 GPU" in text
-    assert "free are 3 CPU, together" in text
+    assert "free are 3 CPU, together; wait for other runs" in text
+    assert "set cluster.n_gpus_per_node=0 to run on CPUs" in explain_no_room(group, machines(1), {}, 600, "NPU")

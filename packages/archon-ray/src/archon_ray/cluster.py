@@ -26,6 +26,9 @@ CALL_SECONDS = 30.0
 PENDING_NOTE_SECONDS = 10.0
 """Time after which the launcher says what it waits for."""
 
+ALONE_SECONDS = 15.0
+"""Time to wait for a place on a Ray that the run has for itself and that cannot grow."""
+
 CALLS_AT_ONCE = 8
 """Calls that an actor executes at the same time. On a busy actor with one, a call to end it would never run."""
 
@@ -115,7 +118,11 @@ def connect_cluster(options: RayOptions, machines: int, note: Callable[[str], No
             )
         note("no Ray cluster runs here; Ray is started on this machine for this run")
         connect("local")
-    return Cluster(options.accelerator, options.placement_timeout, note)
+        alone = True
+    else:
+        alone = options.address == "local"
+    timeout = min(options.placement_timeout, ALONE_SECONDS) if alone else options.placement_timeout
+    return Cluster(options.accelerator, timeout, note)
 
 
 class Cluster:
@@ -159,7 +166,9 @@ class Cluster:
                 remove_placement_group(handle)
                 if stop.number is not None:
                     return None
-                raise ConfigError(explain_no_room(group, self.nodes, ray.available_resources(), self._timeout))
+                raise ConfigError(
+                    explain_no_room(group, self.nodes, ray.available_resources(), self._timeout, self._accelerator)
+                )
             if waited > PENDING_NOTE_SECONDS and not told:
                 self._note(f"waiting for machines of the Ray cluster for {group}")
                 told = True

@@ -172,7 +172,9 @@ def pin(group: Group, spec: SchedulingSpec, nodes: Sequence[Node], *, accelerato
     return replace(group, bundles=tuple(bundles))
 
 
-def explain_no_room(group: Group, nodes: Sequence[Node], free: Mapping[str, float], seconds: float) -> str:
+def explain_no_room(
+    group: Group, nodes: Sequence[Node], free: Mapping[str, float], seconds: float, accelerator: str | None
+) -> str:
     """The message about a group that found no place in time.
 
     Args:
@@ -180,12 +182,15 @@ def explain_no_room(group: Group, nodes: Sequence[Node], free: Mapping[str, floa
         nodes: the cluster's machines.
         free: what is not in use, of all machines together.
         seconds: how long the launcher waited.
+        accelerator: Ray's name of the devices.
     """
     alive = [node for node in nodes if node.alive]
     names = sorted(name for name in free if ":" not in name and "memory" not in name)
     unused = ", ".join(f"{free[name]:g} {name}" for name in names) or "nothing"
     listed = "; ".join(map(str, alive)) or "no machine"
+    lacks = accelerator is not None and all(accelerator not in node.resources for node in alive)
+    on_cpus = "set cluster.n_gpus_per_node=0 to run on CPUs, " if lacks and group.bundles[0].devices else ""
     return (
         f"scheduler.type=ray: found no place within {seconds:g} s for {group}\nthe cluster has {listed}\nfree are "
-        f"{unused}, together; wait for other runs, add machines, ask for less, or raise ray.placement_timeout"
+        f"{unused}, together; {on_cpus}wait for other runs, add machines, ask for less, or raise ray.placement_timeout"
     )
