@@ -109,7 +109,8 @@ def connect_cluster(options: RayOptions, machines: int, note: Callable[[str], No
         ConfigError: no cluster runs here, and the run needs several machines.
         RayError: the cluster does not answer.
     """
-    if not connect(options.address, node_address=options.node_address):
+    found = connect(options.address, node_address=options.node_address)
+    if not found:
         if machines > 1:
             raise ConfigError(
                 f"scheduler.type: found ray, and no Ray cluster on this machine; the plan needs {machines} machines; "
@@ -118,9 +119,7 @@ def connect_cluster(options: RayOptions, machines: int, note: Callable[[str], No
             )
         note("no Ray cluster runs here; Ray is started on this machine for this run")
         connect("local")
-        alone = True
-    else:
-        alone = options.address == "local"
+    alone = not found or options.address == "local"
     timeout = min(options.placement_timeout, ALONE_SECONDS) if alone else options.placement_timeout
     return Cluster(options.accelerator, timeout, note)
 
