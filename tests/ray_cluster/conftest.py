@@ -25,9 +25,10 @@ SLOW_MACHINE = {
     "RAY_gcs_server_request_timeout_seconds": "120",
     "RAY_gcs_rpc_server_connect_timeout_s": "60",
     "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
 }
-"""Environment of the cluster: on two busy cores Ray's own limits are too short."""
+"""Environment of the cluster. On two busy cores Ray's own limits are too short, and its processes have the lowest priority."""
 
 
 @dataclass

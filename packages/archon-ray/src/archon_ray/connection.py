@@ -38,7 +38,9 @@ def connect(address: str | None, *, node_address: str | None = None) -> bool:
     wanted = address or os.environ.get("RAY_ADDRESS") or "auto"
     local = {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES} if wanted == "local" else {}
     if wanted == "local":
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray gives its processes a niceness of 15 by default, which ranks would inherit.
+        for name in ("RAY_USAGE_STATS_ENABLED", "RAY_worker_niceness"):
+            os.environ.setdefault(name, "0")
     place = node_address or os.environ.get(NODE_ADDRESS)
     place_option = {"_node_ip_address": place} if place and wanted != "local" else {}
     try:
