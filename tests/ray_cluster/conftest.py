@@ -28,7 +28,7 @@ SLOW_MACHINE = {
     "RAY_worker_niceness": "0",
     "OMP_NUM_THREADS": "1",
 }
-"""Environment of the cluster. On two busy cores, Ray's limits are too short, and its own niceness of 15 starves ranks."""
+"""Environment of the cluster: on two busy cores, Ray's limits are too short, and its niceness of 15 starves ranks."""
 
 
 @dataclass

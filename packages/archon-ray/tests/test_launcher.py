@@ -208,6 +208,7 @@ def test_servers_start_once_are_reported_when_they_end_and_start_again(
     run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server_set, "LOOK_SECONDS", 0.0)
+    monkeypatch.setenv("PYTHONPATH", "/shared")
     run.cluster.does = lambda number: QUICK if number == 1 else WAIT
     cluster: Any = run.cluster
     servers = ServerSet(cluster, GROUP, Path("s.json"), tmp_path, run.notes.append)
@@ -220,7 +221,7 @@ def test_servers_start_once_are_reported_when_they_end_and_start_again(
     assert len(run.cluster.machines) == 3
     (program,) = run.cluster.machines[2].programs
     assert program.arguments == ["-P", "-m", "archon_ray.server", "s.json"]
-    assert program.environment == {"ARCHON_SERVER_NUMBER": "1"}
+    assert program.environment == {"PYTHONPATH": "/shared", "ARCHON_SERVER_NUMBER": "1"}
     servers.close()
     assert run.cluster.placed == [None]
     assert run.notes[1:] == []

@@ -25,7 +25,7 @@ from archon_ray.entries import actor_name
 from archon_ray.groups import pin, server_group, trainer_group
 from archon_ray.machine import Place, Program
 from archon_ray.options import RayOptions
-from archon_ray.places import check_places, rank_environment, threads
+from archon_ray.places import check_places, passed_on, rank_environment, threads
 from archon_ray.remote import GivenUpError, LostError, wait_for
 from archon_ray.server import Servers
 from archon_ray.server_set import ServerSet
@@ -157,7 +157,7 @@ class RayLauncher:
         (port,) = wait_for([machines[0].ask("free_port")], timeout, stopped)
         more = ["--resume"] if resume else []
         arguments = ["-P", "-m", "archon_core.cli", "train", str(self._source), *self._overrides, *more]
-        common = {**part.scheduling.env_vars, **threads(part.scheduling, os.environ)}
+        common = {**passed_on(os.environ), **part.scheduling.env_vars, **threads(part.scheduling, os.environ)}
         started = []
         for machine, ranks in zip(machines, part.ranks_by_node, strict=True):
             programs = [

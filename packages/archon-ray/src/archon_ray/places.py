@@ -52,6 +52,19 @@ def check_places(places: Sequence[Place]) -> None:
                 )
 
 
+PASSED_ON = ("PYTHONPATH", "ARCHON_DISABLE_PLUGINS", "ARCHON_SERVER_TOKEN", "ARCHON_STRICT_PLUGINS", "ARCHON_TRACEBACK")
+"""Variables of the launcher that all processes of the run get. Others come from the environment of the Ray node."""
+
+
+def passed_on(own: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the launcher's environment that ranks and servers get.
+
+    >>> passed_on({"PYTHONPATH": "/shared/plugins", "HOME": "/root"})
+    {'PYTHONPATH': '/shared/plugins'}
+    """
+    return {name: own[name] for name in PASSED_ON if name in own}
+
+
 def threads(spec: SchedulingSpec, own: Mapping[str, str]) -> dict[str, str]:
     """The number of threads of each rank, if the user has chosen one; otherwise ranks share their machine's cores.
 

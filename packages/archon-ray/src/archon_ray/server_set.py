@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from archon_core.contracts.launching import StopRequest
 from archon_core.errors import ArchonError
 from archon_ray.groups import Group
 from archon_ray.machine import Program, Report
+from archon_ray.places import passed_on
 from archon_ray.remote import Answer
 from archon_ray.server import NUMBER
 
@@ -123,7 +125,8 @@ class ServerSet:
 
     def _program(self, number: int) -> Program:
         arguments = ["-P", "-m", "archon_ray.server", str(self._path)]
-        return Program(number, arguments, {NUMBER: str(number)}, str(self._log(number)), str(Path.cwd()))
+        environment = {**passed_on(os.environ), NUMBER: str(number)}
+        return Program(number, arguments, environment, str(self._log(number)), str(Path.cwd()))
 
     def _log(self, number: int) -> Path:
         return self._logs / f"server-{number}.log"
