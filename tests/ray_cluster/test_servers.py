@@ -54,13 +54,13 @@ def test_entries_of_the_registry_come_change_expire_and_go(cluster: RayCluster) 
     first = registry.announce("a", A, ttl=60)
     cursor, changes = registry.changes(0)
     assert changes == [RegistryChange("a", A)]
-    lost = other.announce("b", B, ttl=0.5)
+    lost = other.announce("b", B, ttl=3)
     until(lambda: registry.list() == {"a": A}, "expiry")
     lost.refresh()
     assert registry.list() == {"a": A, "b": B}
     moved = ServerRecord(A.address, A.incarnation, "served", version=7)
     first.refresh(moved)
-    assert registry.changes(cursor)[1][-1] == RegistryChange("a", moved)
+    assert RegistryChange("a", moved) in registry.changes(cursor)[1]
     ray.kill(ray.get_actor(actor_name("ray_kv_store", "e/registry"), namespace="archon"), no_restart=False)
     assert registry.list()["a"] == moved, "entries that the actor has lost stay until servers have renewed them"
     assert Discovery(section, "e/registry").open().list() == {}
