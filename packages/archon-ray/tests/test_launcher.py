@@ -115,9 +115,12 @@ class Run:
     stop: Stop = field(default_factory=Stop)
     notes: list[str] = field(default_factory=list)
 
-    def launcher(self, *, options: RayOptions | None = None, registry: str = "folder") -> RayLauncher:
-        source = self.folder.parent / "run.yaml"
-        source.write_text("seed: 1\n", encoding="utf-8")
+    def launcher(
+        self, *, options: RayOptions | None = None, registry: str = "folder", source: Path | None = None
+    ) -> RayLauncher:
+        if source is None:
+            source = self.folder.parent / "run.yaml"
+            source.write_text("seed: 1\n", encoding="utf-8")
         spec = SchedulingSpec(cpu=2, env_vars={"A": "b"})
         part = Part("trainer", ("actor",), parse_layout("archon:d2"), (Process(0, 0), Process(1, 1)), scheduling=spec)
         cluster = SimpleNamespace(name_resolve=NameResolveConfig(type=registry))
@@ -154,6 +157,13 @@ def test_a_run_is_placed_started_shown_and_removed(run: Run, capsys: pytest.Capt
     one.close()
     one.close()
     assert run.cluster.closed == ["ray_kv_store:e/t"]
+
+
+def test_the_copy_of_the_configuration_can_be_run_again(run: Run) -> None:
+    assert run.launcher().run(resume=False)
+    copy = run.folder / "ray" / "config.yaml"
+    assert [exit.code for exit in run.launcher(source=copy).run(resume=True)] == [0, 0], "as the run says when it stops"
+    assert copy.read_text(encoding="utf-8") == "seed: 1\n"
 
 
 def test_after_the_loss_of_a_machine_the_ranks_start_again_from_the_checkpoint(run: Run) -> None:

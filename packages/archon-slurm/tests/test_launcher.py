@@ -42,9 +42,10 @@ class Run:
     notes: list[str] = field(default_factory=list)
     options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
 
-    def launcher(self, spec: SchedulingSpec | None = None) -> SlurmLauncher:
-        source = self.folder.parent / "run.yaml"
-        source.write_text("seed: 1\n")
+    def launcher(self, spec: SchedulingSpec | None = None, source: Path | None = None) -> SlurmLauncher:
+        if source is None:
+            source = self.folder.parent / "run.yaml"
+            source.write_text("seed: 1\n")
         processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
         part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
         config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
@@ -94,6 +95,15 @@ def test_a_run_becomes_a_job_and_its_output_is_shown(
     assert copy.read_text() == "seed: 1\n", "later changes of the user's file do not matter"
     assert (job["ranks_by_node"], job["environment"]) == ([[0, 1], [2, 3]], {"A": "b"})
     assert run.notes[0].startswith("job 1: 4 ranks on 2 machines; logs in ")
+
+
+def test_the_copy_of_the_configuration_can_be_run_again(slurm: FakeSlurm, run: Run) -> None:
+    slurm.set_job("1", JobState="COMPLETED")
+    slurm.set_job("2", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    copy = run.folder / "slurm" / "config.yaml"
+    run.launcher(source=copy).run(resume=True)
+    assert copy.read_text() == "seed: 1\n", "an interrupted run names it in the command to resume"
 
 
 def test_a_refused_job_is_an_error_with_the_option_to_change(slurm: FakeSlurm, run: Run) -> None:

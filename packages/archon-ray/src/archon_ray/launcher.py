@@ -91,8 +91,9 @@ class RayLauncher:
         needed = max(node for part in self._launch.plan for node in part.nodes) + 1
         self._cluster = cluster = open_cluster(options, needed, note)
         self._folder.mkdir(parents=True, exist_ok=True)
-        # Later attempts must not see changes that the user makes to the file.
-        shutil.copyfile(self._launch.source, self._source)
+        # Later attempts must not see changes that the user makes to the file. The command to resume names the copy.
+        if not (self._source.exists() and self._source.samefile(self._launch.source)):
+            shutil.copyfile(self._launch.source, self._source)
         if self._server_parts:
             part = self._server_parts[0]
             path = self._folder / "servers.json"

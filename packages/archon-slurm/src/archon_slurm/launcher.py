@@ -80,9 +80,10 @@ class SlurmLauncher:
         for folder in (self._folder, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._jobs.clear()
-        # The jobs may start in days: the user may have edited the file by then.
+        # The jobs may start in days: the user may have edited the file by then. The command to resume names the copy.
         source = self._folder / f"config{self._launch.source.suffix}"
-        shutil.copyfile(self._launch.source, source)
+        if not (source.exists() and source.samefile(self._launch.source)):
+            shutil.copyfile(self._launch.source, source)
         overrides, servers = [*self._launch.overrides], []
         if self._server_parts:
             servers = self._submit_servers(source)
