@@ -55,6 +55,9 @@ from archon_engine.nn.attention import check_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.parallel.compilation import check_compiler
 from archon_etcd.registry import EtcdRegistry
+from archon_ray.groups import Bundle, Group, Node, explain_no_room
+from archon_ray.machine import Place
+from archon_ray.places import check_places
 from archon_rl.datasets.jsonl import read_jsonl
 from archon_rl.fields import Fields, with_location
 from archon_rl.rewards.calls import Outcome, RewardCall
@@ -115,11 +118,6 @@ DRY_RUNS: dict[str, list[str]] = {
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
     "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
     "Routing replay without a recording": ["actor.archon.moe_routing_replay=true"],
-    "A registry in a Ray actor": [
-        "actor.backend=archon:d1",
-        "rollout.backend=served:d1",
-        "cluster.name_resolve.type=ray",
-    ],
     "There is no model to train": ["actor.model_config=null"],
     "The model's folder does not exist": ["actor.model_config=null", "actor.path=./missing/model"],
     "The data file does not exist": ["data.dataset=jsonl", "data.path=./missing/problems.jsonl"],
@@ -240,6 +238,17 @@ def _(folder: Path) -> None:
 def _(folder: Path) -> str | None:
     cluster = load_config(EXAMPLE, ["cluster.n_nodes=2", "cluster.n_gpus_per_node=8"]).config.cluster
     return explain_machines(cluster_shares({"actor": parse_layout("archon:d16")}), cluster, ["train", "run.yaml"])
+
+
+@row("The Ray cluster has no room")
+def _(folder: Path) -> str:
+    group = Group("trainer", (Bundle(8, 8), Bundle(8, 8)), "STRICT_SPREAD")
+    return explain_no_room(group, [Node("id", "n1", "10.0.0.1", {"CPU": 8.0, "GPU": 2.0})], {"CPU": 3.0}, 600, "GPU")
+
+
+@row("A machine of the Ray cluster does not see the run folder")
+def _(folder: Path) -> None:
+    check_places([Place("n2", "10.0.0.2", "id", {}, ["/runs/e/trial0/ray"])])
 
 
 @row("This machine has no SLURM")

@@ -136,7 +136,6 @@ OTHER: dict[str, Any] = {
     "backend": "archon:d1t1c1",
     "reward": "arithmetic",
     "rollout.backend": "served:d1",
-    "scheduler.type": "ray",
     "gae_lambda_kwargs": {"alpha": 1.0},
 }
 """Options, or last names of options, for which ``other_value`` finds no suitable value."""

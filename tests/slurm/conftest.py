@@ -4,145 +4,27 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cluster_runs
+from cluster_runs import Runs, runs_in
 from slurm_cluster import FOLDER, SlurmCluster
 
-DEADLINE = 120.0
-"""Seconds after which a test gives up; nothing is asserted about how much sooner something happens."""
-
-PLUGIN = """
-from archon_core.plugins import *
-
-ARCHON_PLUGIN_API = "1.0"
-WHATS = ("fine", "exit-7-on-3", "wait")
-
-
-@hookimpl
-def archon_algorithms():
-    return [AlgorithmSpec(name="counting", target="counting_trainer:algorithm", trainer="counting_trainer:Trainer")]
-
-
-@hookimpl
-def archon_rewards():
-    return [RewardSpec(name=what, target="json:loads") for what in WHATS]
-"""
-
-TRAINER = '''
-"""Counts steps together, which takes no model; what happens on the third step is called like the reward."""
-
-import os
-import time
-
-algorithm = None
-
-
-class Trainer:
-    def __init__(self, run, algorithm):
-        self.run = run
-
-    def fit(self):
-        run = self.run
-        what, rank, last = run.config.reward, run.ranks.rank, run.config.trainer.max_steps
-        done = run.folder.latest_step() if run.config.trainer.resume else 0
-        run.progress.start(last, completed=done)
-        for step in range(done + 1, last + 1):
-            assert run.ranks.gather((rank, step)) == [(other, step) for other in range(run.ranks.size)]
-            run.metrics.log(step, {"ranks": run.ranks.size})
-            run.progress.update(step)
-            if step == 3 and what == "exit-7-on-3" and rank == 3:
-                os._exit(7)
-            if what == "wait" and step > 3:
-                time.sleep(0.2)
-            stop = run.ranks.any(run.stop.requested)
-            if run.ranks.is_first:
-                with run.folder.writing(step) as folder:
-                    (folder / "weights").write_text("w")
-            run.ranks.barrier()
-            if stop:
-                break
-'''
-
-CONFIG = {
-    "experiment_name": "e",
-    "cluster": {"n_nodes": 2, "n_gpus_per_node": 0},
-    "scheduler": {"type": "slurm"},
-    "slurm": {"poll_seconds": 0.5, "node_timeout": 6},
-    "tokenizer": {"kind": "characters"},
-    "actor": {
-        "backend": "archon:d4",
-        "init_from_scratch": True,
-        "dtype": "float64",
-        "model_config": {
-            "model_type": "qwen3",
-            "hidden_size": 16,
-            "intermediate_size": 32,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 1,
-            "head_dim": 8,
-            "vocab_size": 32,
-            "max_position_embeddings": 64,
-        },
-    },
-    "algorithm": "counting",
-    "reward": "fine",
-    "data": {"path": "data.jsonl", "batch_size": 8},
-    "trainer": {"max_steps": 6},
-}
-
+OPTIONS = {"scheduler": {"type": "slurm"}, "slurm": {"poll_seconds": 0.5, "node_timeout": 6}}
 
 TWO = "actor.backend=archon:d2"
 """One rank on each of two machines."""
 
 
 @dataclass
-class Started:
-    """A run of ``archon train`` in progress.
-
-    Attributes:
-        process: of the launcher.
-        folder: the run folder.
-        output: file of both of its streams.
-    """
-
-    process: subprocess.Popen[bytes]
-    folder: Path
-    output: Path
-
-    @property
-    def text(self) -> str:
-        """What it has printed, on one line."""
-        return " ".join(self.output.read_text(encoding="utf-8", errors="replace").split())
-
-    def wait(self) -> int:
-        """Its exit code."""
-        try:
-            return self.process.wait(DEADLINE)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"still running; it printed:\n{self.output.read_text()}") from None
-
-    def until(self, holds: Callable[[], bool], what: str) -> None:
-        """Wait for something; the run must not end before it."""
-        deadline = time.monotonic() + DEADLINE
-        while not holds():
-            assert self.process.poll() is None, f"ended before {what}:\n{self.output.read_text()}"
-            assert time.monotonic() < deadline, f"no {what}:\n{self.output.read_text()}"
-            time.sleep(0.1)
-
-    def until_step(self, step: int) -> None:
-        """Wait for the checkpoint of a step, or of a later one."""
-        folder = self.folder / "checkpoints"
-        self.until(lambda: max([0, *(int(p.name[5:]) for p in folder.glob("step-*"))]) >= step, f"step {step}")
+class Started(cluster_runs.Started):
+    """A run of ``archon train`` in progress."""
 
     @property
     def job(self) -> str:
@@ -160,37 +42,6 @@ class Started:
         """Processes of the ranks of an attempt."""
         return [rank["pid"] for number in (0, 1) for rank in self.node(number, attempt)["ranks"]]
 
-    @property
-    def metrics(self) -> list[dict[str, Any]]:
-        """The rows of the run's metrics."""
-        return [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-
-
-@dataclass
-class Runs:
-    """Starts runs in a folder, which all machines share."""
-
-    folder: Path
-    environment: dict[str, str]
-    started: list[Started] = field(default_factory=list)
-
-    def start(self, name: str, *overrides: str) -> Started:
-        """Start ``archon train`` with the trial name ``name``."""
-        path = self.folder / f"{name}.yaml"
-        path.write_text(json.dumps({**CONFIG, "trial_name": name}), encoding="utf-8")
-        output = self.folder / f"{name}.out"
-        with output.open("wb") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "archon_core.cli", "train", str(path), *overrides],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        self.started.append(Started(process, self.folder / "runs" / "e" / name, output))
-        return self.started[-1]
-
 
 @pytest.fixture(scope="session")
 def cluster() -> SlurmCluster:
@@ -203,46 +54,14 @@ def cluster() -> SlurmCluster:
 
 @pytest.fixture(scope="session")
 def all_runs(cluster: SlurmCluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    folder = tmp_path_factory.mktemp("shared")
-    lines = (json.dumps({"question": f"{n}+1=", "answer": str(n + 1)}) for n in range(64))
-    (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    plugins = folder / "plugins"
-    info = plugins / "counting-1.0.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: counting\nVersion: 1.0\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text("[archon]\ncounting = counting_plugin\n", encoding="utf-8")
-    (plugins / "counting_plugin.py").write_text(PLUGIN, encoding="utf-8")
-    (plugins / "counting_trainer.py").write_text(TRAINER, encoding="utf-8")
-    path = os.pathsep.join(filter(None, [str(plugins), os.environ.get("PYTHONPATH", "")]))
-    runs = Runs(folder, {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    runs = runs_in(tmp_path_factory.mktemp("shared"), OPTIONS, Started)
     yield runs
-    for run in runs.started:
-        if run.process.poll() is None:
-            run.process.kill()
+    runs.kill()
 
 
 @pytest.fixture
 def runs(cluster: SlurmCluster, all_runs: Runs) -> Iterator[Runs]:
     """Starts runs; afterwards no job is left."""
     yield all_runs
-    for run in all_runs.started:
-        if run.process.poll() is None:
-            run.process.send_signal(signal.SIGKILL)
-            run.process.wait()
+    all_runs.kill()
     subprocess.run(["scancel", "--user=root"], check=False)
-
-
-def alive(pid: int) -> bool:
-    """Whether a process exists, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    """Wait for something."""
-    deadline = time.monotonic() + DEADLINE
-    while not holds():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.1)

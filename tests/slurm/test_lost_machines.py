@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from cluster_runs import Runs, alive, until
 from slurm_cluster import NODES, SlurmCluster
 
-from .conftest import TWO, Runs, Started, alive, until
+from .conftest import TWO, Started
 
 
 @pytest.fixture

@@ -7,11 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from .conftest import TWO, Runs, Started, alive, until
+from cluster_runs import SFT, Runs, alive, assert_same, until
 
-SFT = ("algorithm=sft", "trainer.max_steps=40", "trainer.save_every=10")
+from .conftest import TWO, Started
 
 
 @pytest.fixture(scope="module")
@@ -20,16 +19,6 @@ def alone(all_runs: Runs) -> Started:
     run = all_runs.start("alone", *SFT, "scheduler.type=local", "actor.backend=archon:d1")
     assert run.wait() == 0, run.text
     return run
-
-
-def assert_same(run: Started, alone: Started) -> None:
-    """The same losses and weights, up to rounding in float64."""
-    assert [row["step"] for row in run.metrics] == [row["step"] for row in alone.metrics]
-    for row, other in zip(run.metrics, alone.metrics, strict=True):
-        assert row["loss"] == pytest.approx(other["loss"], rel=1e-9)
-    weights, others = (load_file(one.folder / "export" / "model.safetensors") for one in (run, alone))
-    for name, value in others.items():
-        assert (weights[name] - value).abs().max() <= 1e-9 * value.abs().max(), name
 
 
 def test_sft_on_two_machines_of_two_ranks_equals_one_process(runs: Runs, alone: Started) -> None:
@@ -43,7 +32,7 @@ def test_sft_on_two_machines_of_two_ranks_equals_one_process(runs: Runs, alone: 
 
 
 def test_the_first_failing_rank_is_named_with_machine_and_exit_code(runs: Runs) -> None:
-    run = runs.start("exit", "reward=exit-7-on-3")
+    run = runs.start("exit", "reward=exit-7-on-last")
     assert run.wait() == 1
     (failed,) = [rank for rank in run.node(1)["ranks"] if rank["rank"] == 3]
     host = run.node(1)["host"]

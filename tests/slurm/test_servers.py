@@ -9,7 +9,9 @@ import signal
 import subprocess
 import sys
 
-from .conftest import Runs, Started, until
+from cluster_runs import Runs, until
+
+from .conftest import Started
 
 RL = (
     "algorithm=grpo",

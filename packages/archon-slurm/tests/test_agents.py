@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from archon_slurm.attempt import Attempt, End, NodeStatus, RankStatus, TrainerJob, attempt_folder
+from archon_core.ranks.local_ranks import RankStatus
+from archon_slurm.attempt import Attempt, End, NodeStatus, TrainerJob, attempt_folder
 
 DEADLINE = 60.0
 

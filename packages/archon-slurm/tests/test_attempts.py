@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from archon_core.ranks.first_failure import first_to_fail
-from archon_slurm.attempt import Attempt, End, NodeStatus, RankStatus
+from archon_core.ranks.local_ranks import RankStatus
+from archon_slurm.attempt import Attempt, End, NodeStatus
 from archon_slurm.silence import Silence
 
 RANKS = ((0, 1), (2, 3))

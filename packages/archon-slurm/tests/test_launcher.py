@@ -16,8 +16,9 @@ from archon_core.contracts.launching import Launch, Part, Process, ProcessPlan
 from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
+from archon_core.ranks.local_ranks import RankStatus
 from archon_slurm import client
-from archon_slurm.attempt import Attempt, NodeStatus, RankStatus, attempt_folder
+from archon_slurm.attempt import Attempt, NodeStatus, attempt_folder
 from archon_slurm.checks import check_run
 from archon_slurm.cli import app
 from archon_slurm.jobs_file import JobsFile
@@ -42,9 +43,10 @@ class Run:
     notes: list[str] = field(default_factory=list)
     options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
 
-    def launcher(self, spec: SchedulingSpec | None = None, *more: Part) -> SlurmLauncher:
-        source = self.folder.parent / "run.yaml"
-        source.write_text("seed: 1\n")
+    def launcher(self, spec: SchedulingSpec | None = None, *more: Part, source: Path | None = None) -> SlurmLauncher:
+        if source is None:
+            source = self.folder.parent / "run.yaml"
+            source.write_text("seed: 1\n")
         processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
         part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
         config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
@@ -122,6 +124,15 @@ def test_a_separated_role_with_other_resources_is_refused() -> None:
         found = check_run(config, plan=ProcessPlan((actor, critic(scheduling))), explicit=())
         assert bool(found.problems) == refused
         assert all("critic.scheduling_spec: found other values than" in text for text in found.problems)
+
+
+def test_the_copy_of_the_configuration_can_be_run_again(slurm: FakeSlurm, run: Run) -> None:
+    slurm.set_job("1", JobState="COMPLETED")
+    slurm.set_job("2", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    copy = run.folder / "slurm" / "config.yaml"
+    run.launcher(source=copy).run(resume=True)
+    assert copy.read_text() == "seed: 1\n", "an interrupted run names it in the command to resume"
 
 
 def test_a_refused_job_is_an_error_with_the_option_to_change(slurm: FakeSlurm, run: Run) -> None:

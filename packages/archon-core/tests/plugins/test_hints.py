@@ -6,7 +6,7 @@ import pytest
 
 from archon_core.plugins import registry
 from archon_core.plugins.discovery import normalise
-from archon_core.plugins.first_party import PACKAGES, PLANNED
+from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import nearest, package_for, package_for_option
 from archon_core.plugins.registry import KINDS
 
@@ -26,12 +26,6 @@ def test_no_installed_package_provides_a_name_that_the_tables_give_to_another():
         if package_for(spec.kind, spec.name) not in (None, normalise(plugin.distribution))
     ]
     assert wrong == []
-
-
-def test_planned_packages_have_names_and_are_not_installed():
-    named = {package for packages in PACKAGES.values() for package in packages}
-    assert set(PLANNED) <= named
-    assert set(PLANNED).isdisjoint(normalise(plugin.distribution) for plugin in registry().plugins)
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,6 @@ def test_overrides_belong_to_a_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "addresses", "message"),
     [
-        ("ray", (), "needs archon-ray; that package does not exist yet; use folder"),
         ("dns", (), "found dns without rollout.addresses"),
         ("fold", (), "server registry 'fold': no installed plugin provides it; did you mean 'folder'"),
     ],

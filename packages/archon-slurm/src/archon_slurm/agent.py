@@ -19,8 +19,8 @@ from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.ranks.addresses import own_address
 from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import ERROR_FILE
+from archon_core.ranks.local_ranks import LocalRanks
 from archon_slurm.attempt import Attempt, End, NodeStatus, TrainerJob, attempt_folder
-from archon_slurm.local_ranks import LocalRanks
 from archon_slurm.silence import Silence
 
 POLL_SECONDS = 0.1

@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from archon_core.ranks.error_file import read_error
 from archon_core.ranks.first_failure import RankExit
+from archon_core.ranks.local_ranks import RankStatus
 
 EndKind = Literal["failure", "stop", "kill", "lost", "superseded"]
 
@@ -40,25 +41,6 @@ class End:
     node: int = -1
     signal: int = 0
     reason: str = ""
-
-
-@dataclass(frozen=True)
-class RankStatus:
-    """One rank on a machine.
-
-    Attributes:
-        rank: the rank.
-        pid: its process.
-        code: exit code, the negative number of a signal; ``None`` while it runs.
-        time: of its end, by the machine's clock.
-        killed: whether its machine ended it, after something else had failed.
-    """
-
-    rank: int
-    pid: int
-    code: int | None = None
-    time: float = 0.0
-    killed: bool = False
 
 
 @dataclass(frozen=True)

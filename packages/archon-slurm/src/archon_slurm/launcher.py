@@ -17,11 +17,11 @@ from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
 from archon_core.plugins.transport_choice import choose_transport
 from archon_core.ranks.first_failure import RankExit
+from archon_core.ranks.host_list import expand_hosts
 from archon_slurm import client
 from archon_slurm.attempt import TrainerJob
 from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
-from archon_slurm.hosts import expand_hosts
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.resources import directives, in_container, srun_options
 from archon_slurm.script import JobRequest, render_script
@@ -80,9 +80,10 @@ class SlurmLauncher:
         for folder in (self._folder, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._jobs.clear()
-        # The jobs may start in days: the user may have edited the file by then.
+        # The jobs may start in days: the user may have edited the file by then. The command to resume names the copy.
         source = self._folder / f"config{self._launch.source.suffix}"
-        shutil.copyfile(self._launch.source, source)
+        if not (source.exists() and source.samefile(self._launch.source)):
+            shutil.copyfile(self._launch.source, source)
         overrides, servers = [*self._launch.overrides], []
         if self._server_parts:
             servers = self._submit_servers(source)

@@ -1,6 +1,5 @@
 """The process of an inference server's job: ``python -m archon_slurm.server_job SERVER.json``.
 
-It starts the server of any kind, announces it in the run's registry when it is ready, and withdraws it before it ends.
 It ends when the job is cancelled, when the server ends, and when the trainer's job has ended.
 """
 
@@ -9,82 +8,19 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import re
-import signal
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from archon_core.config.partial import read_part
-from archon_core.config.root import RootSchema
-from archon_core.config.rules import folder_name, option, path_or_id
-from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.server_registry import Announcement, NameResolveConfig, ServerRegistry, ServerRegistrySpec
-from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
-from archon_core.errors import USER_ERROR, ArchonError, ServerError, UncertainCallError
-from archon_core.layout import backend_table, parse_layout
-from archon_core.plugins import registry
-from archon_core.plugins.inference_engines import inference_engines
+from archon_core.errors import USER_ERROR, ArchonError
 from archon_core.ranks.addresses import own_address
-from archon_core.serving.discovery import Discovery
-from archon_core.serving.model_folder import Architecture
-from archon_core.serving.record import ServerRecord
-from archon_core.serving.run_token import run_token
+from archon_core.serving.server_agent import ServerAgent
 from archon_slurm import client
 from archon_slurm.client import SlurmError
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.server_jobs import NUMBER
-
-POLL_SECONDS = 0.2
-READY_SECONDS = 10.0
-"""Time limit of one question whether the server is ready."""
-
-TTL_SECONDS = 15.0
-"""Seconds after which the entry of a lost server expires."""
-
-STOP_SECONDS = 25.0
-"""Time for a server to finish its requests after SIGTERM; SLURM kills it after ``KillWait``, 30 s by default."""
-
-
-@dataclass
-class PlaceCluster:
-    """``cluster``, with archon-train's defaults.
-
-    Attributes:
-        fileroot: parent of run folders.
-        name_resolve: the registry of inference servers.
-    """
-
-    fileroot: str = option("runs", path_or_id)
-    name_resolve: NameResolveConfig = field(default_factory=NameResolveConfig)
-
-
-@dataclass
-class ServerOptions:
-    """The options of a run that its servers need, with archon-train's defaults.
-
-    Attributes:
-        experiment_name: name of a group of runs.
-        trial_name: name of the run.
-        cluster: the machines.
-        rollout: the inference engine.
-    """
-
-    experiment_name: str = option("archon", folder_name)
-    trial_name: str = option("trial0", folder_name)
-    cluster: PlaceCluster = field(default_factory=PlaceCluster)
-    rollout: RolloutConfig = field(default_factory=RolloutConfig)
-
-
-ROOT = RootSchema(
-    ServerOptions,
-    {ServerRegistrySpec.kind: ("cluster.name_resolve.type",), ServerDriverSpec.kind: ("rollout.backend",)},
-)
 
 
 @dataclass(frozen=True)
@@ -115,156 +51,49 @@ class ServerJob:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
-class ServerAgent:
-    """One server.
+class TrainerWatch:
+    """Notices that the trainer's job has ended. A job that is started again has not.
 
     Args:
-        job: the job.
-        number: of the server.
+        folder: ``slurm`` in the run folder.
+        patience: seconds after the job's end.
     """
 
-    def __init__(self, job: ServerJob, number: int) -> None:
-        self._job, self._number = job, number
-        self._config: Any = read_part(job.source, job.overrides, root=ROOT, registry=registry())
-        self._jobs = JobsFile(Path(job.folder) / "slurm")
-        self._servers = Path(job.folder) / "servers"
-        self._signal = 0
-        self._trainer_gone_since = 0.0
+    def __init__(self, folder: Path, patience: float) -> None:
+        self._jobs, self._patience = JobsFile(folder), patience
+        self._gone_since = 0.0
         self._next_question = 0.0
-        self._process: subprocess.Popen[bytes] | None = None
 
-    def run(self) -> int:
-        """Serve until the end of the job; returns the exit code."""
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._handle)
-        architecture = self._wait_for_model()
-        if architecture is None:
-            return 0
-        driver, address = self._start(architecture)
-        announcement: Announcement | None = None
-        opened = Discovery.of(self._config).open()
-        try:
-            record = self._wait_until_ready(driver, address)
-            if record is not None:
-                announcement = _announce(opened, record)
-                print(f"server {self._number} at {record.address} is announced", flush=True)
-                self._hold(announcement)
-            return self._code()
-        finally:
-            if announcement is not None:
-                announcement.withdraw()  # first: no trainer should choose a server that ends
-            opened.close()
-            self._stop()
-
-    def _handle(self, number: int, frame: object) -> None:
-        self._signal = number
-
-    def _wait_for_model(self) -> Architecture | None:
-        """The model, which the trainer describes when it has started; ``None`` if the job ends before."""
-        while not self._is_over():
-            found = Architecture.read(self._servers / "model")
-            if found is not None:
-                return found
-            time.sleep(POLL_SECONDS)
-        return None
-
-    def _start(self, model: Architecture) -> tuple[ServerDriver, str]:
-        table = backend_table((), inference_engines(registry()))
-        layout = parse_layout(self._config.rollout.backend, backends=table, option="rollout.backend")
-        spec = registry().get(ServerDriverSpec, layout.backend)
-        token = run_token(self._servers)
-        options = getattr(self._config, spec.name, None)
-        driver: ServerDriver = spec.load()(self._config.rollout, options=options, token=token)
-        host = own_address(os.environ.get("SLURMD_NODENAME", ""))
-        port = _free_port(host)
-        launch = driver.launch(
-            str(model.folder),
-            layout=layout,
-            index=self._number,
-            host=host,
-            port=port,
-            dtype=model.dtype,
-            model_spec=model.model_spec,
-        )
-        self._process = subprocess.Popen(
-            launch.command,
-            env={**os.environ, **self._job.environment, **launch.environment},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        return driver, f"{host}:{port}"
-
-    def _wait_until_ready(self, driver: ServerDriver, address: str) -> ServerRecord | None:
-        """The server's record; ``None`` if the server or the job ends before."""
-        while not self._is_over():
-            with contextlib.suppress(UncertainCallError):  # it may be too busy with its start to answer in time
-                record = driver.ready(address, timeout=READY_SECONDS)
-                if record is not None:
-                    return record
-            time.sleep(POLL_SECONDS)
-        return None
-
-    def _hold(self, announcement: Announcement) -> None:
-        """Refresh the server's entry until its end. An unreachable registry does not disturb the server."""
-        next_refresh = time.monotonic() + TTL_SECONDS / 3
-        while not self._is_over():
-            if time.monotonic() >= next_refresh:
-                next_refresh = time.monotonic() + TTL_SECONDS / 3
-                try:
-                    announcement.refresh()
-                except ServerError as error:
-                    print(f"cannot announce this server, trying again: {error}", file=sys.stderr, flush=True)
-            time.sleep(POLL_SECONDS)
-
-    def _is_over(self) -> bool:
-        ended = self._process is not None and self._process.poll() is not None
-        return ended or self._signal != 0 or self._trainer_is_gone()
-
-    def _trainer_is_gone(self) -> bool:
-        """Whether the trainer's job ended some time ago. A job that is started again is not at its end."""
+    def has_ended(self) -> bool:
+        """Whether the trainer's job ended some time ago."""
         now = time.monotonic()
         if now >= self._next_question:
-            self._next_question = now + self._job.patience / 3
+            self._next_question = now + self._patience / 3
             trainer = self._jobs.read().trainer
             with contextlib.suppress(SlurmError):
                 gone = bool(trainer) and client.job_state(trainer).has_ended
-                self._trainer_gone_since = (self._trainer_gone_since or now) if gone else 0.0
-        return self._trainer_gone_since != 0.0 and now - self._trainer_gone_since >= self._job.patience
-
-    def _code(self) -> int:
-        ended = self._process.poll() if self._process is not None else None
-        return 0 if ended is None else 1
-
-    def _stop(self) -> None:
-        """End the server with all of its processes."""
-        assert self._process is not None
-        with contextlib.suppress(ProcessLookupError):
-            self._process.terminate()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(STOP_SECONDS)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+                self._gone_since = (self._gone_since or now) if gone else 0.0
+        return self._gone_since != 0.0 and now - self._gone_since >= self._patience
 
 
-def _announce(opened: ServerRegistry, record: ServerRecord) -> Announcement:
-    id = re.sub(r"[^A-Za-z0-9._]+", "-", record.address).strip("-")
-    while True:
-        try:
-            return opened.announce(id, record, TTL_SECONDS)
-        except ServerError as error:
-            print(f"cannot announce this server, trying again: {error}", file=sys.stderr, flush=True)
-            time.sleep(1)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
+def main(path: str) -> int:
+    """Run the server of this job."""
+    job = ServerJob.read(Path(path))
+    agent = ServerAgent(
+        job.source,
+        job.overrides,
+        job.folder,
+        int(os.environ[NUMBER]),
+        host=own_address(os.environ.get("SLURMD_NODENAME", "")),
+        environment=job.environment,
+        has_run_ended=TrainerWatch(Path(job.folder) / "slurm", job.patience).has_ended,
+    )
+    return agent.run()
 
 
 if __name__ == "__main__":
     try:
-        sys.exit(ServerAgent(ServerJob.read(Path(sys.argv[1])), int(os.environ[NUMBER])).run())
+        sys.exit(main(sys.argv[1]))
     except ArchonError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(USER_ERROR)

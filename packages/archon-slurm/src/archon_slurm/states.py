@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from archon_slurm.hosts import expand_hosts
+from archon_core.ranks.host_list import expand_hosts
 
 ENDED = frozenset(
     {

@@ -30,7 +30,7 @@ from archon_core.layout import (
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.plugins.reward_choice import choose_reward
 from archon_core.plugins.workflow_choice import choose_workflow
-from archon_core.serving.discovery import OPTION, refuse_ray
+from archon_core.serving.discovery import OPTION
 from archon_train.cluster import EngineShare, check_cluster, cluster_shares, engine_backends, engine_layouts
 from archon_train.engine_checks import EngineChecks
 from archon_train.findings import Findings
@@ -225,11 +225,6 @@ class _Planner(Findings):
 
     def check_registry(self) -> None:
         name = self.config.cluster.name_resolve.type
-        try:
-            refuse_ray(name, self.registry)
-        except ConfigError as error:
-            self.unable(str(error))
-            return
         registry = self.look_up("server_registry", name, OPTION)
         if registry is not None:
             self.decisions += unused_registry_options(self.config, registry.name, self.loaded.explicit)

@@ -11,13 +11,13 @@ from archon_core.layout import Layout
 
 SECTION = "cluster.name_resolve"
 
-READ = {"folder": ("nfs_record_root",), "etcd": ("etcd3_addr",)}
+READ = {"folder": ("nfs_record_root",), "etcd": ("etcd3_addr",), "ray": ("ray_actor_name",)}
 """Registry -> its options."""
 
-BUILT_IN = ("folder", "etcd", "static", "dns", "memory")
+BUILT_IN = ("folder", "etcd", "ray", "static", "dns", "memory")
 """Registries whose options are known: another package's may read any."""
 
-ALL = ("type", "nfs_record_root", "etcd3_addr")
+ALL = ("type", "nfs_record_root", "etcd3_addr", "ray_actor_name")
 
 
 def started_layouts(layouts: Mapping[str, Layout], rollout: Any) -> Mapping[str, Layout]:

@@ -259,7 +259,6 @@ def verdict(option: str, value: str) -> str:
         ("nonsense.experiment_name", "x", "unknown"),
         ("actor.nonsense", "x", "unknown"),
         ("cluster.name_resolve.type", "nfs", "harmless"),
-        ("cluster.name_resolve.ray_actor_name", "names", "decision"),
         ("stats_logger.wandb", "{mode: online, projct: x}", "error"),
         ("rollout.agent.mode", "inline", "harmless"),
         ("rollout.agent.mode", "online", "decision"),

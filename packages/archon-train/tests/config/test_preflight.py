@@ -171,7 +171,7 @@ def test_missing_packages_are_named_with_what_they_are_for(load: Load, make_regi
     }
     assert not found.is_wrong
     assert list(install_commands(found.needs)) == [
-        "pip install archon-moe archon-pipeline archon-rl archon-rollout archon-sglang"  # archon-ray is only planned
+        "pip install archon-moe archon-pipeline archon-ray archon-rl archon-rollout archon-sglang"
     ]
 
 

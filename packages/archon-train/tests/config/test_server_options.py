@@ -51,15 +51,13 @@ def problems(found: RunPlan) -> list[str]:
 def test_the_registry_of_a_run_with_servers_must_exist(plan) -> None:
     assert not problems(plan(SERVED)[1])
     assert not problems(plan(SERVED, "cluster.name_resolve.type=nfs")[1])
-    [text] = problems(plan(SERVED, "cluster.name_resolve.type=ray")[1])
-    assert "needs archon-ray; that package does not exist yet; use folder" in text
     [text] = problems(plan(SERVED, "cluster.name_resolve.type=foldr")[1])
     assert "no installed plugin provides it; did you mean 'folder'" in text
-    [need] = [need for need in plan(SERVED, "cluster.name_resolve.type=etcd")[1].needs if "etcd" in need.package.name]
-    assert (str(need.package.command), need.purposes) == (
-        "pip install archon-etcd",
-        ("cluster.name_resolve.type: etcd",),
-    )
+    for name in ("etcd", "ray"):
+        found = plan(SERVED, f"cluster.name_resolve.type={name}")[1]
+        [need] = [need for need in found.needs if need.package.name == f"archon-{name}"]
+        assert need.package.command == f"pip install archon-{name}"
+        assert need.purposes == (f"cluster.name_resolve.type: {name}",)
 
 
 def test_a_run_without_servers_does_not_use_the_registry_and_says_so(plan) -> None:
@@ -76,6 +74,7 @@ def test_a_run_without_servers_does_not_use_the_registry_and_says_so(plan) -> No
     [
         (("etcd3_addr=host:1",), [("etcd3_addr", "host:1", "only the registry etcd reads it")]),
         (("nfs_record_root=/names",), []),
+        (("ray_actor_name=names",), [("ray_actor_name", "names", "only the registry ray reads it")]),
         (
             ("type=static", "nfs_record_root=/names", "etcd3_addr=host:1"),
             [
@@ -110,6 +109,5 @@ def test_areals_names_of_registries_become_ours_with_a_decision(plan, name: str,
     loaded, _ = plan(f"{AREAL}cluster: {{name_resolve: {{type: nfs, ray_actor_name: names}}}}\n")
     assert {d.option for d in loaded.decisions if "name_resolve" in d.option} == {
         "cluster.name_resolve.type",
-        "cluster.name_resolve.ray_actor_name",
         "cluster.name_resolve.nfs_record_root",
     }

@@ -28,9 +28,8 @@ class MissingPackage:
 
 
 def missing_package(name: str, registry: Registry) -> MissingPackage:
-    """The problem of a package that should provide something: planned, not installed, not loaded, or too old."""
+    """The problem of a package that should provide something: not installed, not loaded, or too old."""
     from archon_core.plugins.discovery import normalise
-    from archon_core.plugins.hints import explain_planned
 
     for plugin in registry.plugins:
         if normalise(plugin.distribution) == name:
@@ -41,6 +40,4 @@ def missing_package(name: str, registry: Registry) -> MissingPackage:
             version = f" ({plugin.version})" if plugin.version else ""
             matter = f"is installed{version} but does not have it; a newer version may"
             return MissingPackage(name, matter, f"pip install --upgrade {name}")
-    if planned := explain_planned(name):
-        return MissingPackage(name, planned)
     return MissingPackage(name, "is not installed", f"pip install {name}")

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from archon_core.config.rules import option, path_or_id
+from archon_core.config.rules import folder_name, option, path_or_id
 from archon_core.contracts.spec import Spec
 
 if TYPE_CHECKING:
@@ -72,16 +72,18 @@ class NameResolveConfig:
     """The registry of inference servers that the run does not start itself.
 
     Attributes:
-        type: name of the registry: ``folder``, ``etcd``, ``static``, ``dns`` or ``memory``. AReaL's ``nfs`` and
-            ``etcd3`` are other names of ``folder`` and ``etcd``. See docs/rollout.md.
+        type: name of the registry: ``folder``, ``etcd``, ``ray``, ``static``, ``dns`` or ``memory``. AReaL's ``nfs``
+            and ``etcd3`` are other names of ``folder`` and ``etcd``. See docs/rollout.md.
         nfs_record_root: root of the ``folder`` registry, on a file system that all hosts share; null for
             ``cluster.fileroot``.
         etcd3_addr: ``host:port`` of etcd.
+        ray_actor_name: name of the actor of the ``ray`` registry, to which the run's name is added.
     """
 
     type: str = "folder"
     nfs_record_root: str | None = option(None, path_or_id)
     etcd3_addr: str = "localhost:2379"
+    ray_actor_name: str = option("ray_kv_store", folder_name)
 
 
 class ServerRegistryFactory(Protocol):

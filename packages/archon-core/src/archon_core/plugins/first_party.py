@@ -66,8 +66,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-vllm": ("vllm",),
     },
     "launcher": {
-        "archon-slurm": ("slurm",),
         "archon-ray": ("ray",),
+        "archon-slurm": ("slurm",),
     },
     "model": {
         "archon-models-qwen": (
@@ -143,6 +143,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "etcd",
             "etcd3",
         ),
+        "archon-ray": ("ray",),
     },
     "tool": {
         "archon-rl": (
@@ -311,8 +312,3 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "archon-vllm": ("vllm",),
 }
 """Package -> configuration sections and options that it brings."""
-
-PLANNED: Mapping[str, str] = {
-    "archon-ray": "use scheduler.type=local; on several machines with torchrun, and rollout.addresses for servers",
-}
-"""Packages above that do not exist yet -> what to use instead. A message never says to install them."""

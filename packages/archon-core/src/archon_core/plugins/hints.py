@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from archon_core.plugins.discovery import normalise
-from archon_core.plugins.first_party import OPTIONS, PACKAGES, PLANNED
+from archon_core.plugins.first_party import OPTIONS, PACKAGES
 from archon_core.plugins.status import PluginStatus
 
 FIRST_STEPS = (
@@ -32,16 +32,6 @@ def package_for(kind: str, name: str) -> str | None:
         if name in names:
             return package
     return None
-
-
-def explain_planned(package: str) -> str:
-    """What to say about a first-party package that does not exist yet; empty for the others."""
-    return f"is planned and does not exist yet ({PLANNED[package]})" if package in PLANNED else ""
-
-
-def _how_to_get(package: str) -> str:
-    """The end of a sentence about a package that is not installed."""
-    return f", which {explain_planned(package)}" if package in PLANNED else f": pip install {package}"
 
 
 def package_for_option(path: str, *, known: Callable[[str], bool] = lambda option: False) -> str | None:
@@ -104,7 +94,7 @@ def explain_unknown(
     first = f"{noun} {name!r}: no installed plugin provides it"
     lines = []
     if package and not owners:
-        lines.append(f"{first}. It is part of {package}{_how_to_get(package)}")
+        lines.append(f"{first}. It is part of {package}: pip install {package}")
     elif owners and all(owner.status == "loaded" for owner in owners):
         lines.append(
             f"{first}. It is part of {package}, but {owners[0]}, which is installed, does not have it; "
@@ -148,8 +138,6 @@ def explain_none(kind: str, plugins: Sequence[PluginStatus], *, noun: str | None
     if package is None:
         return text
     owner = next((plugin for plugin in plugins if normalise(plugin.distribution) == package), None)
-    if owner is None and package in PLANNED:
-        return f"{text} yet: {PLANNED[package]}"
     if owner is None:
         return f"{text}; {package} brings some: pip install {package}"
     return f"{text}, although {owner}, which brings some, is installed ({owner.status}); archon plugins says more"
@@ -170,4 +158,4 @@ def _suggestion(kind: str, name: str, installed: Sequence[str]) -> str:
     if close in installed:
         return f"; did you mean {close!r}?"
     package = package_for(kind, close)
-    return f"; did you mean {close!r}? That is part of {package}{_how_to_get(package)}" if package else ""
+    return f"; did you mean {close!r}? That is part of {package}: pip install {package}" if package else ""

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from archon_core.contracts.server_registry import ServerRegistry, ServerRegistrySpec
 from archon_core.errors import ConfigError
-
-if TYPE_CHECKING:
-    from archon_core.plugins import Registry
 
 OPTION = "cluster.name_resolve.type"
 
@@ -42,14 +39,11 @@ class Discovery:
         """The registry's spec.
 
         Raises:
-            ConfigError: it is AReaL's registry in a Ray actor.
             UnknownNameError: no installed package provides it.
         """
         from archon_core.plugins import registry
 
-        plugins = registry()
-        refuse_ray(self.config.type, plugins)
-        return plugins.get(ServerRegistrySpec, self.config.type)
+        return registry().get(ServerRegistrySpec, self.config.type)
 
     def open(self) -> ServerRegistry:
         """Create the registry. Raises as ``spec``, and ConfigError for invalid options."""
@@ -63,16 +57,3 @@ class Discovery:
                 f"{OPTION}: found {self.config.type!r}, in which servers cannot announce themselves; use folder or "
                 "etcd, or start the server without --announce and add it to rollout.addresses"
             )
-
-
-def refuse_ray(name: str, plugins: Registry) -> None:
-    """Raise for AReaL's registry in a Ray actor, unless a plugin provides it.
-
-    Raises:
-        ConfigError: no package has it.
-    """
-    if name == "ray" and not any("ray" in (spec.name, *spec.aliases) for spec in plugins.all(ServerRegistrySpec)):
-        raise ConfigError(
-            f"{OPTION}: found 'ray', which keeps names in a Ray actor and needs archon-ray; that package does not "
-            "exist yet; use folder, on a file system that all hosts share, or etcd"
-        )

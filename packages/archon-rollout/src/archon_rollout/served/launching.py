@@ -8,7 +8,6 @@ import shlex
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +17,10 @@ from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
 from archon_core.ranks.priority import put_behind_caller
+from archon_core.serving.guard import guarded
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.stopping import Stop, StoppedError, never
-from archon_rollout.served import guard
 
 HOST = "127.0.0.1"
 POLL_SECONDS = 0.05
@@ -139,13 +138,12 @@ class ServerProcesses:
             frozen=self._frozen,
         )
         outer = {name: value for name, value in os.environ.items() if not _is_of_a_rank(name)}
-        guarded = () if launch.ends_with_parent else (sys.executable, "-I", guard.__file__, str(os.getpid()))
         log = self._folder / f"server-{index}.log"
         with log.open("wb") as output:
             output.write(f"{shlex.join(launch.command)}\n".encode())  # secrets are in the environment
             output.flush()
             process = subprocess.Popen(
-                [*guarded, *launch.command],
+                guarded(launch),
                 env={**outer, **self._environment, **launch.environment, **self._devices(index, launch.n_processes)},
                 stdin=subprocess.DEVNULL,
                 stdout=output,

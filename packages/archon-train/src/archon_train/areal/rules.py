@@ -121,7 +121,6 @@ IGNORED = (
     Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
     Ignored("memory_profiler", "there is no memory profiler in this version", ("null",)),
     Ignored("post_exit_hook", "Archon runs no command that a file names", ("",)),
-    Ignored("cluster.name_resolve.ray_actor_name", "there is no registry of servers in a Ray actor"),
     Ignored("cluster.cluster_name", "nothing depends on the cluster's name", ("local",)),
     Ignored("scheduler.endpoint", _PLACEMENT),
     Ignored("scheduler.deploy_mode", _PLACEMENT),

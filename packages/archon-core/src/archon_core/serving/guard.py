@@ -1,7 +1,7 @@
 """Runs a server's command, and ends it with the process that started it: ``python guard.py PARENT COMMAND...``.
 
-Foreign servers live on when their trainer is killed, and hold its devices. The guard leads the server's process group
-and needs nothing but the standard library, because it runs as a file.
+Foreign servers live on when the process that started them is killed, and hold its devices. The guard leads the server's
+process group and needs nothing but the standard library, because it runs as a file.
 """
 
 from __future__ import annotations
@@ -13,12 +13,21 @@ import subprocess
 import sys
 import threading
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from archon_core.serving.record import ServerLaunch
 
 CHECK_SECONDS = 0.5
 END_SECONDS = 8.0
-"""Time for the server to end after SIGTERM. The trainer gives the guard a little longer before it kills both."""
+"""Time for the server to end after SIGTERM. Its starter gives the guard a little longer before it kills both."""
 
 CANNOT_START = 127
+
+
+def guarded(launch: ServerLaunch) -> list[str]:
+    """The command of a server, under a guard unless the server ends with this process by itself."""
+    return [*(() if launch.ends_with_parent else (sys.executable, "-I", __file__, str(os.getpid()))), *launch.command]
 
 
 def run(parent: int, command: Sequence[str]) -> int:

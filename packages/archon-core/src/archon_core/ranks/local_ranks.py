@@ -1,4 +1,4 @@
-"""The ranks of one machine as child processes. Imports no torch."""
+"""The ranks of one machine as child processes, for launchers that run on every machine. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,30 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-from archon_slurm.attempt import RankStatus
 
 REAP_SECONDS = 10.0
 """Time to wait for a killed process. One that hangs in a device driver cannot be reaped."""
+
+
+@dataclass(frozen=True)
+class RankStatus:
+    """One rank on a machine.
+
+    Attributes:
+        rank: the rank.
+        pid: its process.
+        code: exit code, the negative number of a signal; ``None`` while it runs.
+        time: of its end, by the machine's clock.
+        killed: whether its machine ended it, after something else had failed.
+    """
+
+    rank: int
+    pid: int
+    code: int | None = None
+    time: float = 0.0
+    killed: bool = False
 
 
 class LocalRanks:
@@ -29,12 +46,29 @@ class LocalRanks:
         """What is known about each rank."""
         return [self._ranks[rank] for rank in sorted(self._ranks)]
 
-    def start(self, rank: int, command: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
-        """Start a rank; both of its streams go to ``log``."""
+    def start(
+        self,
+        rank: int,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        folder: str | None = None,
+    ) -> None:
+        """Start a rank; both of its streams go to ``log``.
+
+        Args:
+            rank: the rank.
+            command: program and arguments.
+            environment: variables to add to this process's.
+            log: file to append to.
+            folder: working directory; ``None`` for this process's.
+        """
         with log.open("ab") as output:
             process = subprocess.Popen(
                 command,
                 env={**os.environ, **environment},
+                cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archon_core.errors import ConfigError
-from archon_slurm.hosts import expand_hosts
+from archon_core.ranks.host_list import expand_hosts
 
 
 @pytest.mark.parametrize(
