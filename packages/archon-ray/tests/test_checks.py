@@ -35,6 +35,10 @@ def config(**options: Any) -> SimpleNamespace:
     )
 
 
+def critic(**spec: Any) -> Part:
+    return Part("critic", ("critic",), TRAINER.layout, TRAINER.processes, scheduling=SchedulingSpec(**spec))
+
+
 def server(role: str = "rollout", nodes: tuple[int, ...] = (0,), **spec: str) -> Part:
     processes = tuple(Process(rank, node) for rank, node in enumerate(nodes))
     return Part("server 0", (role,), parse_layout("sglang:d1"), processes, "server", scheduling=SchedulingSpec(**spec))
@@ -49,7 +53,8 @@ def server(role: str = "rollout", nodes: tuple[int, ...] = (0,), **spec: str) ->
         ([TRAINER, server(nodes=(0, 1))], {}, "servers of one machine; lower t or p"),
         ([TRAINER, server("teacher.rollout")], {}, "start them yourself, and set teacher.rollout.addresses"),
         ([TRAINER, server(nodelist="n[")], {}, r"rollout\.scheduling_spec\.nodelist: host list"),
-        ([TRAINER, Part("critic", ("critic",), TRAINER.layout, TRAINER.processes)], {}, "needs ranks of its own"),
+        ([TRAINER, critic()], {}, None),
+        ([TRAINER, critic(cpu=2)], {}, r"critic.scheduling_spec: found other values than in actor.scheduling_spec"),
     ],
 )
 def test_plans_that_do_not_fit_are_refused(parts: list[Part], options: dict[str, str], message: str | None) -> None:

@@ -8,10 +8,10 @@ from importlib.util import find_spec
 from typing import Any
 
 from archon_core.contracts.launching import LauncherCheck, ProcessPlan
-from archon_core.errors import ArchonError, ConfigError
+from archon_core.errors import ConfigError
+from archon_core.ranks.cluster_plan import cluster_problems
 from archon_core.ranks.environment import rank_environment
 from archon_core.ranks.host_list import expand_hosts
-from archon_core.serving.discovery import Discovery
 from archon_ray.options import CLIENT
 
 
@@ -40,37 +40,16 @@ def _unable(config: Any) -> Iterator[str]:
 
 
 def _problems(config: Any, plan: ProcessPlan) -> Iterator[str]:
-    parts = list(plan)
-    if any(part.kind == "server" and part.roles == ("rollout",) for part in parts):
-        try:
-            Discovery.of(config).check_announcing()
-        except ArchonError as error:
-            yield str(error)
-    used = max((node for part in parts for node in part.nodes), default=0) + 1
+    yield from cluster_problems(config, plan, scheduler="ray")
+    used = max((node for part in plan for node in part.nodes), default=0) + 1
     if config.ray.address == "local" and used > 1:
         yield (
             f"ray.address: found local, which starts Ray on this machine alone; the plan needs {used} machines; set it "
             "to the address of a running cluster, or lower cluster.n_nodes"
         )
-    for part in parts:
+    for part in plan:
         for name in ("nodelist", "exclude"):
             try:
                 expand_hosts(getattr(part.scheduling, name) or "")
             except ConfigError as error:
                 yield f"{part.roles[0]}.scheduling_spec.{name}: {error}"
-        if part.kind == "server" and part.roles != ("rollout",):
-            section = part.roles[0]
-            yield (
-                f"{section}.backend: found servers to start ({part.name}); scheduler.type=ray starts those of the "
-                f"rollout only; start them yourself, and set {section}.addresses"
-            )
-        elif part.kind == "server" and len(part.nodes) > 1:
-            yield (
-                f"rollout.backend: found {part.layout}, whose servers need {len(part.nodes)} machines each; allowed "
-                "with scheduler.type=ray are servers of one machine; lower t or p, and raise d"
-            )
-        elif part.kind == "ranks" and "actor" not in part.roles:
-            yield (
-                f"{part.roles[0]}.backend: found {part.layout}, which needs ranks of its own; allowed with "
-                "scheduler.type=ray is a layout of as many ranks as the actor's"
-            )

@@ -48,7 +48,7 @@ class RayLauncher:
     def __init__(self, launch: Launch) -> None:
         self._launch = launch
         self._options = launch.config.ray
-        self._trainer = next(part for part in launch.plan if part.kind == "ranks")
+        self._trainer = launch.plan.trainer
         self._server_parts = [part for part in launch.plan if part.kind == "server"]
         self._folder = launch.folder / "ray"
         self._source = self._folder / f"config{launch.source.suffix}"
