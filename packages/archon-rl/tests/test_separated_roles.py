@@ -20,7 +20,9 @@ def backends(**layouts: str) -> tuple[str, ...]:
     return tuple(f"{role}.backend=bigram:{layout}" for role, layout in layouts.items())
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize(
+    "variant", ["plain", *(pytest.param(one, marks=pytest.mark.wide) for one in VARIANTS if one != "plain")]
+)
 def test_a_critic_on_ranks_of_its_own_has_the_numbers_of_one_process(run, variant):
     overrides = (*PPO, *VARIANTS[variant], "trainer.max_steps=4")
     alone = run(*overrides, "trial_name=alone")
@@ -49,7 +51,9 @@ def test_a_teacher_on_ranks_of_its_own(run):
     torch.testing.assert_close(table(apart), table(alone), rtol=TOLERANCE, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("saving", ["trainer.async_save=false", "trainer.async_save=true"])
+@pytest.mark.parametrize(
+    "saving", [pytest.param("trainer.async_save=false", marks=pytest.mark.wide), "trainer.async_save=true"]
+)
 def test_a_resumed_run_continues_with_the_same_numbers(run, saving):
     overrides = (*PPO, saving, "enable_offload=true")
     whole = run(*overrides, "trial_name=whole")
