@@ -13,7 +13,7 @@ from archon_core.contracts.rollout import Completion, GenerationConfig, Generati
 from archon_core.errors import ConfigError, ServerError
 from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.client import PoolClient
-from archon_rollout.pool.remote import REST_SECONDS, PushedClient, PushedServers, RequestServers
+from archon_rollout.pool.remote import REST_SECONDS, PushedClient, PushedServers
 
 REQUEST = GenerationRequest((7, 7, 7), GenerationConfig(max_new_tokens=2), (5,))
 
@@ -27,11 +27,11 @@ class Remote:
         self.driver = FakeDriver(*(FakeServer(record) for record in self.records.values()))
         self.servers = PushedServers(lambda: self.now)
         config = replace(RolloutConfig(), request_timeout=timeout, request_retries=retries)
-        self._config = config
+        self._client = PoolClient(self.servers, self.driver, config, clock=self.servers.clock)
 
     async def generate(self) -> list[Completion]:
-        servers = RequestServers(self.servers, lambda: self.now)
-        return await PoolClient(servers, self.driver, self._config, clock=servers.clock).generate(REQUEST)
+        with self.servers.one_request():
+            return await self._client.generate(REQUEST)
 
     def name(self, names: str, answering: str = "") -> None:
         self.servers.update([self.records[n] for n in names], 1, list(answering))
@@ -216,27 +216,11 @@ def test_failures_elsewhere_count_per_server_and_not_as_a_round_of_probes():
     asyncio.run(run())
 
 
-def test_a_server_without_versions_is_warned_about_once(caplog):
-    class Silent(FakeDriver):
-        async def generate(self, *arguments, **options):
-            return [replace(one, versions=()) for one in await super().generate(*arguments, **options)]
-
-    client = PushedClient({"driver": "served", "config": asdict(RolloutConfig()), "options": None, "token": ""})
-    client._driver = Silent(FakeServer(ServerRecord("a:1", "a", "served")))
-    client._driver.capabilities = replace(FakeDriver.capabilities, token_versions=False)
-    client.update([ServerRecord("a:1", "a", "served")], 3)
-    for _ in range(2):
-        [completion] = asyncio.run(client.generate(REQUEST))
-        assert completion.versions == (3, 3)
-    [message] = caplog.messages
-    assert "server a:1 reports no weight versions" in message
-
-
 def test_completions_end_at_stop_texts_which_servers_do_not_get():
     driver = FakeDriver(FakeServer(ServerRecord("a:1", "a", "served")))
     data = {"driver": "served", "config": asdict(RolloutConfig()), "options": None, "token": ""}
     client = PushedClient(data)
-    client._driver = driver
+    client._client = PoolClient(client._servers, driver, RolloutConfig())
     client.update([ServerRecord("a:1", "a", "served")], 1)
     config = GenerationConfig(max_new_tokens=9, stop=["56"])
     request = GenerationRequest((7, 7, 7), config, (5,), decode=lambda ids: "".join(map(str, ids)))

@@ -54,7 +54,6 @@ class PoolClient:
         options: time limit and number of attempts.
         section: the section of ``options``, for messages.
         clock: seconds, never going back.
-        warned: addresses of the servers about which a client has warned; clients of one process may share it.
     """
 
     def __init__(
@@ -65,13 +64,12 @@ class PoolClient:
         *,
         section: str = "rollout",
         clock: Callable[[], float] = time.monotonic,
-        warned: set[str] | None = None,
     ) -> None:
         self._pool, self._driver, self._options, self._clock = pool, driver, options, clock
         self._section = section
         self._name = uuid.uuid4().hex
         self._numbers = itertools.count()
-        self._warned = set[str]() if warned is None else warned
+        self._warned = False
 
     @property
     def version(self) -> int:
@@ -185,8 +183,8 @@ class PoolClient:
 
     def _with_versions(self, server: ServerRecord, completions: Sequence[Completion], version: int) -> list[Completion]:
         """Completions of a server that reports no versions: all tokens may be as old as the request's beginning."""
-        if server.address not in self._warned:
-            self._warned.add(server.address)
+        if not self._warned:
+            self._warned = True
             logger.warning(
                 "server %s reports no weight versions; tokens are labelled with the version at the beginning of their "
                 "request, so those of a request during a publication may look older than they are",

@@ -9,7 +9,9 @@ its view of the servers may be minutes old.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
@@ -24,6 +26,35 @@ from archon_rollout.stop_texts import cut_at_stop_text, without_stop_texts
 
 REST_SECONDS = 2.0
 """Time in which a server that failed a request gets no other."""
+
+
+class _Request:
+    """What its servers have done for one request of a workflow."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+        self._n_calls, self._since, self._worked = 0, 0.0, 0.0
+
+    def begin(self, now: float) -> None:
+        """A server got the request, or a part of it."""
+        if not self._n_calls:
+            self._since = now
+        self._n_calls += 1
+
+    def end(self, now: float, *, failed: bool) -> None:
+        """The server has answered, or failed."""
+        self._n_calls -= 1
+        if not self._n_calls:
+            self._worked += now - self._since
+        self.has_failed = self.has_failed or failed
+
+    def seconds(self, now: float) -> float:
+        """Time in which a server worked on the request."""
+        return self._worked + (now - self._since if self._n_calls else 0.0)
+
+
+_REQUEST: ContextVar[_Request | None] = ContextVar("archon_request", default=None)
+"""The request on whose behalf the current task acquires servers."""
 
 
 class PushedServers:
@@ -70,23 +101,43 @@ class PushedServers:
         self._n_reported = self._n_failures
         return failures
 
-    def acquire(self, *, tokens: int, group: str = "", avoids_failed: bool = False) -> ServerRecord | None:
-        """See ``Pool.acquire``.
+    @contextmanager
+    def one_request(self) -> Iterator[None]:
+        """Within the block, acquire servers for one request.
 
-        Args:
-            avoids_failed: leave out servers with a failure about which the trainer has not decided.
+        After a failure, it gets no server with a failure about which the trainer has not decided. ``clock`` counts the
+        time in which a server works on it: the trainer limits the time without one.
         """
+        token = _REQUEST.set(_Request())
+        try:
+            yield
+        finally:
+            _REQUEST.reset(token)
+
+    def clock(self) -> float:
+        """Seconds, never going back; within ``one_request``, those of the request."""
+        request, now = _REQUEST.get(), self._clock()
+        return now if request is None else request.seconds(now)
+
+    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
+        """See ``Pool.acquire``."""
+        request = _REQUEST.get()
+        avoids_failed = request is not None and request.has_failed
         rested = [name for name in self._servers if not self._rests(name, forever=avoids_failed)]
         if not rested:
             return None
         chosen = self._servers[self._router.choose(rested, tokens=tokens, group=group)]
         self._observe()
+        if request is not None:
+            request.begin(self._clock())
         return chosen
 
     def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
         """See ``Pool.release``."""
         self._router.finish(server.incarnation, tokens=tokens)
         self._observe()
+        if (request := _REQUEST.get()) is not None:
+            request.end(self._clock(), failed=bool(error))
         if error and not self.departure(server.incarnation):  # the trainer knows about a server that left
             self._n_failures += 1
             self._failed[server.incarnation] = self._clock(), self._n_failures
@@ -107,58 +158,6 @@ class PushedServers:
         self._idle.observe(self._servers, lambda name: self._router.load(name) > 0)
 
 
-class RequestServers:
-    """The servers in service as one request sees them; what ``PoolClient`` needs of a pool.
-
-    After a failure, the request waits for a server without one, or for the trainer's decision.
-
-    Args:
-        servers: those of all requests.
-        clock: seconds, never going back.
-    """
-
-    def __init__(self, servers: PushedServers, clock: Callable[[], float] = time.monotonic) -> None:
-        self._servers, self._clock = servers, clock
-        self._has_failed = False
-        self._waits_since: float | None = None
-        self._waited = 0.0
-
-    @property
-    def version(self) -> int:
-        """See ``Pool``."""
-        return self._servers.version
-
-    @property
-    def is_switching(self) -> bool:
-        """See ``Pool``."""
-        return self._servers.is_switching
-
-    def departure(self, incarnation: str) -> str:
-        """See ``Pool.departure``."""
-        return self._servers.departure(incarnation)
-
-    def acquire(self, *, tokens: int, group: str = "") -> ServerRecord | None:
-        """See ``Pool.acquire``."""
-        server = self._servers.acquire(tokens=tokens, group=group, avoids_failed=self._has_failed)
-        now = self._clock()
-        if server is None and self._waits_since is None:
-            self._waits_since = now
-        elif server is not None and self._waits_since is not None:
-            self._waited += now - self._waits_since
-            self._waits_since = None
-        return server
-
-    def release(self, server: ServerRecord, *, tokens: int, error: str = "") -> None:
-        """See ``Pool.release``."""
-        self._has_failed = self._has_failed or bool(error)
-        self._servers.release(server, tokens=tokens, error=error)
-
-    def clock(self) -> float:
-        """Seconds in which a server could work on the request: the trainer limits the time without one."""
-        now = self._clock() if self._waits_since is None else self._waits_since
-        return now - self._waited
-
-
 class PushedClient:
     """Implements ``contracts.serving.RemoteClient``.
 
@@ -172,10 +171,9 @@ class PushedClient:
         spec = registry().get(ServerDriverSpec, data["driver"])
         section = data["options"]
         options = section and load_target(section["target"], origin=spec.origin)(**section["fields"])
-        self._driver = spec.load()(config, options=options, token=data["token"])
-        self._config = config
+        driver = spec.load()(config, options=options, token=data["token"])
         self._servers = PushedServers()
-        self._warned = set[str]()
+        self._client = PoolClient(self._servers, driver, config, clock=self._servers.clock)
 
     @property
     def version(self) -> int:
@@ -188,9 +186,8 @@ class PushedClient:
         Servers have no tokenizer, so they generate past stop texts; completions are cut here.
         """
         sent = without_stop_texts(request)
-        servers = RequestServers(self._servers)
-        client = PoolClient(servers, self._driver, self._config, clock=servers.clock, warned=self._warned)
-        completions = await client.generate(sent, group=group)
+        with self._servers.one_request():
+            completions = await self._client.generate(sent, group=group)
         return [cut_at_stop_text(completion, request) for completion in completions]
 
     def update(self, servers: Sequence[ServerRecord], version: int, answering: Sequence[str] = ()) -> None:
