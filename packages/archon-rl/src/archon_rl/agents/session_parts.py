@@ -48,13 +48,13 @@ def agent_source(options: AgentOptions) -> AgentSource:
     return AgentSource(text, found.target, folder=str(found.folder))
 
 
-def session_parts(options: AgentOptions, parts: WorkflowParts, *, use_chat_template: bool = True) -> SessionParts:
+def session_parts(options: AgentOptions, parts: WorkflowParts, *, uses_template: bool = True) -> SessionParts:
     """What the sessions of a run share.
 
     Args:
         options: of agents.
         parts: of the run.
-        use_chat_template: let the chat template render prompts, if there is one.
+        uses_template: whether a chat template renders prompts, if there is one.
 
     Raises:
         ConfigError, UnknownNameError: a function or a parser cannot be loaded.
@@ -66,7 +66,7 @@ def session_parts(options: AgentOptions, parts: WorkflowParts, *, use_chat_templ
         prompts=PromptBuilder(
             tokenizer,
             frozenset(parts.options.stop_token_ids),
-            is_plain=is_plain(tokenizer, use_chat_template=use_chat_template),
+            is_plain=is_plain(tokenizer, use_chat_template=uses_template),
             keeps_history=options.chat_template_type == "concat",
         ),
         reader=AnswerReader(

@@ -76,7 +76,7 @@ def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
     elif options.mode == "subproc":
         agents = ProcessAgents(agent_source(options), options.agent_kwargs, options.subproc_max_workers)
     folder = RunFolder.at(config.cluster.fileroot, config.experiment_name, config.trial_name)
-    shared = session_parts(options, parts, use_chat_template=config.tokenizer.use_chat_template)
+    shared = session_parts(options, parts, uses_template=config.tokenizer.use_chat_template)
     return AgentWorkflow(options, shared, agents, folder.path / ADDRESS_FILE)
 
 
