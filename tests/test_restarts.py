@@ -134,18 +134,22 @@ def kill_a_rank(process: subprocess.Popen[str], run: Path, seed: int) -> None:
     os.kill(int(draw.choice(ranks)), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
+def train_undisturbed(folder: Path, algorithm: str) -> dict[str, torch.Tensor]:
     """The weights of a run without a launcher: its ranks are a world, which starts faster."""
-    folder = tmp_path_factory.mktemp("undisturbed")
     file = folder / "run.yaml"
-    file.write_text(f"{CONFIG}\n".replace("cluster: {", f"cluster: {{fileroot: {folder}, "))
+    text = CONFIG.replace("algorithm: sft", f"algorithm: {algorithm}{SECTIONS[algorithm]}")
+    file.write_text(text.replace("cluster: {", f"cluster: {{fileroot: {folder}, "))
     run_world(train, 2, (file, "d2", "run"))
     return exported(folder / "restarts" / "run")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.wide) for seed in range(1, ROUNDS))])
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return train_undisturbed(tmp_path_factory.mktemp("undisturbed"), "sft")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("seed", range(ROUNDS))
 def test_a_run_with_a_killed_rank_ends_with_the_weights_of_one_without(undisturbed, tmp_path, seed):
     saving = ("trainer.async_save=true", "trainer.keep_last=1") if seed % 2 else ()
     process, run = start(tmp_path, "run", *saving)
@@ -156,7 +160,7 @@ def test_a_run_with_a_killed_rank_ends_with_the_weights_of_one_without(undisturb
 @pytest.mark.wide
 def test_a_run_of_ppo_with_a_killed_rank_ends_with_the_actor_and_the_critic_of_one_without(tmp_path):
     (tmp_path / "whole").mkdir()
-    _, undisturbed = finish(*start(tmp_path / "whole", "run", algorithm="ppo"))
+    undisturbed = train_undisturbed(tmp_path / "whole", "ppo")
     assert {name.partition(":")[0] for name in undisturbed} == {"export", "export_critic"}
     process, run = start(tmp_path, "run", "trainer.async_save=true", algorithm="ppo")
     kill_a_rank(process, run, seed=3)
@@ -166,7 +170,7 @@ def test_a_run_of_ppo_with_a_killed_rank_ends_with_the_actor_and_the_critic_of_o
 @pytest.mark.wide
 def test_distillation_with_a_killed_rank_keeps_its_teacher_and_ends_with_the_weights_of_a_run_without(tmp_path):
     (tmp_path / "whole").mkdir()
-    _, undisturbed = finish(*start(tmp_path / "whole", "run", algorithm="grpo"))
+    undisturbed = train_undisturbed(tmp_path / "whole", "grpo")
     process, run = start(tmp_path, "run", algorithm="grpo")
     kill_a_rank(process, run, seed=9)
     assert_same_weights(process, run, undisturbed)
