@@ -162,9 +162,10 @@ def test_a_layout_of_another_size_than_the_started_ranks_is_an_error(monkeypatch
     place = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
     for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
+    before = dist.is_initialized()
     with pytest.raises(ConfigError, match=r"found archon:d4, of 4 ranks, and 2 started"):
         command.examine("archon:d4", Path("runs"), timeout=1.0, as_json=False)
-    assert not dist.is_initialized()
+    assert dist.is_initialized() == before
 
 
 def test_options_of_the_cluster_need_it(archon):

@@ -17,6 +17,8 @@ def test_a_collector_starts_with_the_trainers_signals_blocked(tmp_path, monkeypa
     blocked = []
 
     class Process:
+        pid = 2**31 - 1  # of no process
+
         def __init__(self, command, **options):
             blocked.append(signal.pthread_sigmask(signal.SIG_BLOCK, ()))
 

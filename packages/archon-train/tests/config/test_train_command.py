@@ -269,13 +269,13 @@ def test_deterministic_mode_is_set_before_any_process_group_exists(
 
     order: list[str] = []
     monkeypatch.setattr("archon_engine.distributed.determinism.set_deterministic", lambda: order.append("flags"))
-    monkeypatch.setattr("archon_engine.distributed.process_group.process_group", lambda *_: order.append("group"))
+    monkeypatch.setattr("archon_engine.distributed.process_group.process_group", lambda *_, **__: order.append("group"))
     assert train() == 0
     assert order == []
     assert train("trial_name=other", "ref={archon: {use_deterministic_algorithms: true}}") == 0
     assert order == ["flags"]
     (_, run) = trainer.RUNS  # type: ignore[attr-defined]
-    _joined(RankEnvironment(0, 2, 0, 2), run.config, ())
+    _joined(RankEnvironment(0, 2, 0, 2), run.config, (), [])
     assert order == ["flags", "flags", "group"]
 
 

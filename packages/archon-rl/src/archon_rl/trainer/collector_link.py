@@ -79,9 +79,9 @@ class CollectorLink:
             except BaseException:
                 signal.pthread_sigmask(signal.SIG_SETMASK, previous)
                 raise
-        put_behind_caller(self._process.pid)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, previous)  # a Ctrl-C that was held takes effect here
+            put_behind_caller(self._process.pid)
             self._send(dict(setup), START_SECONDS)
         except BaseException:
             self.close()
