@@ -103,6 +103,10 @@ def shown(world: World, capsys) -> tuple[int, dict]:
     return ended.value.code or 0, json.loads(capsys.readouterr().out)
 
 
+def pool_states(world: World, capsys) -> list[str]:
+    return [row["pool"] for row in shown(world, capsys)[1]["servers"]]
+
+
 @pytest.mark.wide
 def test_servers_join_a_running_trainer_leave_it_and_outlive_the_registry(world, capsys):
     first = world.start()
@@ -118,9 +122,9 @@ def test_servers_join_a_running_trainer_leave_it_and_outlive_the_registry(world,
         wait_until(engine._pool.has_newcomers)
         assert world.step(engine) == world.members()
         compare_with_local(engine, world.trainer)
+        wait_until(lambda: pool_states(world, capsys) == ["active", "active"])  # the status file comes a moment later
         code, view = shown(world, capsys)
         assert code == 0
-        assert [row["pool"] for row in view["servers"]] == ["active", "active"]
         assert {row["version"] for row in view["servers"]} == {1}
         assert any(row["tokens_per_second"] for row in view["servers"])
 

@@ -50,12 +50,7 @@ def strategy_problems(config: Any, shares: Sequence[EngineShare], algorithm: Alg
         option = f"{role}.scheduling_strategy"
         shared = [other for other, place in hosts.items() if place == host and other != role]
         can = algorithm is None or role in algorithm.separable
-        if strategy.type == "separation" and host != role:
-            yield (
-                f"{option}: found separation, but {role}.backend={layout} runs on the ranks of {host}; write "
-                f"type=colocation and target={host}, or set rollout.backend to one with servers, such as served:d1"
-            )
-        elif strategy.type == "colocation" and strategy.target not in (*shared, role):
+        if strategy.type == "colocation" and strategy.target not in (*shared, role):
             reason = _why_apart(role, strategy.target, hosts, layouts, strategies)
             yield f"{option}: found colocation with {strategy.target}; {reason}"
         elif layout.kind != "train" or host == ACTOR:
@@ -139,6 +134,9 @@ def unused_scheduling(
         if role not in hosts and strategy is not None and strategy.type is not None:
             reason = f"{role} runs nowhere in this run"
             yield Decision(f"{role}.scheduling_strategy", f"type={strategy.type}", "no effect", reason)
+        elif hosts.get(role) and strategy is not None and strategy.type == "separation":
+            reason = f"{role}.backend=local samples on the ranks of {hosts[role]}; servers have processes of their own"
+            yield Decision(f"{role}.scheduling_strategy", "type=separation", "no effect", reason)
 
 
 def _section(config: Any, role: str) -> Any:

@@ -102,11 +102,6 @@ def test_an_engine_in_the_actors_processes_has_no_specification_of_its_own(plan:
             "ref, a circle; give one of them type=separation",
         ),
         (
-            ("rollout.scheduling_strategy.type=separation",),
-            "rollout.scheduling_strategy: found separation, but rollout.backend=local runs on the ranks of actor; "
-            "write type=colocation and target=actor, or set rollout.backend to one with servers, such as served:d1",
-        ),
-        (
             ("ref.scheduling_strategy.type=colocation", "ref.scheduling_strategy.target=critic"),
             "found colocation with critic; allowed are the engines of this run: actor, rollout",
         ),
@@ -219,3 +214,10 @@ def test_a_launcher_checks_the_run_and_its_servers_are_elsewhere(
 
 def test_no_launcher_is_the_local_one(load: Load) -> None:
     assert load(f"scheduler: {{type: null}}\n{ACTOR}", allow_missing=True).config.scheduler.type == "local"
+
+
+def test_separation_of_a_rollout_on_the_actors_ranks_has_no_effect(plan: Callable[..., RunPlan]) -> None:
+    found = plan(ACTOR, "rollout.scheduling_strategy.type=separation")
+    assert errors(found) == []
+    reason = "rollout.backend=local samples on the ranks of actor; servers have processes of their own"
+    assert unused(found) == {"rollout.scheduling_strategy": reason}

@@ -45,6 +45,7 @@ class RootSchema:
             text = self.text_at(tree, option)
             if may_be_null and not text:
                 continue  # it inherits, as a critic does the actor's engine
+            text = text or default_text(self.schema, option)  # null chooses the default, such as the local launcher
             if text is None or "${" in text:
                 return None
             if option.endswith(".backend"):
