@@ -289,7 +289,7 @@ def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, mo
         assert not check.run().exceeded, check.name
 
 
-@pytest.mark.wide
+@pytest.mark.examples  # four minutes; in test-wide, every group runs without compilers
 def test_the_whole_command_passes_on_the_cpu_with_compilers() -> None:
     start = time.monotonic()
     done = run_command(limit=2400)

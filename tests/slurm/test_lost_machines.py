@@ -55,7 +55,7 @@ def test_a_run_goes_on_elsewhere_when_a_machine_dies(runs: Runs, healed: SlurmCl
 
 
 def test_no_rank_is_left_on_a_machine_that_slurm_has_lost(runs: Runs, healed: SlurmCluster) -> None:
-    run = runs.start("daemon-dies", "reward=wait", "trainer.max_steps=150", TWO)
+    run = runs.start("daemon-dies", "reward=wait", "trainer.max_steps=3000", TWO)
     run.until_step(5)
     host, orphan = run.node(1)["host"], agent(run, 1)
     kill([pid for pid in healed.processes_of(host) if pid == healed.daemon(host)])
