@@ -21,9 +21,9 @@ from typing import Any
 
 from archon_core.config.partial import read_part
 from archon_core.config.root import RootSchema
-from archon_core.config.rules import folder_name, option, path_or_id
+from archon_core.config.rules import folder_name, option
 from archon_core.contracts.rollout import RolloutConfig
-from archon_core.contracts.server_registry import Announcement, NameResolveConfig, ServerRegistry, ServerRegistrySpec
+from archon_core.contracts.server_registry import Announcement, ServerRegistry, ServerRegistrySpec
 from archon_core.contracts.serving import ServerDriver, ServerDriverSpec
 from archon_core.errors import ServerError, UncertainCallError
 from archon_core.layout import backend_table, parse_layout
@@ -33,6 +33,7 @@ from archon_core.serving.discovery import Discovery
 from archon_core.serving.guard import guarded
 from archon_core.serving.model_folder import Architecture
 from archon_core.serving.record import ServerRecord
+from archon_core.serving.run_options import PlaceCluster
 from archon_core.serving.run_token import run_token
 
 POLL_SECONDS = 0.2
@@ -44,19 +45,6 @@ TTL_SECONDS = 15.0
 
 STOP_SECONDS = 25.0
 """Time for a server to finish its requests after SIGTERM; SLURM kills it after ``KillWait``, 30 s by default."""
-
-
-@dataclass
-class PlaceCluster:
-    """``cluster``, with archon-train's defaults.
-
-    Attributes:
-        fileroot: parent of run folders.
-        name_resolve: the registry of inference servers.
-    """
-
-    fileroot: str = option("runs", path_or_id)
-    name_resolve: NameResolveConfig = field(default_factory=NameResolveConfig)
 
 
 @dataclass

@@ -11,26 +11,14 @@ from pathlib import Path
 
 from archon_core.config.partial import read_part
 from archon_core.config.root import RootSchema
-from archon_core.config.rules import folder_name, option, path_or_id
-from archon_core.contracts.server_registry import NameResolveConfig, ServerRegistrySpec
+from archon_core.config.rules import folder_name, option
+from archon_core.contracts.server_registry import ServerRegistrySpec
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_core.serving.discovery import Discovery
+from archon_core.serving.run_options import PlaceCluster
 
 YAML = (".yaml", ".yml")
-
-
-@dataclass
-class PlaceCluster:
-    """``cluster``, with archon-train's defaults.
-
-    Attributes:
-        fileroot: parent of run folders.
-        name_resolve: the registry of inference servers.
-    """
-
-    fileroot: str = option("runs", path_or_id)
-    name_resolve: NameResolveConfig = field(default_factory=NameResolveConfig)
 
 
 @dataclass
