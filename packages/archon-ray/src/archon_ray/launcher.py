@@ -7,7 +7,6 @@ actors and frees its groups, and ranks end with the actors.
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
 import time
@@ -16,11 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.launching import Launch
-from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
-from archon_core.plugins.transport_choice import choose_transport
+from archon_core.plugins.transport_choice import choose_transport_between_machines
 from archon_core.ranks.first_failure import RankExit
+from archon_core.ranks.log_folder import new_log_folder
 from archon_ray.entries import actor_name
 from archon_ray.groups import pin, server_group, trainer_group
 from archon_ray.machine import Place, Program
@@ -121,7 +120,7 @@ class RayLauncher:
         machines: list[RayMachine] = []
         try:
             machines += [cluster.start_machine(placed, index) for index in range(len(group.bundles))]
-            logs = self._new_log_folder()
+            logs = new_log_folder(self._launch.folder)
             try:
                 watched = self._start(machines, logs, resume=resume)
             except GivenUpError:
@@ -192,22 +191,8 @@ class RayLauncher:
         return False
 
     def _transport(self) -> str:
-        plugins = registry()
-        layout = self._server_parts[0].layout
-        driver = plugins.get(ServerDriverSpec, layout.backend)
-        asked = self._launch.config.rollout.weight_transport
-        return choose_transport(asked, layout, driver, plugins, elsewhere=True)[0]
-
-    def _new_log_folder(self) -> Path:
-        """A new log folder per attempt, so that a resumed run keeps earlier logs."""
-        for number in itertools.count(1):
-            path = self._launch.folder / "logs" / f"start-{number}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return path
-        raise AssertionError
+        asked, layout = self._launch.config.rollout.weight_transport, self._server_parts[0].layout
+        return choose_transport_between_machines(asked, layout, registry())
 
 
 def open_cluster(options: RayOptions, machines: int, note: Callable[[str], None]) -> Cluster:

@@ -12,10 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archon_core.contracts.launching import Launch, Part
-from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
-from archon_core.plugins.transport_choice import choose_transport
+from archon_core.plugins.transport_choice import choose_transport_between_machines
 from archon_core.ranks.first_failure import RankExit
 from archon_core.ranks.host_list import expand_hosts
 from archon_slurm import client
@@ -120,11 +119,8 @@ class SlurmLauncher:
         return self._servers.submit(len(self._server_parts))
 
     def _transport(self) -> str:
-        plugins = registry()
-        layout = self._server_parts[0].layout
-        driver = plugins.get(ServerDriverSpec, layout.backend)
-        asked = self._launch.config.rollout.weight_transport
-        return choose_transport(asked, layout, driver, plugins, elsewhere=True)[0]
+        asked, layout = self._launch.config.rollout.weight_transport, self._server_parts[0].layout
+        return choose_transport_between_machines(asked, layout, registry())
 
     def _start_again(self) -> None:
         """Requeue the trainer's job, unless SLURM has; if SLURM refuses, submit another one."""

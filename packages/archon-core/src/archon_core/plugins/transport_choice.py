@@ -43,3 +43,16 @@ def choose_transport(
             f"by {', '.join(allowed)}; choose one"
         )
     return name, ()
+
+
+def choose_transport_between_machines(asked: str | None, layout: Layout, registry: Registry) -> str:
+    """The name of the transport to servers that a launcher starts anywhere on a cluster. Raises as
+    ``choose_transport``.
+
+    Args:
+        asked: name or alias; ``None`` for the first transport of the servers between machines.
+        layout: of ``rollout.backend``.
+        registry: has the driver and the transports.
+    """
+    driver = registry.get(ServerDriverSpec, layout.backend)
+    return choose_transport(asked, layout, driver, registry, elsewhere=True)[0]

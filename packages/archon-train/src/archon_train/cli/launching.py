@@ -22,6 +22,7 @@ from archon_core.ranks.first_failure import (
     is_worth_another_try,
     shared_error,
 )
+from archon_core.ranks.log_folder import new_log_folder
 from archon_core.ranks.role_ranks import RoleRanks, ranks_of
 from archon_train.cli.training import explain_interruption, open_folder
 from archon_train.run.folder import RunFolder
@@ -49,7 +50,7 @@ class LocalLauncher:
     ) -> None:
         self._arguments, self._n_ranks, self._folder, self._stop = arguments, n_ranks, folder, stop
         self._variables = variables
-        self._logs = self._new_log_folder()
+        self._logs = new_log_folder(self._folder.path)
         where = f"; the output of all but the first goes to {self._logs}" if n_ranks > 1 else ""
         print_remark(f"{n_ranks}{where}", label="ranks: ", style="bold")
         self._started = False
@@ -59,7 +60,7 @@ class LocalLauncher:
         from archon_train.launch.local import run_ranks  # imports torch
 
         if self._started:
-            self._logs = self._new_log_folder()
+            self._logs = new_log_folder(self._folder.path)
         self._started = True
         more = ["--resume"] if resume and "--resume" not in self._arguments else []
         return run_ranks(
@@ -72,17 +73,6 @@ class LocalLauncher:
 
     def close(self) -> None:
         """Nothing is left to end."""
-
-    def _new_log_folder(self) -> Path:
-        """A new log folder per start, so that a resumed run keeps earlier logs."""
-        for number in itertools.count(1):
-            path = self._folder.path / "logs" / f"start-{number}"
-            try:
-                path.mkdir(parents=True)
-            except FileExistsError:
-                continue
-            return path
-        raise AssertionError
 
 
 def launch_here(
@@ -194,7 +184,7 @@ def launch_ranks(
 
 
 def _with_role(exit: RankExit, trainer: Sequence[RoleRanks]) -> RankExit:
-    """``exit`` with the role of its rank, if roles have ranks of their own."""
+    """``exit`` with the role of its rank, if roles have their own ranks."""
     return replace(exit, role=ranks_of(exit.rank, trainer).role) if len(trainer) > 1 else exit
 
 
