@@ -1,4 +1,4 @@
-"""Critic, reference and teacher on ranks of their own train with the numbers of one process, in float64.
+"""Critic, reference and teacher on their own ranks train with the numbers of one process, in float64.
 
 The separated roles have other sizes and other layouts than the actor. ``alone`` runs everything in one process.
 """
@@ -76,7 +76,7 @@ SEPARATE = {role: f"{role}.scheduling_strategy.type=separation" for role in ("cr
 
 
 def apart(**layouts: str) -> tuple[str, ...]:
-    """The options of roles on ranks of their own."""
+    """The options of roles on their own ranks."""
     return tuple(
         option for role, layout in layouts.items() for option in (SEPARATE[role], f"{role}.backend=archon:{layout}")
     )

@@ -1,7 +1,7 @@
 """The evidence of `archon verify` is worth something: planted mistakes are caught, and traced to their place.
 
 They are of the kinds that distributed training is known for, one small patch each. A patch changes archon_core or
-archon_pipeline in the ranks of its own world.
+archon_pipeline in the ranks of one world.
 """
 
 from dataclasses import replace

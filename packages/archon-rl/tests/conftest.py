@@ -81,8 +81,8 @@ class Runner:
         separated: Mapping[str, int] = NONE,
         text: str = CONFIGURATION,
     ) -> RunFolder:
-        """One run to its end, or to a request to stop after a step, which ``stopped_rank`` alone hears. Roles that are
-        ``separated`` have so many ranks of their own."""
+        """One run to its end, or to a request to stop after a step, which ``stopped_rank`` alone hears. Each role in
+        ``separated`` has its own ranks, of this number."""
         if ranks > 1:
             overrides = (f"cluster.n_gpus_per_node={ranks}", *overrides)
         config = self.config(*overrides, text=text)

@@ -1,4 +1,4 @@
-"""Critic, reference and teacher on ranks of their own, on stand-in engines: the numbers of one process, and errors."""
+"""Critic, reference and teacher on their own ranks, on stand-in engines: the numbers of one process, and errors."""
 
 from __future__ import annotations
 

@@ -106,12 +106,12 @@ def untaught_teacher(teacher: Any) -> Iterator[str]:
 
 
 def teacher_taught_apart(teacher: Any) -> Iterator[str]:
-    """The problem of supervised steps of a teacher on ranks of its own."""
+    """The problem of supervised steps of a teacher on its own ranks."""
     strategy = teacher.scheduling_strategy
     apart = strategy is not None and (strategy.type == "separation" or strategy.target not in (None, "actor"))
     if teacher.warm_start.steps and apart:
         yield (
-            f"teacher.warm_start.steps: found {teacher.warm_start.steps} with a teacher on ranks of its own "
+            f"teacher.warm_start.steps: found {teacher.warm_start.steps} with a teacher on its own ranks "
             f"(teacher.scheduling_strategy.type={strategy.type}), but these steps run on the actor's ranks; train the "
             "teacher in a run of algorithm=sft and set teacher.path to its export, or leave out "
             "teacher.scheduling_strategy"

@@ -67,8 +67,8 @@ def strategy_problems(config: Any, shares: Sequence[EngineShare], algorithm: Alg
 
 
 def _other_size(role: str, layout: Layout, actor: Layout, *, separable: bool) -> str:
-    """The message about a model that has neither the actor's size nor ranks of its own."""
-    apart = f"write {role}.scheduling_strategy.type=separation to give it ranks of its own, " if separable else ""
+    """The message about a model that has neither the actor's size nor its own ranks."""
+    apart = f"write {role}.scheduling_strategy.type=separation to give it its own ranks, " if separable else ""
     return (
         f"{role}.backend: found {layout}, on {count(layout.world_size, 'rank')}; a model on the actor's ranks "
         f"({actor}) needs {actor.world_size}; {apart}choose a layout of {count(actor.world_size, 'rank')}, or leave "

@@ -105,7 +105,7 @@ def test_a_model_on_another_number_of_ranks_than_the_actor_is_refused(load: Load
     found = plan(load, complete, VALUED + "ref: {}\ncritic: {backend: 'able:d2'}\n", "actor.backend=able:d4")
     assert config_errors(found) == [
         "critic.backend: found able:d2, on 2 ranks; a model on the actor's ranks (able:d4) needs 4; write "
-        "critic.scheduling_strategy.type=separation to give it ranks of its own, choose a layout of 4 ranks, or leave "
+        "critic.scheduling_strategy.type=separation to give it its own ranks, choose a layout of 4 ranks, or leave "
         "critic.backend out to inherit the actor's"
     ]
     separated = plan(

@@ -152,7 +152,9 @@ def _read_layout(text: str | None) -> Layout:
         )
     layout = parse_layout(text, option="--layout")
     if layout.kind != "train":
-        raise ConfigError(f"--layout: found {text}, whose engine generates; allowed are those that train: archon:d2")
+        raise ConfigError(
+            f"--layout: found {text}, whose engine generates; allowed is an engine that trains, such as archon:d2"
+        )
     return layout
 
 

@@ -115,7 +115,7 @@ class Service:
     Attributes:
         name: ``collector``, ``registry``, ``rendezvous store`` or ``weight store``.
         where: its machine, folder or address.
-        process: whether it is a process of its own.
+        process: whether it is a separate process.
     """
 
     name: str

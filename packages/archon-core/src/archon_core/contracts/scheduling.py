@@ -73,7 +73,7 @@ class SchedulingStrategy:
     """Which engines share processes (``ref.scheduling_strategy``).
 
     Attributes:
-        type: ``separation`` gives the engine ranks of its own, ``colocation`` puts it on those of ``target``, which
+        type: ``separation`` gives the engine its own ranks, ``colocation`` puts it on those of ``target``, which
             must have as many; null runs the models of a trainer, and ``rollout.backend=local``, in the actor's
             processes.
         target: section of the engine to share processes with.

@@ -16,7 +16,7 @@ class AlgorithmSpec(Spec):
         trainer: target of a ``TrainerFactory``.
         needs: kinds of plugin that the algorithm requires, such as ``"inference_engine"`` or ``"reward"``.
         sections: sections of models beside the actor that a configuration must have, such as ``"critic"``.
-        separable: sections of models that its trainer can run on ranks of their own
+        separable: sections of models that its trainer can run on their own ranks
             (``scheduling_strategy.type: separation``).
         preview: target of ``preview(outline) -> RunPreview``, which finds problems and unused options of a run
             (``RunOutline``) before it starts. It must not import torch. Empty for no checks.

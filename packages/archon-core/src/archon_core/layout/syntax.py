@@ -56,7 +56,7 @@ def read_layout(text: str, backends: Mapping[str, Backend]) -> Layout:
     start = len(f"{name}:")
     if not backend.letters:
         if text != name:
-            _fail(len(name), len(text), f"sizes for {name}, which has no ranks of its own", f"{name!r} by itself")
+            _fail(len(name), len(text), f"sizes for {name}, which adds no ranks", f"{name!r} by itself")
         return Layout(backend)
     if not body:
         _fail(len(text), len(text), f"no sizes after {name!r}", f"{name}:<sizes>, with {_SIZES_RULE}")

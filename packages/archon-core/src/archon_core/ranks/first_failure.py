@@ -29,7 +29,7 @@ class RankExit:
         log: file with its output; ``None`` if that went to the terminal.
         host: its machine; empty for this one.
         cause: why it was lost, if it did not end by itself: its machine or its job is gone.
-        role: whose rank it is, if roles have ranks of their own.
+        role: whose rank it is, if roles have their own ranks.
     """
 
     rank: int

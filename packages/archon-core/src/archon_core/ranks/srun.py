@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from archon_core.errors import ConfigError
 
 FIRST_PORT, N_PORTS = 20000, 12000
-"""Ports for the rendezvous, below those that Linux gives to clients. Two steps on one machine get different ones."""
+"""Ports for the rendezvous, below Linux' range of client ports. Two steps on one machine get different ones."""
 
 _NEEDED = ("SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID")
 """What only ``srun`` sets: a batch script has no step of its own."""

@@ -61,7 +61,7 @@ def process_group(
 
     Args:
         place: this rank.
-        trainer: the ranks by role, if some roles have ranks of their own.
+        trainer: the ranks by role, if some roles have their own ranks.
         timeout: time limit of collectives.
         decisions: the choice of the network interface is added to it.
 

@@ -1,4 +1,4 @@
-"""Connects the ranks of a trainer whose roles have ranks of their own.
+"""Connects the ranks of a trainer whose roles have their own ranks.
 
 Every role's ranks are a world of their own to ``torch.distributed``: its default group, and so every mesh of an engine,
 has the ranks of one role. Gloo groups beside them, one per direction, carry requests and answers between the actor's

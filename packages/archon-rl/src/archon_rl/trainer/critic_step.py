@@ -46,7 +46,7 @@ class CriticStep:
         return batch.with_fields({VALUES: values()["values"].to(batch.token_fields[LOGPROBS])})
 
     def begin_update(self, batch: Batch, step: int) -> Callable[[], dict[str, float]]:
-        """Train on a batch with values and returns; a critic on ranks of its own only starts.
+        """Train on a batch with values and returns; a critic on its own ranks only starts.
 
         Returns:
             A function that gives the metrics, with ``PREFIX``. ``explained_variance`` covers all completions of the

@@ -1,4 +1,4 @@
-"""A model on ranks of its own, as the actor's ranks see it.
+"""A model on its own ranks, as the actor's ranks see it.
 
 Passes begin at once and are finished later, so that the actor's ranks can work in the meantime.
 """

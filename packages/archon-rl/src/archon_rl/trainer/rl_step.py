@@ -81,7 +81,7 @@ class RLStep:
         learned: dict[str, float] = {}
         trains_actor = step >= self.algorithm.warmup_steps
         if len(chosen):
-            # Models on ranks of their own work while the actor's ranks go on.
+            # Models on their own ranks work while the actor's ranks go on.
             values = None if self.critic is None else self.critic.begin_values(chosen)
             with clock("logprobs"):
                 chosen, distances = self.add_logprobs(chosen)

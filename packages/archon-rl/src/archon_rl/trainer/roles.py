@@ -103,7 +103,7 @@ def build_role_engines(
 def begin_forward(
     engine: SharedEngine | RemoteEngine | ServedTeacher, batch: Batch, request: OutputRequest
 ) -> PendingOutputs:
-    """Start a forward pass of a model on ranks of its own; another model computes when the result is called."""
+    """Start a forward pass of a model on its own ranks; another model computes when the result is called."""
     if isinstance(engine, RemoteEngine):
         return engine.begin_forward(batch, request)
     return partial(engine.forward_batch, batch, request)

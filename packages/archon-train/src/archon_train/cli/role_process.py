@@ -1,4 +1,4 @@
-"""The process of a role on ranks of its own: it waits for the actor's ranks to open the run, then answers requests."""
+"""The process of a role on its own ranks: it waits for the actor's ranks to open the run, then answers requests."""
 
 from __future__ import annotations
 

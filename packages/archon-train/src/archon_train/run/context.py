@@ -33,7 +33,7 @@ class RunContext:
         explicit: dotted names of the options that the user wrote, as against defaults.
         ranks: all processes of the run. On others than the first, ``metrics`` and ``progress`` show and write nothing.
         recordings: takes the ``recordings`` of every ``StepStats``.
-        role: whose ranks these are: ``actor``, or a role on ranks of its own, which only answers requests.
+        role: whose ranks these are: ``actor``, or a role on its own ranks, which only answers requests.
         links: on the actor's ranks, role -> link to the ranks of its model, for every role on other ranks; on these,
             ``actor`` -> link to the actor's ranks.
     """
