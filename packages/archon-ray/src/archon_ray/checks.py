@@ -9,9 +9,9 @@ from typing import Any
 
 from archon_core.contracts.launching import LauncherCheck, ProcessPlan
 from archon_core.errors import ConfigError
-from archon_core.ranks.cluster_plan import cluster_problems
 from archon_core.ranks.environment import rank_environment
 from archon_core.ranks.host_list import expand_hosts
+from archon_core.serving.cluster_plan import cluster_problems
 from archon_ray.options import CLIENT
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from archon_core.contracts.launching import LauncherCheck, ProcessPlan
 from archon_core.errors import ArchonError
-from archon_core.ranks.cluster_plan import cluster_problems
 from archon_core.ranks.environment import rank_environment
+from archon_core.serving.cluster_plan import cluster_problems
 from archon_slurm.script import check_template
 
 
