@@ -33,8 +33,9 @@ READY_SECONDS = 3.0
 STOP_SECONDS = 10.0
 """Time for servers to end after SIGTERM, beyond the time in which they finish requests."""
 
-END_SECONDS = 10.0
-"""Time for helper processes to end after the process that they serve: a store first lets its members notice."""
+END_SECONDS = 20.0
+"""Time for the last servers to answer; and for helper processes to end after the process that they serve, because a
+store first lets its members notice."""
 
 
 class Sky:
@@ -117,6 +118,12 @@ class Sky:
                 if code := os.waitstatus_to_exitcode(status):
                     self._failed_ranks[rank] = code
 
+    def _pause(self) -> None:
+        """One round at the end: what is due, and what children did."""
+        self._agenda.run_due()
+        self._collect_children()
+        time.sleep(POLL_SECONDS)
+
     # What the trainer wants
 
     def _hear_trainer(self) -> None:
@@ -176,18 +183,18 @@ class Sky:
     def _end(self) -> None:
         """Ask every server for its state, then end all processes; what does not end is killed, and recorded."""
         self._agenda.run_all()  # continues stopped servers, and mends the surroundings
-        deadline = time.monotonic() + READY_SECONDS
-        while not self._fleet.is_ready and time.monotonic() < deadline:
-            self._agenda.run_due()
-            self._collect_children()
-            time.sleep(POLL_SECONDS)
-        for state in self._fleet.states():
+        deadline = time.monotonic() + END_SECONDS
+        states = self._fleet.states()
+        while not all(state["answers"] for state in states) and time.monotonic() < deadline:
+            # A fault may strike as late as this: what it stopped is continued, and what it killed is replaced.
+            self._pause()
+            states = self._fleet.states()
+        for state in states:
             self._log.write("state", **state)
         self._fleet.terminate()
         deadline = time.monotonic() + self._options.drain_seconds + STOP_SECONDS
         while self._fleet.running and time.monotonic() < deadline:
-            self._collect_children()
-            time.sleep(POLL_SECONDS)
+            self._pause()
         self._log.write("servers", hanging=list(self._fleet.running))
         for pid in [*self._fleet.running.values(), *self._ranks.values()]:
             send(pid, STACK_SIGNAL)
