@@ -11,6 +11,9 @@ ARCHON_PLUGIN_API = "1.0"
 CAPABILITIES: frozenset[Capability] = frozenset({"tp", "cp", "pp", "tied", "critic"})
 
 
+ANATOMY = "archon_models_qwen.anatomy:anatomy"
+
+
 @hookimpl
 def archon_models() -> list[ModelSpec]:
     dense = [
@@ -23,6 +26,7 @@ def archon_models() -> list[ModelSpec]:
             weight_map="archon_models_qwen.weight_map:weight_map",
             parallel_plan="archon_models_qwen.parallel_plan:parallel_plan",
             tiny_config=f"archon_models_qwen.tiny_config:tiny_{family}",
+            anatomy=ANATOMY,
             capabilities=CAPABILITIES,
         )
         for family, summary in (
@@ -39,6 +43,7 @@ def archon_models() -> list[ModelSpec]:
         weight_map="archon_models_qwen.weight_map:moe_weight_map",
         parallel_plan="archon_models_qwen.parallel_plan:moe_parallel_plan",
         tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_moe",
+        anatomy=ANATOMY,
         capabilities=CAPABILITIES | {"ep"},
         needs=("moe",),
     )

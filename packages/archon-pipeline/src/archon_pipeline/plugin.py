@@ -56,6 +56,7 @@ def archon_pipelines() -> Iterable[PipelineSpec]:
             name="pipeline",
             target="archon_pipeline.runner:PipelinedRunner",
             split="archon_pipeline.stage_split:split_into_stages",
+            replay="archon_pipeline.simulator:replay",
             summary="cuts models into stages and executes schedules",
         )
     ]

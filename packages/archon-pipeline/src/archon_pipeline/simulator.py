@@ -6,11 +6,11 @@ costs no rank time: ranks go on working while it is in flight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from archon_core.contracts.pipeline import Action, ActionKind, RankActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions, TimedActions
 from archon_core.errors import PluginError
-from archon_pipeline.costs import Costs
+from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.timeline import TimedAction, Timeline
 
 _Result = tuple[int, int, int]
@@ -60,6 +60,27 @@ def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None =
                 ready += waiting.pop(result, ())
     _refuse_deadlock(actions, done, last)
     return Timeline(tuple(map(tuple, done)), tuple(rank_of))
+
+
+def replay(
+    actions: RankActions,
+    rank_of: Sequence[int],
+    times: Sequence[Mapping[ActionKind, float]],
+    *,
+    message: float = 0.0,
+) -> TimedActions:
+    """``archon_core.contracts.pipeline.Replay``, by ``simulate``."""
+    stages = tuple(
+        StageCosts(
+            forward=of_stage[ActionKind.FORWARD],
+            backward_input=of_stage[ActionKind.BACKWARD_INPUT],
+            backward_weight=of_stage[ActionKind.BACKWARD_WEIGHT],
+            backward=of_stage[ActionKind.BACKWARD],
+        )
+        for of_stage in times
+    )
+    timeline = simulate(actions, rank_of, Costs(stages, message))
+    return tuple(tuple((timed.action, timed.start, timed.end) for timed in rank) for rank in timeline.ranks)
 
 
 def inputs_of(action: Action, last_stage: int) -> tuple[_Result, ...]:

@@ -63,6 +63,9 @@ class ModelSpec(Spec):
         parallel_plan: target of the function that makes the parallel plan.
         tiny_config: target of a function ``() -> dict`` giving a Hugging Face config of this family that is
             small enough for tests.
+        anatomy: target of a function ``(entries, *, critic=False) -> archon_core.models.anatomy.ModelAnatomy``, which
+            reads the entries of a ``config.json`` and imports neither torch nor transformers; empty if the architecture
+            cannot be planned.
         capabilities: axes and features that the architecture supports.
         needs: kinds of plugin that the model requires, such as ``"moe"``.
         rounds_inside: reason why its modules compute in fp32 whatever the dtype of their weights, as modules of other
@@ -78,6 +81,7 @@ class ModelSpec(Spec):
     weight_map: str = ""
     parallel_plan: str = ""
     tiny_config: str = ""
+    anatomy: str = ""
     capabilities: frozenset[Capability] = frozenset()
     needs: tuple[str, ...] = ()
     rounds_inside: str = ""

@@ -95,12 +95,14 @@ class PipelineSpec(Spec):
 
     Attributes:
         split: target of a ``StageSplit``. The module that holds it must not import torch.
+        replay: target of a ``Replay``, likewise.
     """
 
     kind: ClassVar[str] = "pipeline"
     hook: ClassVar[str] = "archon_pipelines"
 
     split: str = ""
+    replay: str = ""
 
 
 class StageOptions(Protocol):
@@ -268,6 +270,34 @@ class Action:
 
 RankActions = tuple[tuple[Action, ...], ...]
 """Per pipeline rank, its actions in order."""
+
+
+TimedActions = tuple[tuple[tuple[Action, float, float], ...], ...]
+"""Per pipeline rank, its actions with their start and end."""
+
+
+class Replay(Protocol):
+    """``replay`` of a ``PipelineSpec``: a pure function."""
+
+    def __call__(
+        self,
+        actions: RankActions,
+        rank_of: Sequence[int],
+        times: Sequence[Mapping[ActionKind, float]],
+        *,
+        message: float = 0.0,
+    ) -> TimedActions:
+        """When each action runs if every rank runs its own in order, each as soon as its inputs have arrived.
+
+        Args:
+            actions: one list per rank.
+            rank_of: for each stage, the rank that holds it.
+            times: for each stage, how long an action of each kind takes, in any unit.
+            message: from the end of an action until another rank has its result; no rank is busy with it.
+
+        Raises:
+            PluginError: ranks deadlock.
+        """
 
 
 class ScheduleActions(Protocol):

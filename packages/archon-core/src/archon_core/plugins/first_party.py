@@ -31,6 +31,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
+        "archon-plan": ("plan",),
         "archon-scaffold": ("new",),
         "archon-slurm": ("slurm",),
         "archon-testing": ("verify",),

@@ -1,0 +1,132 @@
+"""The anatomy of a model: the shapes of its weights and the sizes of its layers, as plain numbers. Imports no torch.
+
+Planning needs no module: a ``ModelSpec`` with an ``anatomy`` says what its module would contain. Names and shapes are
+those of the module's parameters, not of a checkpoint.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+
+from archon_core.models.parallel_plan import HeadCounts, Role
+
+
+@dataclass(frozen=True)
+class WeightShape:
+    """One parameter of the whole model.
+
+    Attributes:
+        name: the parameter's name in the module.
+        shape: its whole shape, in all parts of all ranks together.
+        role: the role of the module that owns it, in the parallel plan.
+        tensor_dim: the dim that tensor ranks shard, or, for stacked experts, that expert tensor ranks shard; ``None``
+            for a replicated parameter. Expert ranks shard dim 0 of stacked experts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    role: Role
+    tensor_dim: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class AttentionAnatomy:
+    """Core attention of one layer.
+
+    Attributes:
+        heads: numbers of query and key heads.
+        head_dim: size of a query or key head.
+        value_dim: size of a value head.
+        window: number of keys that a token sees, including its own; ``None`` for all before it.
+        head_norms: whether query and key heads are normalised.
+    """
+
+    heads: HeadCounts
+    head_dim: int
+    value_dim: int
+    window: int | None = None
+    head_norms: bool = False
+
+
+@dataclass(frozen=True)
+class ExpertsAnatomy:
+    """A mixture of experts.
+
+    Attributes:
+        n_experts: number of routed experts.
+        top_k: experts per token.
+        intermediate_size: width inside one routed expert.
+        shared_intermediate_size: width inside the shared expert, which sees every token; 0 without one.
+    """
+
+    n_experts: int
+    top_k: int
+    intermediate_size: int
+    shared_intermediate_size: int = 0
+
+
+@dataclass(frozen=True)
+class LayerAnatomy:
+    """One repeated block. Equal layers have equal anatomies but for the names of their weights.
+
+    Attributes:
+        weights: its parameters; names are relative to the layer (``attention.q_proj.weight``).
+        attention: its core attention.
+        intermediate_size: width inside its dense feed-forward block; 0 without one.
+        gated: whether the feed-forward block has a gate beside its up-projection.
+        experts: its mixture of experts; ``None`` for a dense layer.
+        norms: normalisations of the residual stream.
+    """
+
+    weights: tuple[WeightShape, ...]
+    attention: AttentionAnatomy
+    intermediate_size: int = 0
+    gated: bool = True
+    experts: ExpertsAnatomy | None = None
+    norms: int = 2
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(weight.size for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class ModelAnatomy:
+    """A decoder.
+
+    Attributes:
+        hidden_size: width of the residual stream.
+        vocab_size: rows of the embedding.
+        embed: parameters before the layers.
+        layers: its blocks in order.
+        last: parameters after the layers: final norm and head. With ``tied`` it leaves out the head's weight, which is
+            the embedding's.
+        tied: whether the head uses the embedding's weight.
+        critic: whether the head gives one value per token.
+    """
+
+    hidden_size: int
+    vocab_size: int
+    embed: tuple[WeightShape, ...]
+    layers: tuple[LayerAnatomy, ...]
+    last: tuple[WeightShape, ...]
+    tied: bool = False
+    critic: bool = False
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether any layer has experts."""
+        return any(layer.experts is not None for layer in self.layers)
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters of the whole model; a tied one counts once."""
+        ends = sum(weight.size for weight in (*self.embed, *self.last))
+        return ends + sum(layer.size for layer in self.layers)

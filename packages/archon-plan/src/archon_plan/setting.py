@@ -1,0 +1,116 @@
+"""What is planned: one model on one layout with the settings of its engine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from archon_core.contracts.pipeline import ActionKind, RankActions, ScheduleSpec, StagePlan
+from archon_core.layout.dims import ParallelDims
+from archon_core.models.anatomy import ModelAnatomy
+from archon_core.models.stage import Stage
+
+Checkpointing = Literal["none", "selective", "full", "memory_budget"]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one optimizer step.
+
+    Attributes:
+        per_micro_batch: T, tokens of one micro-batch of one data rank, padding included: t x c ranks share them.
+        n_micro_batches: micro-batches of each data rank.
+        sequence: mean length of a sequence in a micro-batch, which determines the cost of attention.
+        scored: share of the positions with an output of the head.
+    """
+
+    per_micro_batch: int
+    n_micro_batches: int = 1
+    sequence: int = 4096
+    scored: float = 1.0
+
+
+@dataclass(frozen=True)
+class Types:
+    """Bytes per number.
+
+    Attributes:
+        compute: of unsharded weights and activations (bf16: 2).
+        master: of the sharded weights that the optimizer updates (fp32: 4).
+        reduce: of gradients while they are summed over ranks; sharded gradients have the bytes of ``master``.
+    """
+
+    compute: int = 2
+    master: int = 4
+    reduce: int = 4
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training engine.
+
+    Attributes:
+        anatomy: of the model.
+        dims: the sizes of the axes.
+        tokens: of one step.
+        types: bytes per number.
+        stages: the pipeline's stages; a single one without a pipeline.
+        schedule: ``None`` without a pipeline.
+        actions: the schedule's lists, one per pipeline rank; empty without a pipeline.
+        checkpointing: activation checkpointing as it takes effect: ``none`` where ``gradient_checkpointing`` is off.
+        every: with ``selective``, recompute every Nth block as a whole; ``None`` keeps by operation.
+        budget: with ``memory_budget``, the share of activations that is kept.
+        optimizer: name of the optimizer, as in the configuration (``adamw``, ``adam``, ``sgd``, ``muon``).
+        state_bytes: bytes of one number in the optimizer's state.
+        momentum: whether SGD keeps a momentum.
+        reshards: whether unsharded weights are freed between forward and backward.
+        reshards_last: whether those of the last units are, too.
+        reduces_each: with a pipeline, whether gradients are summed over data ranks after every micro-batch.
+        offloads: whether parameters, gradients and optimizer states are in host memory.
+        compiles: whether blocks are compiled.
+        trains: whether the engine has gradients and an optimizer; a reference model has neither.
+    """
+
+    anatomy: ModelAnatomy
+    dims: ParallelDims
+    tokens: Tokens
+    types: Types = field(default_factory=Types)
+    stages: StagePlan | None = None
+    schedule: ScheduleSpec | None = None
+    actions: RankActions = ()
+    checkpointing: Checkpointing = "selective"
+    every: int | None = None
+    budget: float = 0.5
+    optimizer: str = "adamw"
+    state_bytes: int = 4
+    momentum: bool = False
+    reshards: bool = True
+    reshards_last: bool = False
+    reduces_each: bool = False
+    offloads: bool = False
+    compiles: bool = False
+    trains: bool = True
+
+    @property
+    def stage_plan(self) -> StagePlan:
+        """The stages; the whole model as one stage without a pipeline."""
+        if self.stages is not None:
+            return self.stages
+        whole = Stage(tuple(range(len(self.anatomy.layers))), has_embed=True, has_head=True)
+        return StagePlan((whole,), (0,))
+
+    def held_by(self, pipeline_rank: int) -> tuple[Stage, ...]:
+        """The stages on a pipeline rank, in the order of the forward pass."""
+        plan = self.stage_plan
+        return tuple(plan.stages[number] for number in plan.held_by(pipeline_rank))
+
+    @property
+    def local_tokens(self) -> int:
+        """Tokens of a micro-batch on one rank between tensor regions: T / (t c), rounded up."""
+        return -(-self.tokens.per_micro_batch // (self.dims.tp * self.dims.cp))
+
+    @property
+    def splits_backward(self) -> bool:
+        """Whether the schedule has actions of split backward passes."""
+        split = (ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT)
+        return any(action.kind in split for rank in self.actions for action in rank)
