@@ -124,7 +124,11 @@ def run_on_roles(sizes: Mapping[str, int], body: Callable[[Ranks, str, Mapping[s
                 one.put(None)
 
     threads = [threading.Thread(target=run, args=(role, rank)) for role, size in sizes.items() for rank in range(size)]
-    _join(threads, failures)
+    try:
+        _join(threads, failures)
+    finally:
+        for one in queues:
+            one.put(None)  # the roles' background threads wait for requests until their process ends
 
 
 def run_on_ranks(size: int, body: Callable[[Ranks], None]) -> None:
