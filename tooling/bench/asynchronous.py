@@ -43,7 +43,7 @@ REWARD_STEPS = 45
 """Fewer than the example's: differences show best before the reward is near its limit."""
 REWARD_OPERAND = 99
 REWARD_PROBLEMS = 1000
-"""Held-out problems. With operands up to 99, 8,000 others remain to train on; the example's 2,500 problems are too few."""
+"""Held-out problems. With operands up to 99, 8,000 others remain to train on; the example has 2,500 in all, too few."""
 RATIO_BAR = 1.4
 OVERLAP_BAR = 0.85
 """Share of the best possible speedup, (r + u) / max(r, u) for sampling in r and training in u seconds."""
