@@ -1,0 +1,286 @@
+"""One optimizer step of the Archon engine against transformers' Qwen3, and against the matrix products of a step alone.
+
+    hatch run bench-train-step [--shape large|small] [--turns 5] [--json FILE]
+
+Both train the same weights on the same tokens in fp32, with torch's AdamW and a clipped gradient norm; their first
+losses must agree. transformers gets micro-batches that are padded to their longest sequence, in three ways: in the
+order of the batch, of the size that is fastest here; sorted by length, likewise; and one sequence at a time, without
+padding. Archon packs sequences without padding. The floor is the time of the products of all linear layers and of the
+head, forward and backward, for the same tokens.
+
+Contestants take turns; the median of each counts. Exits 1 when a ratio misses its bar.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+THREADS = 2
+LEARNING_RATE = 1e-5
+LOSS_TOLERANCE = 1e-4
+"""Of the first losses, relative: sums in fp32."""
+CLIP_NORM = 1.0
+SIZES = (2, 4, 8, 16, 32, 64)
+"""Micro-batch sizes among which transformers gets the fastest."""
+
+Step = Callable[[], float]
+"""Makes one optimizer step and returns its loss."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model, a batch, and the bars of the ratios.
+
+    Attributes:
+        model: entries of a Qwen3 configuration.
+        lengths: of the sequences.
+        bars: contestant -> the least ratio of its time to Archon's.
+    """
+
+    model: Mapping[str, Any]
+    lengths: tuple[int, ...]
+    bars: Mapping[str, float]
+
+
+def lognormal_lengths(n: int, median: float, low: int, high: int) -> tuple[int, ...]:
+    """Lengths with a long tail; the same in every run."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.exp(math.log(median) + torch.randn(n, generator=generator, dtype=torch.float64) * 0.8)
+    return tuple(int(length) for length in drawn.clamp(low, high))
+
+
+def model_entries(hidden: int, layers: int, intermediate: int, vocabulary: int, heads: int) -> dict[str, Any]:
+    """Entries of a Qwen3 with half as many key heads as query heads."""
+    return {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "intermediate_size": intermediate,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads // 2,
+        "head_dim": hidden // heads,
+        "max_position_embeddings": 1024,
+        "tie_word_embeddings": False,
+    }
+
+
+FLOOR = "products alone"
+PADDED = "transformers, padded"
+SORTED = "transformers, sorted by length"
+SINGLE = "transformers, one by one"
+
+SHAPES = {
+    "large": Shape(
+        model_entries(512, 8, 1536, 8192, 8),
+        lognormal_lengths(64, 96, 16, 512),
+        {PADDED: 1.9, SORTED: 1.25, SINGLE: 1.3, FLOOR: 0.92},
+    ),
+    "small": Shape(model_entries(256, 4, 768, 1024, 8), (66,) * 128, {FLOOR: 0.85}),
+}
+
+
+def batch_of(shape: Shape) -> list[Tensor]:
+    """Random sequences of token ids, the same in every run."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(0, shape.model["vocab_size"], (n,), generator=generator) for n in shape.lengths]
+
+
+def with_archon(folder: str, sequences: Sequence[Tensor]) -> Step:
+    """Steps of the engine with default options."""
+    from archon_core import assemble
+    from archon_core.contracts.batch import Batch
+    from archon_core.contracts.engine_config import OptimizerConfig
+    from archon_engine.options.archon import ArchonEngineConfig
+    from archon_testing.losses import NegativeLogLikelihood
+
+    optimizer = OptimizerConfig(type="adamw", lr=LEARNING_RATE, gradient_clipping=CLIP_NORM, weight_decay=0.0)
+    engine = assemble(ArchonEngineConfig(path=folder, dtype="float32", optimizer=optimizer), seed=0)
+    engine.initialize()
+    batch, loss = Batch.from_sequences(list(sequences)), NegativeLogLikelihood()
+    # That loss is a mean over tokens; the last token of a sequence has no target.
+    factor = batch.n_tokens / (batch.n_tokens - len(batch))
+    return lambda: engine.train_batch(batch, loss).loss * factor
+
+
+class Rival:
+    """transformers' model with torch's AdamW.
+
+    Args:
+        folder: checkpoint.
+        sequences: of the batch.
+    """
+
+    def __init__(self, folder: str, sequences: Sequence[Tensor]) -> None:
+        from transformers import AutoModelForCausalLM
+
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
+        self._sequences = sequences
+        self._n_targets = sum(len(one) - 1 for one in sequences)
+        self.first_loss: float | None = None
+
+    def step(self, size: int, *, is_sorted: bool = False) -> Step:
+        """Steps with micro-batches of ``size`` sequences."""
+        order = sorted(self._sequences, key=len) if is_sorted else self._sequences
+        parts = [_padded(order[start : start + size]) for start in range(0, len(order), size)]
+
+        def step() -> float:
+            self._optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for part in parts:
+                loss = self._loss(**part)
+                loss.backward()
+                total += float(loss.detach())
+            torch.nn.utils.clip_grad_norm_(self._model.parameters(), CLIP_NORM)
+            self._optimizer.step()
+            self.first_loss = total if self.first_loss is None else self.first_loss
+            return total
+
+        return step
+
+    def fastest(self, *, is_sorted: bool = False) -> tuple[int, Step]:
+        """The fastest micro-batch size here, and its steps."""
+        times = {}
+        for size in SIZES:
+            step = self.step(size, is_sorted=is_sorted)
+            step()
+            times[size] = timed(step)[0]
+        size = min(times, key=times.__getitem__)
+        return size, self.step(size, is_sorted=is_sorted)
+
+    def _loss(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+        targets = ids[:, 1:] if mask is None else ids[:, 1:].masked_fill(mask[:, 1:] == 0, -100)
+        summed = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+        return summed / self._n_targets
+
+
+def _padded(sequences: Sequence[Tensor]) -> dict[str, Tensor | None]:
+    """Sequences as one matrix; without a mask if all have one length."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for row, one in enumerate(sequences):
+        ids[row, : len(one)] = one
+        mask[row, : len(one)] = 1
+    return {"ids": ids, "mask": None if mask.all() else mask}
+
+
+def products_alone(shape: Shape) -> Step:
+    """The products of every linear layer and of the head for all tokens, forward and for both gradients."""
+    model, tokens = shape.model, sum(shape.lengths)
+    hidden, inner, head_dim = model["hidden_size"], model["intermediate_size"], model["head_dim"]
+    queries, keys = model["num_attention_heads"] * head_dim, model["num_key_value_heads"] * head_dim
+    layer = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden)]
+    layer += [(hidden, inner), (hidden, inner), (inner, hidden)]
+    sizes = layer * model["num_hidden_layers"] + [(hidden, model["vocab_size"])]
+    made = {}
+    for fan_in, fan_out in set(sizes):
+        made[fan_in, fan_out] = (
+            torch.randn(tokens, fan_in),
+            torch.randn(fan_out, fan_in),
+            torch.randn(tokens, fan_out),
+            torch.empty(tokens, fan_out),
+            torch.empty(tokens, fan_in),
+            torch.empty(fan_out, fan_in),
+        )
+
+    def step() -> float:
+        for size in sizes:
+            x, weight, gradient, out, of_input, of_weight = made[size]
+            torch.mm(x, weight.T, out=out)
+            torch.mm(gradient, weight, out=of_input)
+            torch.mm(gradient.T, x, out=of_weight)
+        return 0.0
+
+    return step
+
+
+def timed(step: Step) -> tuple[float, float]:
+    """Seconds of a step, and its loss."""
+    start = time.perf_counter()
+    loss = step()
+    return time.perf_counter() - start, loss
+
+
+def compare(name: str, turns: int) -> dict[str, Any]:
+    """Measure one shape, print its table, and return its figures."""
+    shape = SHAPES[name]
+    sequences = batch_of(shape)
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(folder, shape.model)
+        contestants: dict[str, Step] = {"archon": with_archon(folder, sequences), FLOOR: products_alone(shape)}
+        ways = (PADDED, SORTED, SINGLE) if len(set(shape.lengths)) > 1 else (PADDED,)
+        rivals = {way: Rival(folder, sequences) for way in ways}
+        sizes = {}
+        for way, rival in rivals.items():
+            if way == SINGLE:
+                sizes[way], contestants[way] = 1, rival.step(1)
+            else:
+                sizes[way], contestants[way] = rival.fastest(is_sorted=way == SORTED)
+        first = {contestant: step() for contestant, step in contestants.items()}
+        for way, rival in rivals.items():
+            assert rival.first_loss is not None
+            if not math.isclose(rival.first_loss, first["archon"], rel_tol=LOSS_TOLERANCE):
+                raise SystemExit(f"{way}: found a first loss of {rival.first_loss}; Archon's is {first['archon']}")
+        times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
+        for _ in range(turns):
+            for contestant, step in contestants.items():
+                times[contestant].append(timed(step)[0])
+    medians = {contestant: statistics.median(found) for contestant, found in times.items()}
+    ratios = {contestant: seconds / medians["archon"] for contestant, seconds in medians.items()}
+    print(f"\n{name}: {len(sequences)} sequences, {sum(shape.lengths)} tokens, the median of {turns} turns")
+    for contestant, seconds in medians.items():
+        size = f", {sizes[contestant]} sequences at a time" if contestant in sizes else ""
+        bar = f" (bar {shape.bars[contestant]})" if contestant in shape.bars else ""
+        print(f"  {seconds:7.3f} s  {ratios[contestant]:5.2f}{bar}  {contestant}{size}")
+    return {"shape": name, "seconds": medians, "ratios": ratios, "sizes": sizes, "bars": dict(shape.bars)}
+
+
+def save_model(folder: str, model: Mapping[str, Any]) -> None:
+    """Write random weights as a checkpoint."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
+
+    disable_progress_bar()
+    set_verbosity_error()
+    torch.manual_seed(0)
+    Qwen3ForCausalLM(Qwen3Config(**model)).save_pretrained(folder)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the comparison; 0 when every ratio reaches its bar, else 1."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=SHAPES, action="append", help="one of the shapes [all]")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(THREADS)
+    figures = [compare(name, options.turns) for name in options.shape or SHAPES]
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
+    missed = [
+        f"missed: {one['shape']}, {contestant}: the ratio must be at least {bar}, it is {one['ratios'][contestant]:.2f}"
+        for one in figures
+        for contestant, bar in one["bars"].items()
+        if one["ratios"][contestant] < bar
+    ]
+    print("\n".join(missed))
+    return int(bool(missed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
