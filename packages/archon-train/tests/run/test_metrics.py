@@ -1,8 +1,7 @@
-"""``metrics.jsonl`` and TensorBoard: valid JSON, flushed rows, and a resumed run that reads as one."""
+"""``metrics.jsonl``: valid JSON, flushed rows, and a resumed run that reads as one; loggers that fail are left out."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 
@@ -20,19 +19,10 @@ def folder(tmp_path):
     return RunFolder.open(tmp_path, "e", "t")
 
 
-@pytest.fixture
-def no_tensorboard(monkeypatch):
-    find_spec = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *rest: None if name == "tensorboard" else find_spec(name, *rest)
-    )
-
-
 def open_log(folder, resume_step=None):
-    return MetricsLog(folder, resume_step=resume_step, decisions=[])
+    return MetricsLog(folder, resume_step=resume_step)
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 class TestRows:
     def test_a_row_is_on_disk_as_soon_as_it_is_logged(self, folder):
         with open_log(folder) as log:
@@ -78,7 +68,6 @@ class TestRows:
             log.log(1, {"step": 2.0})
 
 
-@pytest.mark.usefixtures("no_tensorboard")
 class TestResuming:
     def test_rows_after_the_checkpoint_are_dropped(self, folder):
         with open_log(folder) as log:
@@ -113,28 +102,33 @@ class TestResuming:
             open_log(folder, resume_step=2)
 
 
-@pytest.mark.usefixtures("no_tensorboard")
-def test_a_missing_tensorboard_is_a_recorded_decision(folder):
-    decisions = []
-    with MetricsLog(folder, resume_step=None, decisions=decisions) as log:
-        log.log(1, {"loss": 1.0})
-    (decision,) = decisions
-    assert decision.effective == "metrics.jsonl"
-    assert 'pip install "archon-train[tensorboard]"' in decision.reason
-    assert not folder.tensorboard.exists()
+class Recorder:
+    """A logger that raises at one step."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        self.rows: list[tuple[int, dict[str, float]]] = []
+        self.fails_at, self.is_closed = fails_at, False
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        if step == self.fails_at:
+            raise OSError("no network")
+        self.rows.append((step, dict(values)))
+
+    def close(self) -> None:
+        self.is_closed = True
 
 
-def test_tensorboard_shows_the_numbers_of_a_resumed_run_once(folder):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    for resume_step, steps in ((None, (1, 2, 3)), (1, (2,))):
-        decisions = []
-        with MetricsLog(folder, resume_step=resume_step, decisions=decisions) as log:
-            for step in steps:
-                log.log(step, {"loss": step + (10.0 if resume_step else 0.0)})
-        assert decisions == []
-    events = accumulator.EventAccumulator(str(folder.tensorboard))
-    events.Reload()
-    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1.0), (2, 12.0)]
+def test_loggers_get_every_row_and_one_that_fails_is_left_out(folder):
+    notes: list[str] = []
+    good, bad = Recorder(), Recorder(fails_at=2)
+    with MetricsLog(folder, resume_step=None, loggers={"good": good, "bad": bad}, note=notes.append) as log:
+        for step in (1, 2, 3):
+            log.log(step, {"loss": float(step), "skipped": False})
+    assert good.rows == [(step, {"loss": float(step), "skipped": 0}) for step in (1, 2, 3)]
+    assert bad.rows == [(1, {"loss": 1.0, "skipped": 0})]
+    assert (good.is_closed, bad.is_closed) == (True, False)
+    assert notes == ["bad failed (OSError: no network) and gets no more metrics; metrics.jsonl has all"]
+    assert len(read_metrics(folder.metrics)) == 3
 
 
 def test_the_metrics_of_other_ranks_write_nothing(folder):

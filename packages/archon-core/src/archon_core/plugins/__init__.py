@@ -17,6 +17,7 @@ from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.launching import LauncherSpec
+from archon_core.contracts.loggers import LoggerSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import Capability, LoadedModel, ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -48,6 +49,7 @@ __all__ = [
     "InferenceEngineSpec",
     "LauncherSpec",
     "LoadedModel",
+    "LoggerSpec",
     "MoESpec",
     "ModelSpec",
     "PipelineSpec",

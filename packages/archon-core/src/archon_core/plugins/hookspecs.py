@@ -14,6 +14,7 @@ from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.launching import LauncherSpec
+from archon_core.contracts.loggers import LoggerSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -82,6 +83,11 @@ def archon_registries() -> Iterable[ServerRegistrySpec]:
 @hookspec
 def archon_launchers() -> Iterable[LauncherSpec]:
     """Launchers of a run's processes."""
+
+
+@hookspec
+def archon_loggers() -> Iterable[LoggerSpec]:
+    """Loggers of a run's metrics."""
 
 
 @hookspec

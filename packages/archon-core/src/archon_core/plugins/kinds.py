@@ -9,6 +9,7 @@ from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
 from archon_core.contracts.launching import LauncherSpec
+from archon_core.contracts.loggers import LoggerSpec
 from archon_core.contracts.loss import PolicyLossSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -42,6 +43,7 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     WeightTransportSpec,
     ServerRegistrySpec,
     LauncherSpec,
+    LoggerSpec,
     AlgorithmSpec,
     PolicyLossSpec,
     RewardSpec,

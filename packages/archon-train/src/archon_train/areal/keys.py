@@ -21,7 +21,6 @@ SECTIONS = frozenset(
         "post_exit_hook",
         "recover",
         "saver",
-        "stats_logger",
         "total_train_epochs",
         "total_train_n_seqs",
         "total_train_steps",
@@ -58,6 +57,9 @@ NULL_MEANS = {
     "*.mb_spec.n_mbs": "1",
 }
 """Options that AReaL's files may set to null -> Archon's equivalent value."""
+
+NULL_SECTIONS = ("stats_logger.*",)
+"""Sections that AReaL's files may set to null, for their defaults."""
 
 DATASETS = {
     "openai/gsm8k": {"data.hf.name": "main", "data.hf.validation_split": "test", "reward": "gsm8k"},
@@ -113,7 +115,7 @@ MEGATRON_TRANSLATED = {
 }
 """Options under ``megatron`` -> the options of the Archon engine that they become (``areal.megatron``)."""
 
-_SECTION_NAMES = SECTIONS | {*ROLES, "rollout"}
+_SECTION_NAMES = SECTIONS | {*ROLES, "rollout", "stats_logger"}
 
 
 def fits(pattern: str, path: str) -> bool:

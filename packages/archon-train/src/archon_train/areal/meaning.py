@@ -12,7 +12,7 @@ from archon_core.errors import ConfigError
 from archon_train.areal.allocation_mode import allocation_mode_decision
 from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
 from archon_train.areal.facts import facts
-from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, SECTIONS, fits
+from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, NULL_SECTIONS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
 from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
@@ -117,6 +117,11 @@ def _refuse_images(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
 
 
 def _nulls(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
+    def is_null_section(path: str, node: RawNode) -> bool:
+        is_null = isinstance(node, RawScalar) and node.is_null
+        return is_null and any(fits(pattern, path) for pattern in NULL_SECTIONS)
+
+    tree = prune(tree, is_null_section)
     for path, node in list(walk(tree)):
         for pattern, value in NULL_MEANS.items():
             if isinstance(node, RawScalar) and node.is_null and fits(pattern, path):

@@ -151,10 +151,6 @@ IGNORED = (
     Ignored("recover.retries", "becomes trainer.max_restarts where recover.mode recovers", otherwise="translated"),
     Ignored("recover.no_*_optim", "checkpoints hold the optimizer, and resumed runs continue with it", ("false",)),
     Ignored("saver.mode", "trainer.async_save writes checkpoints in the background", ("auto", "sync")),
-    Ignored("stats_logger.wandb", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
-    Ignored("stats_logger.swanlab", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
-    Ignored("stats_logger.trackio", "metrics go to metrics.jsonl and TensorBoard", ("mode=disabled", "null")),
-    Ignored("stats_logger.tensorboard", "TensorBoard files are in the run folder", ("null", "path=null")),
     # Rollout
     Ignored("rollout.deterministic_sampling", "every sample is drawn with its own seed", ("true",)),
     Ignored("rollout.serialize_group_samples", "the samples of a prompt share its prefill", ("false",)),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from archon_core.cli.console import print_remark
 from archon_core.config.loading import LoadedConfig, to_yaml
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES
+from archon_core.contracts.loggers import LoggedRun
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.plugins import AlgorithmSpec, registry
 from archon_core.ranks.environment import RankEnvironment
@@ -230,6 +231,7 @@ def explain_interruption(folder: RunFolder, resume_command: str) -> str:
 
 def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, joined: JoinedRanks) -> None:
     # These import numpy, TensorBoard and the trainer: seconds that a dry run does not need.
+    from archon_train.loggers.opening import open_loggers
     from archon_train.run.context import RunContext
     from archon_train.run.log import shown_log
     from archon_train.run.metrics import MetricsLog, NoMetrics
@@ -241,8 +243,11 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
     with ExitStack() as stack:
         if ranks.is_first:
             step = run.folder.latest_step() if run.resumed else None
-            metrics = stack.enter_context(MetricsLog(run.folder, resume_step=step, decisions=run.decisions))
             progress = stack.enter_context(Progress())
+            logged = LoggedRun(config.experiment_name, config.trial_name, run.folder.path, asdict(config), step)
+            loggers = dict(open_loggers(config, registry(), logged, run.decisions))
+            metrics = MetricsLog(run.folder, resume_step=step, loggers=loggers, note=progress.note)
+            stack.enter_context(metrics)
             stack.enter_context(shown_log(progress.note))
             recordings = Recordings(run.folder.path, progress.note)
         else:

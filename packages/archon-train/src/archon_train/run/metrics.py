@@ -1,4 +1,4 @@
-"""The metrics of a run: ``metrics.jsonl`` for programs, TensorBoard for curves.
+"""The metrics of a run: ``metrics.jsonl``, and the loggers that the user has switched on.
 
 Every row is flushed. A resumed run drops the rows after its checkpoint, so the file reads as if the run had never
 stopped.
@@ -6,16 +6,15 @@ stopped.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from archon_core.contracts.decisions import Decision
+from archon_core.contracts.loggers import MetricsLogger
 from archon_core.errors import DataError
 from archon_engine.checkpoint.publication import publish_text
 from archon_train.run.folder import RunFolder
@@ -26,32 +25,31 @@ _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 class MetricsLog:
     """Writes rows of numbers. Close it, or use it as a context manager.
 
+    A logger that fails while the run trains is left out from then on: its curves are worth less than the run.
+
     Args:
         folder: the run folder.
         resume_step: step of the checkpoint to resume from; rows of later steps are dropped. ``None`` for a new run,
             which drops all rows.
-        decisions: gets a decision if TensorBoard is not installed.
+        loggers: name -> logger that gets every row.
+        note: prints a line for the user.
     """
 
-    def __init__(self, folder: RunFolder, *, resume_step: int | None, decisions: list[Decision]) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        *,
+        resume_step: int | None,
+        loggers: Mapping[str, MetricsLogger] | None = None,
+        note: Callable[[str], None] = print,
+    ) -> None:
         rows = (
             [] if resume_step is None else [row for row in read_metrics(folder.metrics) if row["step"] <= resume_step]
         )
         publish_text(folder.metrics, "".join(_encode_row(row) for row in rows))
         self._file = folder.metrics.open("a", encoding="utf-8")
-        self._tensorboard_folder = folder.tensorboard
-        self._resume_step = resume_step
-        self._writer: Any = None
-        self._has_tensorboard = importlib.util.find_spec("tensorboard") is not None
-        if not self._has_tensorboard:
-            decisions.append(
-                Decision(
-                    option="tensorboard",
-                    requested="metrics.jsonl and tensorboard/",
-                    effective="metrics.jsonl",
-                    reason='the package is not installed: pip install "archon-train[tensorboard]"',
-                )
-            )
+        self._loggers = dict(loggers or {})
+        self._note = note
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Write one row.
@@ -67,23 +65,18 @@ class MetricsLog:
         """
         if "step" in values:
             raise TypeError("metrics: found the name 'step', which is reserved; use another name")
-        row: dict[str, float] = {"step": step}
-        row |= {name: _number(name, value) for name, value in values.items()}
-        self._file.write(_encode_row(row))
+        found = {name: _number(name, value) for name, value in values.items()}
+        self._file.write(_encode_row({"step": step, **found}))
         self._file.flush()
-        if self._has_tensorboard:
-            if self._writer is None:
-                self._writer = self._open_tensorboard()
-            for name, value in row.items():
-                if name != "step":
-                    self._writer.add_scalar(name, value, global_step=step)
-            self._writer.flush()
+        for name, logger in [*self._loggers.items()]:
+            self._attempt(name, lambda logger=logger: logger.log(step, found))
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the file and the loggers."""
         self._file.close()
-        if self._writer is not None:
-            self._writer.close()
+        for name, logger in [*self._loggers.items()]:
+            self._attempt(name, logger.close)
+        self._loggers.clear()
 
     def __enter__(self) -> MetricsLog:
         return self
@@ -93,12 +86,15 @@ class MetricsLog:
     ) -> None:
         self.close()
 
-    def _open_tensorboard(self) -> Any:
-        from torch.utils.tensorboard import SummaryWriter
-
-        # purge_step hides the events that the crashed run wrote after its last checkpoint.
-        purge_step = 0 if self._resume_step is None else self._resume_step + 1
-        return SummaryWriter(str(self._tensorboard_folder), purge_step=purge_step)
+    def _attempt(self, name: str, call: Callable[[], None]) -> None:
+        """Call a logger; if it raises, tell the user and leave it out."""
+        try:
+            call()
+        except Exception as error:  # libraries raise their own types
+            del self._loggers[name]
+            self._note(
+                f"{name} failed ({type(error).__name__}: {error}) and gets no more metrics; metrics.jsonl has all"
+            )
 
 
 class NoMetrics(MetricsLog):

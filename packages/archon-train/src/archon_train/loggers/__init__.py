@@ -1,0 +1,1 @@
+"""Metrics loggers: TensorBoard, Weights & Biases, SwanLab and Trackio."""
