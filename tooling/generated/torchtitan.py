@@ -131,7 +131,7 @@ ROWS = (
     Row("checkpoint", "keep_latest_k", ("trainer.keep_last",), "default 10 in torchtitan; Archon keeps all"),
     Row("checkpoint", "export_dtype", (), "`archon convert --dtype`"),
     Row("metrics", "enable_tensorboard", (), "TensorBoard files if it is installed, and always `metrics.jsonl`"),
-    Row("metrics", "enable_wandb", (), "not in this version"),
+    Row("metrics", "enable_wandb", ("stats_logger.wandb.mode",), "`online` or `offline`"),
     Row("profiling", "enable_profiling", (), "not in this version; pipelines record a step (`archon.pp_record_step`)"),
     Row("validation", "freq", ("trainer.eval_every",)),
     Row("debug", "seed", ("seed",)),

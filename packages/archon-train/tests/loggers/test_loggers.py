@@ -79,8 +79,8 @@ def test_a_logger_without_its_library_is_an_error_before_the_run(tmp_path: Path,
     loaded = read(tmp_path, "stats_logger.wandb.mode=offline")
     texts = [obstacle.text for obstacle in plan_run(loaded, registry()).obstacles]
     expected = (
-        "stats_logger.wandb: found it switched on, but not the package wandb; install it (pip install wandb), or set "
-        "stats_logger.wandb.mode=disabled"
+        "stats_logger.wandb: found it switched on, but wandb is not installed; install it "
+        '(pip install "archon-train[wandb]"), or set stats_logger.wandb.mode=disabled'
     )
     assert expected in texts
     assert not any("wandb" in obstacle.text for obstacle in plan_run(read(tmp_path), registry()).obstacles)

@@ -18,7 +18,7 @@ class LoggerSpec(Spec):
     ``is_used: bool``.
 
     Attributes:
-        modules: the modules that it imports, each with the name of its distribution: ``(("wandb", "wandb"),)``.
+        modules: the modules that it imports, each with what pip installs: ``(("wandb", "wandb"),)``.
         optional: whether a run goes on without it if a module is missing, with a decision; otherwise, that is an error
             before the run starts.
     """

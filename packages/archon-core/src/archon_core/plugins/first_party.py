@@ -70,6 +70,14 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-ray": ("ray",),
         "archon-slurm": ("slurm",),
     },
+    "logger": {
+        "archon-train": (
+            "tensorboard",
+            "wandb",
+            "swanlab",
+            "trackio",
+        ),
+    },
     "model": {
         "archon-models-qwen": (
             "qwen2",
@@ -309,6 +317,12 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
     "archon-tasks": (
         "data.reasoning_gym",
         "data.verifiers",
+    ),
+    "archon-train": (
+        "stats_logger.swanlab",
+        "stats_logger.tensorboard",
+        "stats_logger.trackio",
+        "stats_logger.wandb",
     ),
     "archon-vllm": ("vllm",),
 }

@@ -48,8 +48,8 @@ def logger_problems(config: Any, registry: Registry) -> Iterator[str]:
     for logger in used_loggers(config, registry):
         if logger.missing and not logger.spec.optional:
             yield (
-                f"{logger.spec.section}: found it switched on, but not the package {' and '.join(logger.missing)}; "
-                f"install it (pip install {' '.join(logger.missing)}), or set {logger.spec.section}.mode=disabled"
+                f"{logger.spec.section}: found it switched on, but {logger.spec.name} is not installed; install it "
+                f"(pip install {' '.join(logger.missing)}), or set {logger.spec.section}.mode=disabled"
             )
 
 
