@@ -24,10 +24,13 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "rich": "15.0.0",
     "safetensors": "0.8.0",
     "starlette": "1.10.0",
+    "swanlab": "0.10.3",
     "tensorboard": "2.21.0",
     "tokenizers": "0.23.3",
     "torch": "2.13.0",
+    "trackio": "0.43.0",
     "transformers": "5.23.0",
     "typer": "0.24.2",
     "uvicorn": "0.54.0",
+    "wandb": "0.31.0",
 }
