@@ -123,7 +123,7 @@ def test_functions_of_the_user_change_messages_and_match_conversations():
     async def ask(*contents):
         roles = ["user", "assistant", "user"]
         messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
-        await session.answer(parse_chat({"messages": messages}, session.parts.options))
+        await session.answer(parse_chat({"messages": messages}, session.parts.repeatable))
 
     async def run():
         await ask("a")
