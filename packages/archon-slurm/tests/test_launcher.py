@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -145,6 +146,18 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(client.SlurmError, match="found slurm, and no sbatch, srun, scontrol, scancel on this machine"):
         run.launcher()
+
+
+def test_ctrl_c_does_not_reach_the_programs_of_slurm(slurm: FakeSlurm, run: Run) -> None:
+    """An ``sbatch`` that Ctrl-C ends may have submitted a job whose id nobody knows."""
+    session = slurm.folder / "session"
+    program = slurm.folder / "sbatch"
+    program.write_text(
+        program.read_text(encoding="utf-8").replace("cat >", f"cut -d' ' -f6 /proc/$$/stat > {session}; cat >", 1)
+    )
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    assert int(session.read_text()) not in (0, os.getsid(0))
 
 
 def test_a_failing_rank_is_returned_and_a_restart_requeues_the_job(slurm: FakeSlurm, run: Run) -> None:

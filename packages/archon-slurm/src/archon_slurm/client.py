@@ -85,7 +85,10 @@ def _control(command: list[str], what: str) -> None:
 
 def _call(command: list[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=CALL_SECONDS)
+        # Ctrl-C goes to every process of the terminal's session. An sbatch that it ends may have submitted the job.
+        return subprocess.run(
+            command, input=text, capture_output=True, text=True, timeout=CALL_SECONDS, start_new_session=True
+        )
     except FileNotFoundError as error:
         raise SlurmError(f"found no {command[0]}; run on a machine of the cluster, with SLURM's programs") from error
     except subprocess.TimeoutExpired as error:
