@@ -36,8 +36,10 @@ MISTAKE_GRACE_SECONDS = 5.0
 START_FACTOR = 5
 """A machine that has not reported at all counts as lost after so many times the limit: Python starts slowly there."""
 
-LINGER_SECONDS = 8.0
-"""Time that a machine waits for the reports of the others after a failure: SLURM kills them when it ends with one."""
+LINGER_SECONDS = 30.0
+"""Time that a machine waits for the reports of the others after a failure: SLURM kills them when it ends with one, and
+the launcher would take them for lost. They notice the failure, give their ranks ``MISTAKE_GRACE_SECONDS``, and kill
+them, which may take seconds."""
 
 
 class Agent:

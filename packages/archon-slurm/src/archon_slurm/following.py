@@ -101,16 +101,17 @@ class Follower:
             if state.restarts < self._first:
                 time.sleep(STEP_SECONDS)
                 continue
-            if state.state == "RUNNING" and (gone := self._silent_nodes(attempt, silence)):
+            gone = self._silent_nodes(attempt, silence)
+            if state.state == "RUNNING" and gone:
                 names = [self._host(attempt, node, state) for node in gone]
                 reason = f"{', '.join(names)} has not reported for {self._node_timeout:g} s"
                 attempt.write_end(End("lost", gone[0], reason=reason))
             end = attempt.end()
             if end is not None and end.kind in ("failure", "lost"):
                 failed_since = failed_since or time.monotonic()
-                if time.monotonic() - failed_since > REPORT_SECONDS or (
-                    end.kind == "lost" and self._all_reported(attempt, except_for=end.node)
-                ):
+                # A machine that still reports is not lost: ranks with much memory take their time to end.
+                late = time.monotonic() - failed_since > REPORT_SECONDS and self._unreported(attempt).keys() <= {*gone}
+                if late or (end.kind == "lost" and self._all_reported(attempt, except_for=end.node)):
                     return self._failed(attempt, state)
             time.sleep(STEP_SECONDS)
         self._wait_for_reports(attempt)

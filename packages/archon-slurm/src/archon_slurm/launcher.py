@@ -27,6 +27,10 @@ from archon_slurm.script import JobRequest, render_script
 from archon_slurm.server_job import ServerJob
 from archon_slurm.server_jobs import SCRIPT, ServerJobs
 
+MOST_LOSSES = 3
+"""Losses of machines in a row without a new checkpoint after which the run still starts again. More are no accident:
+something in the run ends its machines, or keeps them from reporting."""
+
 
 class SlurmLauncher:
     """Implements ``archon_core.contracts.launching.Launcher``.
@@ -55,10 +59,19 @@ class SlurmLauncher:
             self._submit(resume=resume)
         else:
             self._start_again()
+        losses, progress = 0, self._checkpoints()
         while True:
             outcome = self._follower().follow()
             self._excluded += outcome.hosts
             if outcome.kind != "lost" or not self._options.requeue or self._launch.stop.number is not None:
+                return outcome.exits
+            before, progress = progress, self._checkpoints()
+            losses = 1 if progress != before else losses + 1
+            if losses > MOST_LOSSES:
+                self._launch.note(
+                    f"{', '.join(outcome.hosts)} lost; the run ends, because it lost machines {losses} times without a "
+                    "new checkpoint"
+                )
                 return outcome.exits
             # SLURM would do the same, but it notices minutes later that a machine is gone.
             self._launch.note(f"{', '.join(outcome.hosts)} lost; job {self._job} is started again on other machines")
@@ -74,6 +87,11 @@ class SlurmLauncher:
         except SlurmError as error:
             jobs = ", ".join(self._jobs.read().all)
             self._launch.note(f"{error}; cancel the jobs that still run with scancel: {jobs}")
+
+    def _checkpoints(self) -> frozenset[str]:
+        """Names of the run's checkpoints."""
+        folder = self._launch.folder / "checkpoints"
+        return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
 
     def _submit(self, *, resume: bool) -> None:
         for folder in (self._folder, self._logs):
