@@ -98,6 +98,12 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
         run.launcher()
 
 
+def test_an_answer_that_is_no_job_is_an_error_of_slurm(slurm: FakeSlurm) -> None:
+    (slurm.folder / "job-1").write_text("slurmctld is busy\n", encoding="utf-8")
+    with pytest.raises(client.SlurmError, match="scontrol show job 1: found no job in 'slurmctld is busy'"):
+        client.job_state("1")
+
+
 def test_ctrl_c_does_not_reach_the_programs_of_slurm(slurm: FakeSlurm, run: Run) -> None:
     """An ``sbatch`` that Ctrl-C ends may have submitted a job whose id nobody knows."""
     session = slurm.folder / "session"

@@ -51,7 +51,10 @@ def job_state(id: str) -> JobState:
     """
     done = _call(["scontrol", "--oneliner", "show", "job", id])
     if done.returncode == 0 and done.stdout.strip():
-        return parse_job(done.stdout)
+        try:
+            return parse_job(done.stdout)
+        except ValueError as error:
+            raise SlurmError(f"scontrol show job {id}: {error}") from error
     if "Invalid job id" in done.stderr:
         return JobState(id, UNKNOWN, "SLURM does not list it any more")
     raise SlurmError(f"scontrol show job {id}: {_message(done)}")
