@@ -23,7 +23,7 @@ from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.resources import directives, in_container, srun_options
-from archon_slurm.script import JobRequest, render_script
+from archon_slurm.script import JobRequest, literally, render_script
 from archon_slurm.server_job import ServerJob
 from archon_slurm.server_jobs import SCRIPT, ServerJobs
 
@@ -169,7 +169,7 @@ class SlurmLauncher:
             title=f"{name} of {run}: {part.layout}",
             nodes=len(part.nodes),
             command=in_container(sys.executable, command, spec, devices=devices),
-            output=self._logs / f"{'server-' if part.kind == 'server' else ''}job-%j.log",
+            output=f"{literally(self._logs)}/{'server-' if part.kind == 'server' else ''}job-%j.log",
             folder=Path.cwd(),
             devices=devices,
             directives=directives(spec, processes),

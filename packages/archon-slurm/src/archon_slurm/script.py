@@ -13,6 +13,7 @@ from archon_core.errors import ConfigError
 from archon_slurm.options import SlurmOptions
 
 _PLACEHOLDER = re.compile(r"\{\{ *(\w+) *\}\}")
+_NEEDS_QUOTES = re.compile(r"[\s\"'\\#]")
 REQUIRED = ("directives", "command")
 """Placeholders without which a template starts nothing."""
 
@@ -26,7 +27,7 @@ class JobRequest:
         title: what it runs, in words.
         nodes: number of machines.
         command: of the process that runs on each machine.
-        output: file for the output of the script itself; ``%j`` is the job's id.
+        output: pattern of the file for the output of the script itself: ``%j`` is the job's id, ``%%`` a percent sign.
         folder: working directory.
         devices: accelerators on each machine; 0 for none.
         directives: further options of ``sbatch``.
@@ -39,7 +40,7 @@ class JobRequest:
     title: str
     nodes: int
     command: Sequence[str]
-    output: Path
+    output: str
     folder: Path
     devices: int = 0
     directives: Sequence[str] = ()
@@ -75,13 +76,13 @@ def render_script(job: JobRequest, options: SlurmOptions) -> str:
         ConfigError: the template cannot be read, or its placeholders are unknown or incomplete.
     """
     values = {
-        "title": " ".join(job.title.split()),
+        "title": shlex.join(job.title.split()),
         "directives": "\n".join(map(_directive, sbatch_options(job, options))),
         "nodes": str(job.nodes),
         "srun_options": shlex.join(job.srun),
         "command": shlex.join(job.command),
-        "name": job.name,
-        "folder": str(job.folder),
+        "name": shlex.quote(job.name),
+        "folder": shlex.quote(str(job.folder)),
     }
     return fill_template(read_template(options.template), values, source=options.template or "template")
 
@@ -89,12 +90,20 @@ def render_script(job: JobRequest, options: SlurmOptions) -> str:
 def _directive(option: str) -> str:
     if not option.isprintable():  # a second line would be a command of the script
         raise ConfigError(f"sbatch: found the option {option!r}; allowed are options of one line; correct it")
-    return f"#SBATCH {option if ' ' not in option else shlex.quote(option)}"
+    if not _NEEDS_QUOTES.search(option):
+        return f"#SBATCH {option}"
+    # sbatch knows quotes, in which a backslash still escapes, and comments; otherwise it is no shell.
+    return '#SBATCH "' + re.sub(r'(["\\])', r"\\\1", option) + '"'
+
+
+def literally(path: Path) -> str:
+    """A path in which SLURM replaces nothing, such as ``%u`` by the user's name."""
+    return str(path).replace("%", "%%")
 
 
 def check_template(options: SlurmOptions) -> None:
     """Raise ConfigError if the template cannot be used."""
-    render_script(JobRequest("", "", 1, (), Path(), Path()), options)
+    render_script(JobRequest("", "", 1, (), "", Path()), options)
 
 
 def read_template(path: str | None) -> str:
