@@ -98,6 +98,19 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
         run.launcher()
 
 
+def test_options_of_the_run_win_over_variables_of_sbatch(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, seen = slurm.folder / "sbatch", slurm.folder / "variables"
+    program.write_text(program.read_text(encoding="utf-8").replace("cat >", f"env > {seen}; cat >", 1))
+    for name in ("TIMELIMIT", "ACCOUNT", "QOS", "NO_REQUEUE"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    run.options = SlurmOptions(poll_seconds=0.05, account="mine", time_limit="10")
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    assert [line for line in seen.read_text().splitlines() if line.startswith("SBATCH")] == ["SBATCH_QOS=1"]
+
+
 def test_an_answer_that_is_no_job_is_an_error_of_slurm(slurm: FakeSlurm) -> None:
     (slurm.folder / "job-1").write_text("slurmctld is busy\n", encoding="utf-8")
     with pytest.raises(client.SlurmError, match="scontrol show job 1: found no job in 'slurmctld is busy'"):

@@ -126,6 +126,12 @@ def test_values_in_a_template_of_the_user_are_words_of_the_shell(tmp_path: Path)
     [
         ("{{directives}} {{command}} {{gpus}}", "has {{gpus}}; allowed are title, directives, nodes,"),
         ("{{directives}}", "has no {{command}}, without which the job starts nothing"),
+        ("{{directives}}\nsrun {{command}}\n", "does not begin with #!, and SLURM takes it for no script"),
+        (
+            "#!/bin/bash\n\nmodule load cuda\n{{directives}}\nsrun {{command}}\n",
+            "has 'module load cuda' before {{directives}}; SLURM reads options up to the first command; move it below",
+        ),
+        ("#!/bin/bash\n# {{directives}}\nsrun {{command}}\n", "has more than {{directives}} in its line"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, message: str) -> None:
