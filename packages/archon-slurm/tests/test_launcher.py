@@ -98,6 +98,26 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
         run.launcher()
 
 
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_run_whose_earlier_jobs_are_left_is_not_submitted_again(slurm: FakeSlurm, run: Run, state: str) -> None:
+    jobs = JobsFile(run.folder / "slurm")
+    jobs.set_trainer("7")
+    jobs.add_server(0, "8")
+    slurm.set_job("7", JobState=state, StdOut=run.folder / "logs" / "job-7.log")
+    server = Part("server 0", ("rollout",), parse_layout("sglang:d1"), (Process(0, 1),), kind="server")
+    launcher = run.launcher(None, server)
+    command = f"archon slurm cancel {run.folder}"
+    with pytest.raises(ConfigError, match=f"found job 7 is {state}, of an earlier start .* `{command}`"):
+        launcher.run(resume=True)
+    launcher.close()
+    assert slurm.calls == [], "they are left alone"
+    assert jobs.read().trainer == "7"
+    slurm.set_job("7", JobState=state, StdOut="/of/another/run/logs/job-7.log")  # the folder was copied
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=True)
+    assert slurm.calls == ["sbatch --parsable"]
+
+
 def test_options_of_the_run_win_over_variables_of_sbatch(
     slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
