@@ -15,6 +15,7 @@ from archon_core.contracts.launching import Part, Process, ProcessPlan
 from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
+from archon_core.ranks.first_failure import explain
 from archon_slurm import client
 from archon_slurm.checks import check_run
 from archon_slurm.jobs_file import JobsFile
@@ -157,6 +158,15 @@ def test_a_failing_rank_is_returned_and_a_restart_requeues_the_job(slurm: FakeSl
     slurm.set_job("1", JobState="COMPLETED", Restarts=0)
     launcher.run(resume=True)
     assert slurm.calls == ["sbatch --parsable", "scontrol requeue 1"]
+
+
+def test_a_job_that_fails_before_its_ranks_start_names_the_output_of_its_script(slurm: FakeSlurm, run: Run) -> None:
+    output = run.folder / "logs" / "job-1.log"
+    slurm.set_job("1", JobState="FAILED", Reason="NonZeroExitCode", StdOut=output)
+    exits = run.launcher().run(resume=False)
+    assert explain(exits[0], 4) == (
+        f"rank 0 of 4 (no process yet) was lost first: job 1 is FAILED (NonZeroExitCode); its output is in {output}"
+    )
 
 
 def test_a_job_that_slurm_has_requeued_is_not_requeued_again(slurm: FakeSlurm, run: Run) -> None:

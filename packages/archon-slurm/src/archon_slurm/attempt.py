@@ -113,13 +113,21 @@ class Attempt:
         data = self._read("rendezvous.json")
         return None if data is None else (data["address"], data["port"])
 
-    def exits(self, n_nodes: int, ranks_by_node: Sequence[Sequence[int]], *, lost: Mapping[int, str]) -> list[RankExit]:
+    def exits(
+        self,
+        n_nodes: int,
+        ranks_by_node: Sequence[Sequence[int]],
+        *,
+        lost: Mapping[int, str],
+        script_output: Path | None = None,
+    ) -> list[RankExit]:
         """How the ranks ended.
 
         Args:
             n_nodes: number of machines.
             ranks_by_node: ranks on each machine.
             lost: number of a machine -> why its ranks are lost unless it says otherwise.
+            script_output: output of the job's script, which says why ranks never started; ``None`` if unknown.
         """
         exits = []
         for node in range(n_nodes):
@@ -135,7 +143,7 @@ class Attempt:
                 if rank is not None and rank.code is not None:
                     exits.append(RankExit(number, rank.pid, rank.code, rank.time, error, self.log(number), host))
                 elif cause:
-                    pid, log = (rank.pid, self.log(number)) if rank is not None else (0, None)
+                    pid, log = (rank.pid, self.log(number)) if rank is not None else (0, script_output)
                     exits.append(RankExit(number, pid, 1, float("inf"), error, log, host, cause))
         return exits
 
