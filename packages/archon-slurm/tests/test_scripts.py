@@ -169,6 +169,14 @@ def test_no_option_adds_a_line_to_the_script() -> None:
         SchedulingSpec(env_vars={"A-B": "3"}),
         SchedulingSpec(env_vars={"LD_PRELOAD": "x.so"}),
         SchedulingSpec(env_vars={"PYTHONPATH": "x"}),
+        SchedulingSpec(env_vars={"PATH": "x"}),
+        SchedulingSpec(env_vars={"TORCHELASTIC_USE_AGENT_STORE": "True"}),
+        SchedulingSpec(env_vars={"A": "x\0y"}),
+        SchedulingSpec(nodelist="n[1-"),
+        SchedulingSpec(nodelist=""),
+        SchedulingSpec(exclude="n[3-1]"),
+        SchedulingSpec(image=""),
+        SchedulingSpec(image="--bind=/:/host"),
     ],
 )
 def test_bad_values_break_a_rule(section: object) -> None:
