@@ -97,6 +97,9 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(client.SlurmError, match="found slurm, and no sbatch, srun, scontrol, scancel on this machine"):
         run.launcher()
+    plan = ProcessPlan((Part("trainer", ("actor",), parse_layout("archon:d1"), (Process(0, 0),)),))
+    (text,) = check_run(SimpleNamespace(slurm=SlurmOptions()), plan=plan, explicit=()).unable
+    assert "found slurm, and no sbatch" in text, "a dry run says it, too"
 
 
 @pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
