@@ -58,6 +58,16 @@ def test_the_transport_that_servers_prefer_is_a_decision(backend, transport):
 
 
 @pytest.mark.parametrize(
+    ("address", "transport", "reason"),
+    [("127.0.0.1:80", "shm", "supports"), ("192.0.2.7:80", "disk", "supports between machines")],
+)
+def test_the_transport_to_running_servers_depends_on_where_they_are(address, transport, reason):
+    found = plan("rollout.backend=served:d1", f"rollout.addresses=[{address}]")
+    [decision] = [one for one in found.decisions if one.option == "rollout.weight_transport"]
+    assert (decision.effective, decision.reason) == (transport, f"the first transport that served {reason}")
+
+
+@pytest.mark.parametrize(
     ("backend", "transport", "allowed"),
     [
         ("sglang:d1", "shm", "disk"),

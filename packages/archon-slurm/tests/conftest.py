@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from archon_core.contracts.launching import Launch, Part, Process, ProcessPlan
+from archon_core.contracts.scheduling import SchedulingSpec
+from archon_core.layout import parse_layout
+from archon_core.ranks.local_ranks import RankStatus
+from archon_slurm.attempt import Attempt, NodeStatus, attempt_folder
+from archon_slurm.launcher import SlurmLauncher
+from archon_slurm.options import SlurmOptions
 
 PROGRAM = """#!/bin/bash
 printf '%s\\n' "{name} $*" >> {folder}/calls
@@ -78,3 +87,47 @@ def slurm(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 def read_json() -> Any:
     """Reads a JSON file."""
     return lambda path: json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+@dataclass
+class Stop:
+    number: int | None = None
+    insisted: bool = False
+
+
+@dataclass
+class Run:
+    """A launch of two ranks on each of two machines."""
+
+    folder: Path
+    stop: Stop = field(default_factory=Stop)
+    notes: list[str] = field(default_factory=list)
+    options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
+
+    def launcher(self, spec: SchedulingSpec | None = None, *more: Part, source: Path | None = None) -> SlurmLauncher:
+        if source is None:
+            source = self.folder.parent / "run.yaml"
+            source.write_text("seed: 1\n")
+        processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
+        part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
+        config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
+        plan = ProcessPlan((part, *more), 2, 2)
+        launch = Launch(config, plan, source, ["a.b=1"], self.folder, self.stop, self.notes.append)
+        return SlurmLauncher(launch)
+
+    def attempt(self, restarts: int = 0, job: str = "1") -> Attempt:
+        found = Attempt(attempt_folder(self.folder / "logs", job, restarts))
+        found.folder.mkdir(parents=True, exist_ok=True)
+        return found
+
+    def report(self, attempt: Attempt, *codes: int, ended: tuple[bool, bool] = (True, True)) -> None:
+        for node in (0, 1):
+            ranks = [RankStatus(rank, 100 + rank, codes[rank], 1.0) for rank in (2 * node, 2 * node + 1)]
+            attempt.write_status(NodeStatus(node, f"n{node + 1}", 1, ended[node], ranks))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    folder = tmp_path / "runs" / "e" / "t"
+    folder.mkdir(parents=True)
+    return Run(folder)

@@ -175,6 +175,33 @@ def test_a_new_attempt_waits_for_a_silent_one_no_longer_than_the_limit(tmp_path:
     assert started[0].codes() == [0, 0]
 
 
+@pytest.mark.wide
+def test_ranks_outlive_a_file_system_that_is_away_for_a_moment(tmp_path: Path, started: list[Machines]) -> None:
+    started.append(Machines(tmp_path, "wait"))
+    machines = started[0]
+    machines.wait_for_ranks()
+    beats = [machines.status(node).beat for node in (0, 1)]
+    away = machines.attempt.folder.rename(tmp_path / "away")
+    time.sleep(2.5)  # two reports of each machine fail
+    away.rename(machines.attempt.folder)
+    deadline = time.monotonic() + DEADLINE
+    while [machines.status(node).beat for node in (0, 1)] <= beats:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    machines.agents[0].send_signal(signal.SIGTERM)
+    assert machines.codes() == [143, 143], "they were asked to stop, and not killed"
+
+
+def test_a_machine_that_cannot_write_the_run_folder_says_so(tmp_path: Path, started: list[Machines]) -> None:
+    (tmp_path / "job-5").write_text("no folder")
+    TrainerJob(["x"], ((0,),), str(tmp_path), {}).write(tmp_path / "trainer.json")
+    variables = {"SLURM_JOB_ID": "5", "SLURM_NODEID": "0", "SLURM_NNODES": "1", "SLURMD_NODENAME": "m0"}
+    command = [sys.executable, "-m", "archon_slurm.agent", str(tmp_path / "trainer.json")]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: cluster.fileroot: m0 cannot write into {tmp_path}/job-5/attempt-0: ")
+
+
 def test_outside_a_job_the_agent_says_where_it_belongs(tmp_path: Path) -> None:
     TrainerJob(["x"], ((0,),), str(tmp_path), {}).write(tmp_path / "trainer.json")
     command = [sys.executable, "-m", "archon_slurm.agent", str(tmp_path / "trainer.json")]

@@ -1,7 +1,9 @@
 """How ranks ended, from what their machines left behind; and beats that stop."""
 
+import errno
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -51,6 +53,21 @@ def test_the_first_end_stays_except_for_a_stop(attempt: Attempt) -> None:
     attempt.write_end(End("stop", signal=signal.SIGINT))
     attempt.write_end(End("failure", 1))
     attempt.write_end(End("lost", 0))
+    assert attempt.end() == End("failure", 1)
+
+
+def test_a_file_that_becomes_stale_while_it_is_read_is_read_again(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempt.write_end(End("failure", 1))
+    original, errors = Path.read_text, [OSError(errno.ESTALE, "Stale file handle")]
+
+    def read_text(self: Path, *arguments: Any, **options: Any) -> str:
+        if errors:
+            raise errors.pop()
+        return original(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "read_text", read_text)
     assert attempt.end() == End("failure", 1)
 
 

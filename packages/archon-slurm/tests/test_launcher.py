@@ -1,75 +1,27 @@
-"""What the launcher and ``archon slurm`` ask of SLURM, with programs that only record it."""
+"""What the launcher asks of SLURM, with programs that only record it."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner
 
-from archon_core.contracts.launching import Launch, Part, Process, ProcessPlan
+from archon_core.contracts.launching import Part, Process, ProcessPlan
 from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
-from archon_core.ranks.local_ranks import RankStatus
+from archon_core.ranks.first_failure import explain
 from archon_slurm import client
-from archon_slurm.attempt import Attempt, NodeStatus, attempt_folder
 from archon_slurm.checks import check_run
-from archon_slurm.cli import app
 from archon_slurm.jobs_file import JobsFile
-from archon_slurm.launcher import SlurmLauncher
 from archon_slurm.options import SlurmOptions
 
-from .conftest import FakeSlurm
-
-
-@dataclass
-class Stop:
-    number: int | None = None
-    insisted: bool = False
-
-
-@dataclass
-class Run:
-    """A launch of two ranks on each of two machines."""
-
-    folder: Path
-    stop: Stop = field(default_factory=Stop)
-    notes: list[str] = field(default_factory=list)
-    options: SlurmOptions = field(default_factory=lambda: SlurmOptions(poll_seconds=0.05, node_timeout=5))
-
-    def launcher(self, spec: SchedulingSpec | None = None, *more: Part, source: Path | None = None) -> SlurmLauncher:
-        if source is None:
-            source = self.folder.parent / "run.yaml"
-            source.write_text("seed: 1\n")
-        processes = tuple(Process(rank, rank // 2, (rank % 2,)) for rank in range(4))
-        part = Part("trainer", ("actor",), parse_layout("archon:d4"), processes, scheduling=spec or SchedulingSpec())
-        config = SimpleNamespace(experiment_name="e", trial_name="t", slurm=self.options)
-        plan = ProcessPlan((part, *more), 2, 2)
-        launch = Launch(config, plan, source, ["a.b=1"], self.folder, self.stop, self.notes.append)
-        return SlurmLauncher(launch)
-
-    def attempt(self, restarts: int = 0, job: str = "1") -> Attempt:
-        found = Attempt(attempt_folder(self.folder / "logs", job, restarts))
-        found.folder.mkdir(parents=True, exist_ok=True)
-        return found
-
-    def report(self, attempt: Attempt, *codes: int, ended: tuple[bool, bool] = (True, True)) -> None:
-        for node in (0, 1):
-            ranks = [RankStatus(rank, 100 + rank, codes[rank], 1.0) for rank in (2 * node, 2 * node + 1)]
-            attempt.write_status(NodeStatus(node, f"n{node + 1}", 1, ended[node], ranks))
-
-
-@pytest.fixture
-def run(tmp_path: Path) -> Run:
-    folder = tmp_path / "runs" / "e" / "t"
-    folder.mkdir(parents=True)
-    return Run(folder)
+from .conftest import FakeSlurm, Run, Stop
 
 
 def test_a_run_becomes_a_job_and_its_output_is_shown(
@@ -145,6 +97,60 @@ def test_without_slurm_the_launcher_says_where_to_run(run: Run, monkeypatch: pyt
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(client.SlurmError, match="found slurm, and no sbatch, srun, scontrol, scancel on this machine"):
         run.launcher()
+    plan = ProcessPlan((Part("trainer", ("actor",), parse_layout("archon:d1"), (Process(0, 0),)),))
+    (text,) = check_run(SimpleNamespace(slurm=SlurmOptions()), plan=plan, explicit=()).unable
+    assert "found slurm, and no sbatch" in text, "a dry run says it, too"
+
+
+@pytest.mark.parametrize("state", ["PENDING", "RUNNING"])
+def test_a_run_whose_earlier_jobs_are_left_is_not_submitted_again(slurm: FakeSlurm, run: Run, state: str) -> None:
+    jobs = JobsFile(run.folder / "slurm")
+    jobs.set_trainer("7")
+    jobs.add_server(0, "8")
+    slurm.set_job("7", JobState=state, StdOut=run.folder / "logs" / "job-7.log")
+    server = Part("server 0", ("rollout",), parse_layout("sglang:d1"), (Process(0, 1),), kind="server")
+    launcher = run.launcher(None, server)
+    command = f"archon slurm cancel {run.folder}"
+    with pytest.raises(ConfigError, match=f"found job 7 is {state}, of an earlier start .* `{command}`"):
+        launcher.run(resume=True)
+    launcher.close()
+    assert slurm.calls == [], "they are left alone"
+    assert jobs.read().trainer == "7"
+    slurm.set_job("7", JobState=state, StdOut="/of/another/run/logs/job-7.log")  # the folder was copied
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=True)
+    assert slurm.calls == ["sbatch --parsable"]
+
+
+def test_options_of_the_run_win_over_variables_of_sbatch(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, seen = slurm.folder / "sbatch", slurm.folder / "variables"
+    program.write_text(program.read_text(encoding="utf-8").replace("cat >", f"env > {seen}; cat >", 1))
+    for name in ("TIMELIMIT", "ACCOUNT", "QOS", "NO_REQUEUE"):
+        monkeypatch.setenv(f"SBATCH_{name}", "1")
+    run.options = SlurmOptions(poll_seconds=0.05, account="mine", time_limit="10")
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    assert [line for line in seen.read_text().splitlines() if line.startswith("SBATCH")] == ["SBATCH_QOS=1"]
+
+
+def test_an_answer_that_is_no_job_is_an_error_of_slurm(slurm: FakeSlurm) -> None:
+    (slurm.folder / "job-1").write_text("slurmctld is busy\n", encoding="utf-8")
+    with pytest.raises(client.SlurmError, match="scontrol show job 1: found no job in 'slurmctld is busy'"):
+        client.job_state("1")
+
+
+def test_ctrl_c_does_not_reach_the_programs_of_slurm(slurm: FakeSlurm, run: Run) -> None:
+    """An ``sbatch`` that Ctrl-C ends may have submitted a job whose id nobody knows."""
+    session = slurm.folder / "session"
+    program = slurm.folder / "sbatch"
+    program.write_text(
+        program.read_text(encoding="utf-8").replace("cat >", f"cut -d' ' -f6 /proc/$$/stat > {session}; cat >", 1)
+    )
+    slurm.set_job("1", JobState="COMPLETED")
+    run.launcher().run(resume=False)
+    assert int(session.read_text()) not in (0, os.getsid(0))
 
 
 def test_a_failing_rank_is_returned_and_a_restart_requeues_the_job(slurm: FakeSlurm, run: Run) -> None:
@@ -155,6 +161,15 @@ def test_a_failing_rank_is_returned_and_a_restart_requeues_the_job(slurm: FakeSl
     slurm.set_job("1", JobState="COMPLETED", Restarts=0)
     launcher.run(resume=True)
     assert slurm.calls == ["sbatch --parsable", "scontrol requeue 1"]
+
+
+def test_a_job_that_fails_before_its_ranks_start_names_the_output_of_its_script(slurm: FakeSlurm, run: Run) -> None:
+    output = run.folder / "logs" / "job-1.log"
+    slurm.set_job("1", JobState="FAILED", Reason="NonZeroExitCode", StdOut=output)
+    exits = run.launcher().run(resume=False)
+    assert explain(exits[0], 4) == (
+        f"rank 0 of 4 (no process yet) was lost first: job 1 is FAILED (NonZeroExitCode); its output is in {output}"
+    )
 
 
 def test_a_job_that_slurm_has_requeued_is_not_requeued_again(slurm: FakeSlurm, run: Run) -> None:
@@ -185,38 +200,6 @@ def test_if_slurm_refuses_to_requeue_another_job_resumes(
     assert JobsFile(run.folder / "slurm").read().trainer == "2"
 
 
-def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run) -> None:
-    slurm.set_job("1", JobState="NODE_FAIL")
-    run.report(run.attempt(), 1, 1, 1, 1, ended=(True, False))
-    launcher = run.launcher(SchedulingSpec(exclude="n[7-8]"))
-    original, seen = client.requeue, []
-
-    def requeue(id: str, *, exclude: Any = ()) -> None:
-        original(id, exclude=exclude)
-        seen.append(list(exclude))
-        slurm.set_job(id, JobState="COMPLETED", Restarts=1)
-        run.report(run.attempt(1), 0, 0, 0, 0)
-
-    client.requeue = requeue  # type: ignore[assignment]
-    try:
-        assert {exit.code for exit in launcher.run(resume=False)} == {0}
-    finally:
-        client.requeue = original
-    assert seen == [["n7", "n8", "n2"]], "SLURM replaces the list"
-    assert slurm.calls[-2:] == ["scontrol requeue 1", "scontrol update jobid=1 excnodelist=n7,n8,n2"]
-    assert any(note.startswith("n2 lost; job 1 is started again") for note in run.notes)
-
-
-def test_without_requeueing_a_lost_machine_ends_the_run_with_its_name(slurm: FakeSlurm, run: Run) -> None:
-    run.options = SlurmOptions(poll_seconds=0.05, node_timeout=5, requeue=False)
-    slurm.set_job("1", JobState="NODE_FAIL")
-    run.attempt().write_status(NodeStatus(1, "n2", 1, False, [RankStatus(2, 5), RankStatus(3, 6)]))
-    exits = run.launcher().run(resume=False)
-    causes = {exit.rank: exit.cause for exit in exits}
-    assert causes[0] == "job 1 is NODE_FAIL"
-    assert causes[2] == "n2 does not report any more"
-
-
 @pytest.mark.parametrize(("state", "insisted"), [("PENDING", False), ("RUNNING", True)])
 def test_a_waiting_job_ends_with_the_first_signal_and_a_running_one_with_the_second(
     slurm: FakeSlurm, run: Run, state: str, insisted: bool
@@ -230,63 +213,6 @@ def test_a_waiting_job_ends_with_the_first_signal_and_a_running_one_with_the_sec
     end = run.attempt().end()
     assert end is not None
     assert end.kind == "kill"
-
-
-class TestCommands:
-    @pytest.fixture
-    def jobs(self, run: Run, slurm: FakeSlurm) -> JobsFile:
-        jobs = JobsFile(run.folder / "slurm")
-        jobs.set_trainer("8")
-        jobs.add_server(0, "9")
-        for id in ("8", "9"):
-            slurm.set_job(id, StdOut=run.folder / "logs" / f"job-{id}.log")
-        (run.folder / "slurm" / "server.sh").write_text("#!/bin/bash\n")
-        return jobs
-
-    def call(self, *arguments: object) -> Any:
-        return CliRunner().invoke(app, [*map(str, arguments)])
-
-    def test_status_lists_the_jobs(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
-        done = self.call("status", run.folder)
-        assert done.exit_code == 0
-        assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [
-            ["trainer", "8", "RUNNING"],
-            ["server", "0", "9"],
-        ]
-        slurm.set_job("8", JobState="COMPLETED")
-        assert self.call("status", run.folder, "--json").exit_code == 1, "scripts wait for the end of a run"
-
-    def test_scale_adds_servers_with_free_numbers_and_ends_the_last_ones(
-        self, run: Run, jobs: JobsFile, slurm: FakeSlurm
-    ) -> None:
-        assert self.call("scale", run.folder, 3).exit_code == 0
-        assert slurm.calls == [f"sbatch --parsable --export=ALL,ARCHON_SERVER_NUMBER={number}" for number in (1, 2)]
-        slurm.set_job("1", StdOut="x")
-        slurm.set_job("2", StdOut="x", JobState="FAILED", Reason="NonZeroExitCode")
-        done = self.call("scale", run.folder, 1)
-        assert "server 2 is gone: job 2 is FAILED (NonZeroExitCode)" in done.stdout
-        assert slurm.calls[-1] == "scancel 1"
-        assert jobs.read().servers == {0: "9"}
-
-    def test_jobs_of_another_run_are_left_alone(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
-        for id in ("8", "9"):
-            slurm.set_job(id, StdOut=f"/elsewhere/logs/job-{id}.log")
-        assert self.call("cancel", run.folder).stdout == "cancelled: nothing\n"
-        done = self.call("scale", run.folder, 3)
-        assert isinstance(done.exception, ConfigError)
-        assert "found no running trainer" in str(done.exception)
-        assert slurm.calls == []
-
-    def test_cancel_ends_all_jobs(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
-        assert self.call("cancel", run.folder).stdout == "cancelled: 8, 9\n"
-        assert slurm.calls == ["scancel 8 9"]
-
-    def test_a_folder_without_jobs_is_refused(self, tmp_path: Path, slurm: FakeSlurm) -> None:
-        done = self.call("status", tmp_path)
-        assert "found no slurm/jobs.json" in str(done.exception)
-
-    def test_the_printed_script_is_the_template(self) -> None:
-        assert self.call("script").stdout.startswith("#!/bin/bash\n# {{title}}\n{{directives}}\n")
 
 
 def test_importing_the_plugin_its_options_and_checks_imports_no_torch() -> None:

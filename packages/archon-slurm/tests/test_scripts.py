@@ -1,5 +1,6 @@
 """The scripts of jobs, from the options of a run."""
 
+import shlex
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
 from archon_slurm.options import SlurmOptions
 from archon_slurm.resources import directives, in_container, srun_options
-from archon_slurm.script import JobRequest, check_template, read_template, render_script
+from archon_slurm.script import JobRequest, check_template, literally, read_template, render_script
 
 JOB = JobRequest(
     name="e/t/trainer",
     title="trainer of e/t: archon:d4",
     nodes=2,
     command=["python", "-m", "x y"],
-    output=Path("/runs/e/t/logs/job-%j.log"),
+    output="/runs/e/t/logs/job-%j.log",
     folder=Path("/home/me"),
 )
 
@@ -56,6 +57,15 @@ def test_a_script_asks_for_machines_and_starts_one_process_on_each(tmp_path: Pat
         "-m",
         "x y",
     ]
+
+
+def test_options_are_quoted_as_sbatch_reads_them() -> None:
+    comment = r"""--comment="it's" c:\new #1"""
+    job = replace(JOB, folder=Path("/home/me#1"), output="/my runs/%%50/job-%j.log")
+    found = options_of(render_script(job, SlurmOptions(sbatch=[comment])))
+    assert found[3:6:2] == ['"--output=/my runs/%%50/job-%j.log"', '"--chdir=/home/me#1"'], "# begins a comment"
+    assert found[-1] == r'''"--comment=\"it's\" c:\\new #1"'''
+    assert literally(Path("/runs/50%u")) == "/runs/50%%u"
 
 
 @pytest.mark.parametrize(
@@ -102,11 +112,26 @@ def test_a_template_of_the_user_gets_the_same_values(tmp_path: Path) -> None:
     assert "# ${HOME} e/t/trainer" in script
 
 
+def test_values_in_a_template_of_the_user_are_words_of_the_shell(tmp_path: Path) -> None:
+    path = tmp_path / "job.sh"
+    path.write_text(f"{read_template(None)}\necho {{{{name}}}} {{{{folder}}}} {{{{title}}}}\n")
+    job = replace(JOB, name="$(x) y/t/trainer", folder=Path("/home/`x`"), title="trainer of $(x) y/t")
+    script = render_script(job, SlurmOptions(template=str(path)))
+    assert shlex.split(script.splitlines()[-1])[1:] == [job.name, str(job.folder), *job.title.split()]
+    assert "echo '$(x) y/t/trainer' '/home/`x`' trainer of '$(x)' y/t\n" in script
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
         ("{{directives}} {{command}} {{gpus}}", "has {{gpus}}; allowed are title, directives, nodes,"),
         ("{{directives}}", "has no {{command}}, without which the job starts nothing"),
+        ("{{directives}}\nsrun {{command}}\n", "does not begin with #!, and SLURM takes it for no script"),
+        (
+            "#!/bin/bash\n\nmodule load cuda\n{{directives}}\nsrun {{command}}\n",
+            "has 'module load cuda' before {{directives}}; SLURM reads options up to the first command; move it below",
+        ),
+        ("#!/bin/bash\n# {{directives}}\nsrun {{command}}\n", "has more than {{directives}} in its line"),
     ],
 )
 def test_a_template_that_cannot_work_is_refused(tmp_path: Path, template: str, message: str) -> None:
@@ -144,6 +169,14 @@ def test_no_option_adds_a_line_to_the_script() -> None:
         SchedulingSpec(env_vars={"A-B": "3"}),
         SchedulingSpec(env_vars={"LD_PRELOAD": "x.so"}),
         SchedulingSpec(env_vars={"PYTHONPATH": "x"}),
+        SchedulingSpec(env_vars={"PATH": "x"}),
+        SchedulingSpec(env_vars={"TORCHELASTIC_USE_AGENT_STORE": "True"}),
+        SchedulingSpec(env_vars={"A": "x\0y"}),
+        SchedulingSpec(nodelist="n[1-"),
+        SchedulingSpec(nodelist=""),
+        SchedulingSpec(exclude="n[3-1]"),
+        SchedulingSpec(image=""),
+        SchedulingSpec(image="--bind=/:/host"),
     ],
 )
 def test_bad_values_break_a_rule(section: object) -> None:

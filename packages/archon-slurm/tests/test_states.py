@@ -1,5 +1,7 @@
 """What SLURM's programs print about jobs."""
 
+from pathlib import Path
+
 import pytest
 
 from archon_slurm.states import parse_job
@@ -39,3 +41,14 @@ def test_ended_jobs_have_a_code_or_a_signal(state: str, code: str) -> None:
 @pytest.mark.parametrize("state", ["COMPLETING", "CONFIGURING", "REQUEUED", "SUSPENDED", "STAGE_OUT"])
 def test_a_passing_state_is_no_end(state: str) -> None:
     assert not parse_job(line(state=state)).has_ended
+
+
+def test_values_may_have_spaces_and_equals_signs() -> None:
+    text = line(state="RUNNING").strip() + (
+        " Command=/my runs/a=b/trainer.sh WorkDir=/my runs Comment=lr=1 JobState=FAILED "
+        "StdOut=/my runs/e/t/logs/job-12.log TresPerNode=gres:gpu:2 "
+    )
+    job = parse_job(text)
+    assert (job.state, job.output) == ("RUNNING", "/my runs/e/t/logs/job-12.log")
+    assert job.belongs_to(Path("/my runs/e/t"))
+    assert not job.belongs_to(Path("/my"))

@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -18,10 +19,13 @@ import torch.distributed as dist
 
 from archon_core.cluster import command
 from archon_core.cluster.command import examine_ranks
+from archon_core.cluster.joining import wait_for_ranks
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
 from archon_core.plugins import Registry
 from archon_core.plugins.loader import load_core
+from archon_core.ranks.environment import RankEnvironment
+from archon_core.ranks.loopback_store import serve_loopback_store
 from archon_core.ranks.ranks import Ranks
 from archon_testing.worlds import run_world
 
@@ -140,6 +144,18 @@ def test_ranks_that_do_not_arrive_are_named():
     ended = run_archon("doctor", "--cluster", "--timeout", "1", **place, **rendezvous)
     assert ended.returncode == 2
     assert "ranks: 1-2 of 3 did not arrive within 1 s; found rank 0 (" in ended.stderr
+
+
+def test_a_rank_whose_store_ends_while_it_waits_for_others_says_where_to_look():
+    store = serve_loopback_store()
+    client = dist.TCPStore("127.0.0.1", store.port, is_master=False, timeout=timedelta(seconds=30))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(wait_for_ranks, client, RankEnvironment(1, 3, 0, 1), timeout=60)
+        while not store.check(["host/1"]):
+            time.sleep(0.01)
+        del store
+        with pytest.raises(ConfigError, match=r"ranks: rank 1 \(.*\) lost the store of rank 0 .*; read the output"):
+            waiting.result(60)
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from archon_core.contracts.launching import LauncherCheck, ProcessPlan
-from archon_core.errors import ConfigError
 from archon_core.ranks.environment import rank_environment
-from archon_core.ranks.host_list import expand_hosts
 from archon_core.serving.cluster_plan import cluster_problems
 from archon_ray.options import CLIENT
 
@@ -47,9 +45,3 @@ def _problems(config: Any, plan: ProcessPlan) -> Iterator[str]:
             f"ray.address: found local, which starts Ray on this machine alone; the plan needs {used} machines; set it "
             "to the address of a running cluster, or lower cluster.n_nodes"
         )
-    for part in plan:
-        for name in ("nodelist", "exclude"):
-            try:
-                expand_hosts(getattr(part.scheduling, name) or "")
-            except ConfigError as error:
-                yield f"{part.roles[0]}.scheduling_spec.{name}: {error}"

@@ -6,13 +6,14 @@ later attempt of the job starts elsewhere. So no rank is left, even where SLURM 
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import signal
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from archon_core.errors import USER_ERROR, ArchonError, ConfigError
@@ -36,8 +37,10 @@ MISTAKE_GRACE_SECONDS = 5.0
 START_FACTOR = 5
 """A machine that has not reported at all counts as lost after so many times the limit: Python starts slowly there."""
 
-LINGER_SECONDS = 8.0
-"""Time that a machine waits for the reports of the others after a failure: SLURM kills them when it ends with one."""
+LINGER_SECONDS = 30.0
+"""Time that a machine waits for the reports of the others after a failure: SLURM kills them when it ends with one, and
+the launcher would take them for lost. They notice the failure, give their ranks ``MISTAKE_GRACE_SECONDS``, and kill
+them, which may take seconds."""
 
 
 class Agent:
@@ -56,16 +59,23 @@ class Agent:
         self._attempt, self._previous = attempt, previous
         self._ranks = LocalRanks()
         self._beat = 0
+        self._told = ""
         self._signal: int | None = None
         self._silence = Silence(job.node_timeout)
         self._absence = Silence(START_FACTOR * job.node_timeout)
 
     def run(self) -> int:
         """Run the ranks to their end; returns the exit code."""
-        self._attempt.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._attempt.folder.mkdir(parents=True, exist_ok=True)
+            self._attempt.write_status(NodeStatus(self._node, self._host))
+        except OSError as error:
+            raise ConfigError(
+                f"cluster.fileroot: {self._host} cannot write into {self._attempt.folder}: {error}; the run folder "
+                "must be on a file system that all machines of the run share"
+            ) from error
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._handle)
-        self._report()
         try:
             if self._previous is not None:
                 self._wait_for_previous(self._previous)
@@ -145,9 +155,9 @@ class Agent:
                     mistake = any(rank.code == USER_ERROR for rank in failed)
                     deadline = time.monotonic() + (MISTAKE_GRACE_SECONDS if mistake else GRACE_SECONDS)
                     text = f"rank {failed[0].rank} ended with code {failed[0].code}"
-                    self._attempt.write_end(End("failure", self._node, reason=text))
+                    self._end(End("failure", self._node, reason=text))
             if self._signal is not None and not forwarded:
-                self._attempt.write_end(End("stop", self._node, self._signal))
+                self._end(End("stop", self._node, self._signal))
                 self._ranks.send_signal(self._signal)
                 forwarded = True
             if time.monotonic() >= next_beat:
@@ -169,11 +179,13 @@ class Agent:
         others = range(1, len(self._job.ranks_by_node)) if self._node == 0 else (0,)
         for node in others:
             status = self._attempt.status(node)
-            if status is None and self._absence.of(node, None):
-                self._attempt.write_end(End("lost", node, reason=f"machine {node} has not reported at all"))
-            elif status is not None and not status.ended and self._silence.of(node, status.beat):
+            if not self._is_silent(node, status):
+                continue
+            if status is None:
+                reason = f"machine {node} has not reported at all"
+            else:
                 reason = f"{status.host} has not reported for {self._job.node_timeout:g} s"
-                self._attempt.write_end(End("lost", node, reason=reason))
+            self._end(End("lost", node, reason=reason))
 
     def _linger(self) -> None:
         """Wait for the ends of the other machines: after a stop, one of them may still write a checkpoint."""
@@ -187,9 +199,13 @@ class Agent:
     def _has_ended(self, node: int) -> bool:
         """Whether a machine has reported its end, or does not report any more."""
         status = self._attempt.status(node)
-        if status is None:
-            return self._absence.of(node, None)
-        return status.ended or self._silence.of(node, status.beat)
+        return (status is not None and status.ended) or self._is_silent(node, status)
+
+    def _is_silent(self, node: int, status: NodeStatus | None) -> bool:
+        """Whether a machine that has not ended has not reported for too long."""
+        beat = None if status is None else status.beat
+        absent, silent = self._absence.of(node, beat), self._silence.of(node, beat)
+        return absent if status is None else silent and not status.ended
 
     def _exit_code(self) -> int:
         codes = [rank.code for rank in self._ranks.ranks if rank.code]
@@ -199,9 +215,24 @@ class Agent:
         own = [code for code in codes if code > 0]
         return own[0] if own else 1
 
+    def _end(self, end: End) -> None:
+        with self._surviving_the_file_system():
+            self._attempt.write_end(end)
+
     def _report(self, *, ended: bool = False) -> None:
         self._beat += 1
-        self._attempt.write_status(NodeStatus(self._node, self._host, self._beat, ended, self._ranks.ranks))
+        with self._surviving_the_file_system():
+            self._attempt.write_status(NodeStatus(self._node, self._host, self._beat, ended, self._ranks.ranks))
+
+    @contextlib.contextmanager
+    def _surviving_the_file_system(self) -> Iterator[None]:
+        """A full or absent file system is no reason to kill ranks; a machine that cannot report is lost in the end."""
+        try:
+            yield
+        except OSError as error:
+            if str(error) != self._told:
+                self._told = str(error)
+                print(f"{self._host}: cannot report, trying again: {error}", file=sys.stderr, flush=True)
 
 
 def _has_failed(code: int | None) -> bool:

@@ -10,9 +10,9 @@ is a counter, and a reader measures by its own clock how long it has not changed
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +21,9 @@ from typing import Any, Literal
 from archon_core.ranks.error_file import read_error
 from archon_core.ranks.first_failure import RankExit
 from archon_core.ranks.local_ranks import RankStatus
+
+READ_TRIES = 3
+READ_PAUSE_SECONDS = 0.05
 
 EndKind = Literal["failure", "stop", "kill", "lost", "superseded"]
 
@@ -113,13 +116,21 @@ class Attempt:
         data = self._read("rendezvous.json")
         return None if data is None else (data["address"], data["port"])
 
-    def exits(self, n_nodes: int, ranks_by_node: Sequence[Sequence[int]], *, lost: Mapping[int, str]) -> list[RankExit]:
+    def exits(
+        self,
+        n_nodes: int,
+        ranks_by_node: Sequence[Sequence[int]],
+        *,
+        lost: Mapping[int, str],
+        script_output: Path | None = None,
+    ) -> list[RankExit]:
         """How the ranks ended.
 
         Args:
             n_nodes: number of machines.
             ranks_by_node: ranks on each machine.
             lost: number of a machine -> why its ranks are lost unless it says otherwise.
+            script_output: output of the job's script, which says why ranks never started; ``None`` if unknown.
         """
         exits = []
         for node in range(n_nodes):
@@ -135,7 +146,7 @@ class Attempt:
                 if rank is not None and rank.code is not None:
                     exits.append(RankExit(number, rank.pid, rank.code, rank.time, error, self.log(number), host))
                 elif cause:
-                    pid, log = (rank.pid, self.log(number)) if rank is not None else (0, None)
+                    pid, log = (rank.pid, self.log(number)) if rank is not None else (0, script_output)
                     exits.append(RankExit(number, pid, 1, float("inf"), error, log, host, cause))
         return exits
 
@@ -145,9 +156,15 @@ class Attempt:
         temporary.replace(self.folder / name)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        with contextlib.suppress(FileNotFoundError, json.JSONDecodeError):
-            data: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
-            return data
+        for _ in range(READ_TRIES):
+            try:
+                data: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            except (FileNotFoundError, json.JSONDecodeError):
+                return None
+            except OSError:  # on NFS, a file that another machine replaces can become stale while it is read
+                time.sleep(READ_PAUSE_SECONDS)
+            else:
+                return data
         return None
 
 

@@ -9,6 +9,7 @@ from archon_core.contracts.launching import LauncherCheck, ProcessPlan
 from archon_core.errors import ArchonError
 from archon_core.ranks.environment import rank_environment
 from archon_core.serving.cluster_plan import cluster_problems
+from archon_slurm.client import SlurmError, check_programs
 from archon_slurm.script import check_template
 
 
@@ -22,7 +23,14 @@ def check_run(config: Any, *, plan: ProcessPlan, explicit: Collection[str]) -> L
     """
     if rank_environment() is not None:
         return LauncherCheck()  # a rank, whose jobs are submitted
-    return LauncherCheck(tuple(_problems(config, plan)))
+    return LauncherCheck(tuple(_problems(config, plan)), tuple(_unable()))
+
+
+def _unable() -> Iterator[str]:
+    try:
+        check_programs()
+    except SlurmError as error:
+        yield str(error)
 
 
 def _problems(config: Any, plan: ProcessPlan) -> Iterator[str]:

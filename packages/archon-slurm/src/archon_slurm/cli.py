@@ -9,7 +9,6 @@ import typer
 
 from archon_core.cli.console import print_json, print_table
 from archon_core.errors import ConfigError
-from archon_slurm.states import JobState
 
 app = typer.Typer(no_args_is_help=True, help="Show, scale and cancel the SLURM jobs of a run.")
 
@@ -47,7 +46,7 @@ def scale(run: RunFolder, servers: Annotated[int, typer.Argument(min=0, help="Nu
 
     folder = _slurm_folder(run)
     trainer = client.job_state(JobsFile(folder).read().trainer)
-    if trainer.has_ended or not _writes_to(trainer, run):
+    if trainer.has_ended or not trainer.belongs_to(run):
         raise ConfigError(f"{run}: found no running trainer ({trainer}); start the run before you scale its servers")
     ServerJobs(folder, print).scale(servers)
 
@@ -59,7 +58,7 @@ def cancel(run: RunFolder) -> None:
     from archon_slurm.jobs_file import JobsFile
 
     states = [client.job_state(id) for id in JobsFile(_slurm_folder(run)).read().all]
-    ids = [state.id for state in states if not state.has_ended and _writes_to(state, run)]
+    ids = [state.id for state in states if not state.has_ended and state.belongs_to(run)]
     if ids:
         client.cancel(ids)
     print(f"cancelled: {', '.join(ids) or 'nothing'}")
@@ -71,11 +70,6 @@ def script() -> None:
     from archon_slurm.script import read_template
 
     print(read_template(None), end="")
-
-
-def _writes_to(state: JobState, run: Path) -> bool:
-    """Whether a job belongs to the run, whatever ``jobs.json`` says: someone else may have written that."""
-    return bool(state.output) and Path(state.output).parent.resolve() == (run / "logs").resolve()
 
 
 def _slurm_folder(run: Path) -> Path:

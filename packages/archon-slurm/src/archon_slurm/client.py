@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from archon_core.errors import ArchonError, ConfigError
+from archon_slurm.script import overriding_variables
 from archon_slurm.states import UNKNOWN, JobState, parse_job
 
 PROGRAMS = ("sbatch", "srun", "scontrol", "scancel")
@@ -37,7 +39,9 @@ def submit(script: str, *options: str) -> str:
         ConfigError: SLURM refuses it.
         SlurmError: SLURM does not answer.
     """
-    done = _call(["sbatch", "--parsable", *options], text=script)
+    # Variables such as SBATCH_ACCOUNT would win over the options of the script, which come from the configuration.
+    own = {name: value for name, value in os.environ.items() if name not in overriding_variables(script)}
+    done = _call(["sbatch", "--parsable", *options], text=script, environment=own)
     if done.returncode:
         raise ConfigError(f"sbatch refused the job: {_message(done)}{_advice(done.stderr)}")
     return done.stdout.strip().partition(";")[0]
@@ -51,7 +55,10 @@ def job_state(id: str) -> JobState:
     """
     done = _call(["scontrol", "--oneliner", "show", "job", id])
     if done.returncode == 0 and done.stdout.strip():
-        return parse_job(done.stdout)
+        try:
+            return parse_job(done.stdout)
+        except ValueError as error:
+            raise SlurmError(f"scontrol show job {id}: {error}") from error
     if "Invalid job id" in done.stderr:
         return JobState(id, UNKNOWN, "SLURM does not list it any more")
     raise SlurmError(f"scontrol show job {id}: {_message(done)}")
@@ -83,9 +90,20 @@ def _control(command: list[str], what: str) -> None:
         raise SlurmError(f"{what}: {_message(done)}")
 
 
-def _call(command: list[str], *, text: str | None = None) -> subprocess.CompletedProcess[str]:
+def _call(
+    command: list[str], *, text: str | None = None, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     try:
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=CALL_SECONDS)
+        # Ctrl-C goes to every process of the terminal's session. An sbatch that it ends may have submitted the job.
+        return subprocess.run(
+            command,
+            input=text,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=CALL_SECONDS,
+            start_new_session=True,
+        )
     except FileNotFoundError as error:
         raise SlurmError(f"found no {command[0]}; run on a machine of the cluster, with SLURM's programs") from error
     except subprocess.TimeoutExpired as error:

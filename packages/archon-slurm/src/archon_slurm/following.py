@@ -101,16 +101,17 @@ class Follower:
             if state.restarts < self._first:
                 time.sleep(STEP_SECONDS)
                 continue
-            if state.state == "RUNNING" and (gone := self._silent_nodes(attempt, silence)):
+            gone = self._silent_nodes(attempt, silence)
+            if state.state == "RUNNING" and gone:
                 names = [self._host(attempt, node, state) for node in gone]
                 reason = f"{', '.join(names)} has not reported for {self._node_timeout:g} s"
                 attempt.write_end(End("lost", gone[0], reason=reason))
             end = attempt.end()
             if end is not None and end.kind in ("failure", "lost"):
                 failed_since = failed_since or time.monotonic()
-                if time.monotonic() - failed_since > REPORT_SECONDS or (
-                    end.kind == "lost" and self._all_reported(attempt, except_for=end.node)
-                ):
+                # A machine that still reports is not lost: ranks with much memory take their time to end.
+                late = time.monotonic() - failed_since > REPORT_SECONDS and self._unreported(attempt).keys() <= {*gone}
+                if late or (end.kind == "lost" and self._all_reported(attempt, except_for=end.node)):
                     return self._failed(attempt, state)
             time.sleep(STEP_SECONDS)
         self._wait_for_reports(attempt)
@@ -118,13 +119,13 @@ class Follower:
         silent = self._unreported(attempt) if state.state in DIED else {}
         causes = {**dict.fromkeys(range(len(self._ranks)), str(state)), **silent}
         hosts = [self._host(attempt, node, state) for node in silent]
-        return Outcome(self._exits(attempt, causes), "lost" if silent else "ended", hosts)
+        return Outcome(self._exits(attempt, state, causes), "lost" if silent else "ended", hosts)
 
     def _failed(self, attempt: Attempt, state: JobState) -> Outcome:
         """The outcome of an attempt that is over while SLURM believes that the job runs."""
         lost = self._unreported(attempt)
         hosts = [self._host(attempt, node, state) for node in lost]
-        return Outcome(self._exits(attempt, lost), "lost" if lost else "ended", hosts)
+        return Outcome(self._exits(attempt, state, lost), "lost" if lost else "ended", hosts)
 
     def _unreported(self, attempt: Attempt) -> dict[int, str]:
         """Machines that took part and did not report their end -> what to say about them."""
@@ -175,8 +176,9 @@ class Follower:
         while attempt.folder.is_dir() and not self._all_reported(attempt) and time.monotonic() < deadline:
             time.sleep(STEP_SECONDS)
 
-    def _exits(self, attempt: Attempt, lost: dict[int, str]) -> list[RankExit]:
-        return attempt.exits(len(self._ranks), self._ranks, lost=lost)
+    def _exits(self, attempt: Attempt, state: JobState, lost: dict[int, str]) -> list[RankExit]:
+        output = Path(state.output) if state.output else None
+        return attempt.exits(len(self._ranks), self._ranks, lost=lost, script_output=output)
 
     @staticmethod
     def _host(attempt: Attempt, node: int, state: JobState) -> str:

@@ -6,12 +6,15 @@ trainer's job, which keeps its number and gets another attempt; the servers go o
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from archon_core.contracts.launching import Launch, Part
+from archon_core.errors import ConfigError
 from archon_core.layout.diagnostics import count
 from archon_core.plugins import registry
 from archon_core.plugins.transport_choice import choose_transport_between_machines
@@ -23,9 +26,16 @@ from archon_slurm.client import SlurmError
 from archon_slurm.following import Follower
 from archon_slurm.jobs_file import JobsFile
 from archon_slurm.resources import directives, in_container, srun_options
-from archon_slurm.script import JobRequest, render_script
+from archon_slurm.script import JobRequest, literally, render_script
 from archon_slurm.server_job import ServerJob
 from archon_slurm.server_jobs import SCRIPT, ServerJobs
+
+ENDING_SECONDS = 60.0
+"""Time for cancelled jobs of an earlier start of the run to end."""
+
+MOST_LOSSES = 3
+"""Losses of machines in a row without a new checkpoint after which the run still starts again. More are no accident:
+something in the run ends its machines, or keeps them from reporting."""
 
 
 class SlurmLauncher:
@@ -46,6 +56,7 @@ class SlurmLauncher:
         self._jobs = JobsFile(self._folder)
         self._servers = ServerJobs(self._folder, launch.note)
         self._job = ""
+        self._has_begun = False
         self._restarts = 0
         self._excluded = expand_hosts(self._trainer.scheduling.exclude or "")
 
@@ -55,10 +66,19 @@ class SlurmLauncher:
             self._submit(resume=resume)
         else:
             self._start_again()
+        losses, progress = 0, self._checkpoints()
         while True:
             outcome = self._follower().follow()
             self._excluded += outcome.hosts
             if outcome.kind != "lost" or not self._options.requeue or self._launch.stop.number is not None:
+                return outcome.exits
+            before, progress = progress, self._checkpoints()
+            losses = 1 if progress != before else losses + 1
+            if losses > MOST_LOSSES:
+                self._launch.note(
+                    f"{', '.join(outcome.hosts)} lost; the run ends, because it lost machines {losses} times without a "
+                    "new checkpoint"
+                )
                 return outcome.exits
             # SLURM would do the same, but it notices minutes later that a machine is gone.
             self._launch.note(f"{', '.join(outcome.hosts)} lost; job {self._job} is started again on other machines")
@@ -69,16 +89,23 @@ class SlurmLauncher:
         try:
             if self._job and not client.job_state(self._job).has_ended:
                 client.cancel([self._job])
-            if self._server_parts:
+            if self._server_parts and self._has_begun:
                 self._servers.cancel()
         except SlurmError as error:
             jobs = ", ".join(self._jobs.read().all)
             self._launch.note(f"{error}; cancel the jobs that still run with scancel: {jobs}")
 
+    def _checkpoints(self) -> frozenset[str]:
+        """Names of the run's checkpoints."""
+        folder = self._launch.folder / "checkpoints"
+        return frozenset(path.name for path in folder.iterdir()) if folder.is_dir() else frozenset()
+
     def _submit(self, *, resume: bool) -> None:
+        self._check_no_other()
         for folder in (self._folder, self._logs):
             folder.mkdir(parents=True, exist_ok=True)
         self._jobs.clear()
+        self._has_begun = True
         # The jobs may start in days: the user may have edited the file by then. The command to resume names the copy.
         source = self._folder / f"config{self._launch.source.suffix}"
         if not (source.exists() and source.samefile(self._launch.source)):
@@ -96,6 +123,18 @@ class SlurmLauncher:
         self._submit_trainer()
         size = f"{count(len(part.processes), 'rank')} on {count(len(part.nodes), 'machine')}"
         self._launch.note(f"job {self._job}: {size}; logs in {self._logs / f'job-{self._job}'}")
+
+    def _check_no_other(self) -> None:
+        """Raise ConfigError if jobs of an earlier start of this run are left: they would read what this one writes."""
+        deadline = time.monotonic() + ENDING_SECONDS
+        for id in self._jobs.read().all:
+            while not (state := client.job_state(id)).has_ended and state.belongs_to(self._launch.folder):
+                if state.state != "COMPLETING" or time.monotonic() > deadline:
+                    raise ConfigError(
+                        f"{self._launch.folder}: found {state}, of an earlier start of this run; wait for it, or end "
+                        f"it with `{shlex.join(['archon', 'slurm', 'cancel', str(self._launch.folder)])}`"
+                    )
+                time.sleep(1)
 
     def _write_trainer(self, command: Sequence[str]) -> None:
         part = self._trainer
@@ -151,7 +190,7 @@ class SlurmLauncher:
             title=f"{name} of {run}: {part.layout}",
             nodes=len(part.nodes),
             command=in_container(sys.executable, command, spec, devices=devices),
-            output=self._logs / f"{'server-' if part.kind == 'server' else ''}job-%j.log",
+            output=f"{literally(self._logs)}/{'server-' if part.kind == 'server' else ''}job-%j.log",
             folder=Path.cwd(),
             devices=devices,
             directives=directives(spec, processes),

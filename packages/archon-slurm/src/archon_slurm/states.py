@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from archon_core.ranks.host_list import expand_hosts
 
@@ -57,6 +58,11 @@ class JobState:
         """Whether it runs no more."""
         return self.state in ENDED or self.state == UNKNOWN
 
+    def belongs_to(self, run: Path) -> bool:
+        """Whether its output goes to the folder of a run, whatever the run's ``jobs.json`` says: someone else may have
+        written that, or copied the folder."""
+        return bool(self.output) and Path(self.output).parent.resolve() == (run / "logs").resolve()
+
     @property
     def waits(self) -> bool:
         """Whether it waits for machines."""
@@ -67,9 +73,28 @@ class JobState:
         return f"job {self.id} is {self.state}{detail}"
 
 
+_FIELD = re.compile(r"(?:^|\s)([A-Z][A-Za-z:/_]*)=")
+"""The beginning of a field. Values are not quoted, and paths may have spaces."""
+
+
+def _fields(line: str) -> dict[str, str]:
+    """The fields of a line. Of equal ones the first counts: paths and comments, which are the user's, come late."""
+    _, *pieces = _FIELD.split(line)
+    fields: dict[str, str] = {}
+    for name, value in zip(pieces[::2], pieces[1::2], strict=True):
+        fields.setdefault(name, value.strip())
+    return fields
+
+
 def parse_job(text: str) -> JobState:
-    """One line of ``scontrol --oneliner show job``."""
-    fields = dict(re.findall(r"(\S+?)=(\S*)", text))
+    """One line of ``scontrol --oneliner show job``.
+
+    Raises:
+        ValueError: it is not the line of a job.
+    """
+    fields = _fields(text)
+    if not {"JobId", "JobState"} <= fields.keys():
+        raise ValueError(f"found no job in {text.strip()[:200]!r}")
     code, _, number = fields.get("ExitCode", "0:0").partition(":")
     hosts = fields.get("NodeList", "")
     return JobState(

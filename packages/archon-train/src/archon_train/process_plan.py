@@ -10,12 +10,14 @@ Launchers start, watch and end the processes of the plan. Placement follows two 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from archon_core.contracts.launching import Part, Process, ProcessPlan
 from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.errors import ConfigError
+from archon_core.layout import Layout
 from archon_core.layout.diagnostics import count
 from archon_train.cluster import EngineShare
 from archon_train.teacher_servers import TEACHER_SERVERS
@@ -84,7 +86,7 @@ def _place(
         roles = (share.role, *(other.role for other in shares if other.hosted_by == share.role))
         processes = tuple(machines.place_ranks(share))
         parts.append(
-            Part(name, roles, share.layout, processes, together=share.layout.dims["t"], scheduling=gets(share))
+            Part(name, roles, share.layout, processes, together=_together(share.layout), scheduling=gets(share))
         )
     for share in shares:
         if share.layout.kind == "inference" and not share.hosted_by:
@@ -93,6 +95,11 @@ def _place(
                 processes = tuple(machines.place_server(share, name))
                 parts.append(Part(name, (share.role,), share.layout, processes, kind="server", scheduling=gets(share)))
     return ProcessPlan(tuple(parts), n_nodes, n_gpus_per_node)
+
+
+def _together(layout: Layout) -> int:
+    """Consecutive ranks that must share a machine: whole tensor-parallel groups, those inside of experts included."""
+    return math.lcm(layout.dims["t"], layout.etp or 1)
 
 
 @dataclass
@@ -146,7 +153,7 @@ class _Machines:
             yield Process(rank, node, devices)
 
     def _tensor_group(self, share: EngineShare) -> int:
-        group = share.layout.dims["t"]
+        group = _together(share.layout)
         if self.size and group > self.size:
             raise ConfigError(
                 f"{share.role}.backend: found {share.layout}, whose tensor-parallel groups need "

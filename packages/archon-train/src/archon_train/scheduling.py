@@ -50,7 +50,10 @@ def strategy_problems(config: Any, shares: Sequence[EngineShare], algorithm: Alg
         option = f"{role}.scheduling_strategy"
         shared = [other for other, place in hosts.items() if place == host and other != role]
         can = algorithm is None or role in algorithm.separable
-        if strategy.type == "colocation" and strategy.target not in (*shared, role):
+        if strategy.type == "colocation" and strategy.target == role:
+            own = f", or type=separation to give {role} its own ranks" if role != ACTOR else ""
+            yield f"{option}.target: found {role} itself; allowed is another engine; correct target{own}"
+        elif strategy.type == "colocation" and strategy.target not in shared:
             reason = _why_apart(role, strategy.target, hosts, layouts, strategies)
             yield f"{option}: found colocation with {strategy.target}; {reason}"
         elif layout.kind != "train" or host == ACTOR:
@@ -91,9 +94,12 @@ def _why_apart(
             "rollout.backend=local, or type=separation"
         )
     if layouts[role].world_size == layouts[target].world_size:
+        other = strategies[target]
+        if other.type == "separation":
+            return f"{target}.scheduling_strategy.type=separation gives {target} its own ranks; leave one of them out"
         return (
-            f"{target}.scheduling_strategy is a colocation with {strategies[target].target}, a circle; give one of "
-            "them type=separation"
+            f"{target}.scheduling_strategy is a colocation with {other.target}, a circle; give one of them "
+            "type=separation"
         )
     return (
         f"engines share ranks if they have as many: {role}.backend={layouts[role]} has {layouts[role].world_size}, "
@@ -137,6 +143,9 @@ def unused_scheduling(
         elif hosts.get(role) and strategy is not None and strategy.type == "separation":
             reason = f"{role}.backend=local samples on the ranks of {hosts[role]}; servers have processes of their own"
             yield Decision(f"{role}.scheduling_strategy", "type=separation", "no effect", reason)
+        elif strategy is not None and strategy.type == "separation" and strategy.target is not None:
+            reason = f"only type=colocation has a target; {role} gets its own processes"
+            yield Decision(f"{role}.scheduling_strategy.target", strategy.target, "no effect", reason)
 
 
 def _section(config: Any, role: str) -> Any:

@@ -10,7 +10,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.serving import ServerCheck, ServerDriverSpec
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
-from archon_core.plugins.transport_choice import choose_transport
+from archon_core.plugins.transport_choice import choose_transport, may_be_elsewhere
 from archon_train.run_plan import Need, Obstacle
 from archon_train.weight_devices import device_obstacles
 
@@ -34,7 +34,7 @@ def check_servers(config: Any, layout: Layout, registry: Registry, *, elsewhere:
         config: the run's configuration. Its weight transport, if any, is one of the registry.
         layout: of ``rollout.backend``.
         registry: the installed specs.
-        elsewhere: whether the servers run on other machines than the trainer.
+        elsewhere: whether the run's launcher starts the servers on other machines than the trainer.
     """
     try:
         driver = registry.get(ServerDriverSpec, layout.backend)
@@ -44,10 +44,10 @@ def check_servers(config: Any, layout: Layout, registry: Registry, *, elsewhere:
     problems = list(check.problems)
     obstacles: list[Obstacle] = []
     decisions: tuple[Decision, ...] = ()
+    asked = config.rollout.weight_transport
     try:
-        transport, chosen = choose_transport(
-            config.rollout.weight_transport, layout, driver, registry, elsewhere=elsewhere
-        )
+        elsewhere = elsewhere or (asked is None and may_be_elsewhere(config.rollout))
+        transport, chosen = choose_transport(asked, layout, driver, registry, elsewhere=elsewhere)
         decisions = tuple(chosen)
         obstacles += device_obstacles(config, transport, driver.transports_for(layout), registry)
     except ConfigError as error:

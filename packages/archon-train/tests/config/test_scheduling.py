@@ -102,6 +102,16 @@ def test_an_engine_in_the_actors_processes_has_no_specification_of_its_own(plan:
             "ref, a circle; give one of them type=separation",
         ),
         (
+            ("ref.scheduling_strategy.type=colocation", "ref.scheduling_strategy.target=ref"),
+            "ref.scheduling_strategy.target: found ref itself; allowed is another engine; correct target, or "
+            "type=separation to give ref its own ranks",
+        ),
+        (
+            ("actor.scheduling_strategy={type: colocation, target: ref}", "ref.scheduling_strategy.type=separation"),
+            "actor.scheduling_strategy: found colocation with ref; ref.scheduling_strategy.type=separation gives ref "
+            "its own ranks; leave one of them out",
+        ),
+        (
             ("ref.scheduling_strategy.type=colocation", "ref.scheduling_strategy.target=critic"),
             "found colocation with critic; allowed are the engines of this run: actor, rollout",
         ),
@@ -221,3 +231,10 @@ def test_separation_of_a_rollout_on_the_actors_ranks_has_no_effect(plan: Callabl
     assert errors(found) == []
     reason = "rollout.backend=local samples on the ranks of actor; servers have processes of their own"
     assert unused(found) == {"rollout.scheduling_strategy": reason}
+
+
+def test_a_target_of_separation_is_recorded_as_unused(plan: Callable[..., RunPlan]) -> None:
+    found = plan(ACTOR + "ref: {}\n", "ref.scheduling_strategy={type: separation, target: actor}")
+    assert errors(found) == []
+    reason = "only type=colocation has a target; ref gets its own processes"
+    assert unused(found) == {"ref.scheduling_strategy.target": reason}

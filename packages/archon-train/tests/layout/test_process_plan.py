@@ -48,6 +48,12 @@ def test_a_tensor_parallel_group_never_crosses_machines() -> None:
     assert places(found) == {"trainer": [(0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))]}
 
 
+def test_a_tensor_parallel_group_of_experts_never_crosses_machines() -> None:
+    found = plan(2, 3, actor="archon:(attn:d4|ffn:d1e2t2)", rollout="local")
+    assert places(found) == {"trainer": [(0, (0,)), (0, (1,)), (1, (0,)), (1, (1,))]}
+    assert found.trainer.together == 2
+
+
 def test_a_server_that_no_machine_holds_is_split_between_its_stages() -> None:
     found = plan(3, 2, actor="archon:d2", rollout="vllm:t2p2")
     assert places(found)["server 0"] == [(1, (0, 1)), (2, (0, 1))]

@@ -76,8 +76,19 @@ def wait_for_ranks(store: Any, place: RankEnvironment, *, timeout: float) -> Non
     """Tell the others that this rank is here, and wait until all are.
 
     Raises:
-        ConfigError: some did not arrive within ``timeout`` seconds.
+        ConfigError: some did not arrive within ``timeout`` seconds; or the store is gone, whose process has given up on
+            them.
     """
+    try:
+        _wait_for_ranks(store, place, timeout=timeout)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"ranks: rank {place.rank} ({socket.gethostname()}) lost the store of rank 0 while it waited for other "
+            f"ranks: {str(error).splitlines()[0]}; read the output of rank 0, which names the missing ones"
+        ) from error
+
+
+def _wait_for_ranks(store: Any, place: RankEnvironment, *, timeout: float) -> None:
     store.set(f"host/{place.rank}", socket.gethostname())
     end = time.monotonic() + timeout
     missing = list(range(place.world_size))

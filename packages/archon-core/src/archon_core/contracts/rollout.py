@@ -55,7 +55,7 @@ class RolloutConfig:
         topology_change_cooldown_seconds: time after a server joined or left during which no server joins.
         weight_transport: how servers get weights: ``shm`` on the trainer's host, ``distributed`` over the network,
             ``disk`` through the run folder, ``ipc`` in the memory of a GPU that trainer and servers share; null for the
-            first that the kind of server supports. See docs/weights.md.
+            first that the kind of server supports where the servers are. See docs/weights.md.
         weight_group: backend of ``distributed``: ``gloo`` sends to each server over the CPU, in parallel; ``nccl``
             broadcasts from the trainer's GPU to the GPUs of all servers.
         weight_bucket_mb: size in MiB of the buckets in which weights are gathered and sent; a larger tensor is sent

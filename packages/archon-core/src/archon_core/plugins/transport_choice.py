@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.rollout import RolloutConfig
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.weight_transport import WeightTransportSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins.registry import Registry
+from archon_core.ranks.addresses import is_this_machine
 
 OPTION = "rollout.weight_transport"
 
@@ -32,7 +34,13 @@ def choose_transport(
     """
     allowed = driver.transports_for(layout)
     if elsewhere:
-        allowed = tuple(name for name in allowed if not registry.get(WeightTransportSpec, name).one_host)
+        one_host = {spec.name for spec in registry.all(WeightTransportSpec) if spec.one_host}
+        here, allowed = allowed, tuple(name for name in allowed if name not in one_host)
+        if not allowed:
+            raise ConfigError(
+                f"rollout.backend: found {layout}, whose servers receive weights by {', '.join(here)} only; allowed on "
+                "other machines than the trainer's are kinds of servers with disk or distributed; choose one"
+            )
     if asked is None:
         reason = f"the first transport that {driver.name} supports{' between machines' if elsewhere else ''}"
         return allowed[0], (Decision(OPTION, "null", allowed[0], reason),)
@@ -43,6 +51,15 @@ def choose_transport(
             f"by {', '.join(allowed)}; choose one"
         )
     return name, ()
+
+
+def may_be_elsewhere(rollout: RolloutConfig) -> bool:
+    """Whether servers that the run does not start may be on other machines than this one: servers with such an address,
+    and all that announce themselves, at any time and from anywhere."""
+    if rollout.starts_servers:
+        return False
+    hosts = [address.rpartition(":")[0].strip("[]") for address in rollout.addresses]
+    return not hosts or not all(map(is_this_machine, hosts))
 
 
 def choose_transport_between_machines(asked: str | None, layout: Layout, registry: Registry) -> str:

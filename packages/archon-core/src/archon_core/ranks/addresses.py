@@ -100,6 +100,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_this_machine(host: str) -> bool:
+    """Whether a name or address means this machine; ``False`` for a name that does not resolve."""
+    if is_loopback(host) or host == socket.gethostname():
+        return True
+    own = {one.address for one in interface_addresses()}
+    with contextlib.suppress(OSError):
+        found = {str(entry[4][0]).partition("%")[0] for entry in socket.getaddrinfo(host, None)}
+        return any(address in own or is_loopback(address) for address in found)
+    return False
+
+
 def address_towards(host: str, port: int = 9) -> str:
     """The address of this machine on the way to ``host``, which may be this machine. Sends nothing.
 

@@ -26,7 +26,7 @@ from archon_core.errors import ServerError, TrainingError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
-from archon_core.plugins.transport_choice import choose_transport
+from archon_core.plugins.transport_choice import choose_transport, may_be_elsewhere
 from archon_core.ranks.failing_together import failing_together
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.record import ServerRecord
@@ -86,11 +86,14 @@ class ServedEngine(BesideTrainer, ElasticHooks):
         table = backend_table((), inference_engines(registry()))
         self._layout = parse_layout(config.backend, backends=table, option="rollout.backend")
         self._kind = registry().get(ServerDriverSpec, self._layout.backend)
-        transport, self.decisions = choose_transport(config.weight_transport, self._layout, self._kind, registry())
-        self._config = replace(config, weight_transport=transport)
-        self._options = options
         self._trainer = trainer
         self._ranks = trainer.data_ranks.everyone
+        elsewhere = config.weight_transport is None and self._ranks.broadcast(may_be_elsewhere(config))
+        transport, self.decisions = choose_transport(
+            config.weight_transport, self._layout, self._kind, registry(), elsewhere=elsewhere
+        )
+        self._config = replace(config, weight_transport=transport)
+        self._options = options
         self._paused = self._closed = False
         self._version = -1
         self._bucket_bytes = bucket_bytes
