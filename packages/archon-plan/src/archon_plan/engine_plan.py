@@ -10,11 +10,12 @@ from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.contracts.pipeline import RankActions, StagePlan
 from archon_core.layout import ParallelDims
 from archon_engine.data.packing import plan_micro_batches
+from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_plan.constraints import Check
 from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
-from archon_plan.setting import Setting, Tokens, Types
+from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 
@@ -104,8 +105,18 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         offloads=effective.offload_params,
         compiles=effective.compile,
         trains=trains,
+        entropy=request.entropy,
+        aux_loss=_aux_loss(config) if parts.anatomy.has_experts and trains else "none",
+        z_loss=bool(getattr(config.archon, "moe_z_loss_coef", 0.0)) and parts.anatomy.has_experts and trains,
     )
     return EnginePlan(request, parts, effective, setting, tuple(decisions), tuple(notes))
+
+
+def _aux_loss(config: ArchonEngineConfig) -> AuxiliaryLoss:
+    """What balances experts. The options are those of the package that builds them."""
+    if not getattr(config.archon, "moe_aux_loss_coef", 0.0):
+        return "none"
+    return getattr(config.archon, "moe_aux_loss", "none")  # type: ignore[no-any-return]
 
 
 def _actions(

@@ -60,6 +60,7 @@ class EngineRequest:
         explicit: dotted names of the options that the user wrote.
         option: the option that holds the layout, for messages.
         device: ``cuda`` or ``cpu``.
+        entropy: whether the loss asks the head for entropies, as the losses of policies do.
     """
 
     role: str
@@ -70,6 +71,7 @@ class EngineRequest:
     explicit: frozenset[str] = frozenset()
     option: str = "--layout"
     device: str = "cuda"
+    entropy: bool = False
 
 
 @dataclass(frozen=True)

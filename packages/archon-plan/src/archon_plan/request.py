@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine_config import ROLES, EngineConfig, MicroBatchSpec, OptimizerConfig
-from archon_core.errors import ConfigError
+from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins import Registry
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
@@ -22,6 +23,12 @@ TOKENS = 32_768
 
 LENGTH = 4096
 """Default of ``--seq``."""
+
+CHARACTERS = 128
+"""Assumed vocabulary of a tokenizer of characters: that of ASCII texts."""
+
+_PLANNED = frozenset([*ROLES, "cluster", "rollout"])
+"""Sections whose errors concern a plan."""
 
 OPTIONS: Mapping[str, str] = MappingProxyType(
     {
@@ -89,6 +96,7 @@ class RunRequest:
         problems: errors of the configuration beyond those of layouts and engines.
         notes: what this machine lacks for the run, and assumptions; they do not prevent a plan.
         title: the file, or the model.
+        hosts: role -> the role on whose ranks it runs, which may be itself.
     """
 
     engines: tuple[EngineRequest, ...]
@@ -199,29 +207,42 @@ def request_run(
     unused = {decision.option for decision in plan.decisions if decision.effective == "not used"}
     kind = device or ("cpu" if config.cluster.n_gpus_per_node == 0 else "cuda")
     layouts, lengths = engine_backends(config), _Lengths(config, registry, seq)
-    engines = []
+    engines, problems, notes = [], [], [*plan.notes]
     for role in ROLES:
         if role not in layouts or role in unused:
             continue
         section = engine_section(config, role)
-        if role != "actor" and not (section.path or section.model_config):
-            continue  # an algorithm without this model, or a problem that the plan reports
+        try:
+            found = _model_of(role, section, config.actor, model)
+        except ArchonError as error:
+            problems.append(str(error))
+            continue
+        found, assumed = _with_vocabulary(found, config.tokenizer)
+        notes += assumed
         engines.append(
             EngineRequest(
                 role=role,
                 layout=layouts[role] or layouts["actor"] or "",
-                model=_model_of(role, section, config.actor, model),
+                model=found,
                 config=_with_options(section),
                 sequences=lengths.of(role, section),
                 explicit=loaded.explicit,
                 option=f"{role}.backend",
                 device=kind,
+                entropy=lengths.samples and role == "actor",
             )
         )
-    notes = [*plan.notes, *lengths.notes]
+    notes += lengths.notes
     notes += [f"this machine: {obstacle.text}" for obstacle in plan.obstacles if obstacle.kind == "environment"]
     commands = list(install_commands(plan.needs))
     notes += [f"a run also needs packages: {'; '.join(commands)}"] if commands else []
+    for obstacle in plan.obstacles:
+        if obstacle.kind == "config" and obstacle.text not in problems:
+            section_name = re.split(r"[^a-z_]", obstacle.text, maxsplit=1)[0]
+            if section_name in _PLANNED:
+                problems.append(obstacle.text)
+            else:
+                notes.append(f"a run stops at: {obstacle.text}")
     return RunRequest(
         engines=tuple(engines),
         rollout=plan.layouts.get("rollout"),
@@ -229,14 +250,15 @@ def request_run(
         devices_per_node=config.cluster.n_gpus_per_node,
         config=config,
         decisions=(*loaded.decisions, *plan.decisions),
-        problems=tuple(obstacle.text for obstacle in plan.obstacles if obstacle.kind == "config"),
-        notes=tuple(notes),
+        problems=tuple(problems),
+        notes=tuple(dict.fromkeys(notes)),
         title=str(path),
         hosts={share.role: share.hosted_by or share.role for share in plan.shares},
     )
 
 
 def _model_of(role: str, section: EngineConfig, actor: EngineConfig, given: str | None) -> NamedModel:
+    """The model of a section. Raises ConfigError, ModelError."""
     from archon_train.local_files import model_entries
 
     same = role == "actor" or (section.path, section.model_config) == (actor.path, actor.model_config)
@@ -254,6 +276,17 @@ def _model_of(role: str, section: EngineConfig, actor: EngineConfig, given: str 
     return find_model(section.path, option=f"{role}.path")
 
 
+def _with_vocabulary(model: NamedModel, tokenizer: Any) -> tuple[NamedModel, list[str]]:
+    """A model with the vocabulary of a tokenizer that a run builds from its data, if its entries leave it out."""
+    if model.entries.get("vocab_size") is not None or tokenizer.kind == "pretrained":
+        return model, []
+    size, notes = tokenizer.vocab_size, []
+    if tokenizer.kind == "characters":
+        size = CHARACTERS
+        notes.append(f"{model.source} has no vocab_size; {size} characters in the data are assumed")
+    return replace(model, entries={**model.entries, "vocab_size": size}), notes
+
+
 def _with_options(section: EngineConfig) -> ArchonEngineConfig:
     """The section with the Archon engine's options, which other engines' sections lack."""
     shared = {f.name: getattr(section, f.name) for f in fields(EngineConfig)}
@@ -261,7 +294,12 @@ def _with_options(section: EngineConfig) -> ArchonEngineConfig:
 
 
 class _Lengths:
-    """The sequences of a run's steps: as many as its options say, and as long as they allow."""
+    """The sequences of a run's steps: as many as its options say, and as long as they allow.
+
+    Attributes:
+        samples: whether the run samples completions.
+        notes: assumptions about lengths.
+    """
 
     def __init__(self, config: Any, registry: Registry, seq: int | None) -> None:
         from archon_core.contracts.train import AlgorithmSpec
@@ -269,12 +307,12 @@ class _Lengths:
         self._config, self._seq = config, seq
         algorithms = {spec.name: spec for spec in registry.all(AlgorithmSpec)}
         algorithm = algorithms.get(config.algorithm)
-        self._samples = algorithm is None or "inference_engine" in algorithm.needs
+        self.samples = algorithm is None or "inference_engine" in algorithm.needs
         self.notes: list[str] = []
 
     def of(self, role: str, section: EngineConfig) -> Sequences:
         """The sequences of one optimizer step, or of one pass of a model that is not trained."""
-        sequences = self._sampled(section) if self._samples else self._written(section)
+        sequences = self._sampled(section) if self.samples else self._written(section)
         return sequences if self._seq is None else replace(sequences, length=self._seq)
 
     def _sampled(self, section: EngineConfig) -> Sequences:
