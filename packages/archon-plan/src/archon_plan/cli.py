@@ -1,8 +1,120 @@
-"""``archon plan``."""
+"""``archon plan``: memory, traffic and time of a run's engines, and the best layouts, before any device is used."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated, Any
 
-def plan() -> None:
-    """Predict memory, traffic and time of a layout."""
-    raise NotImplementedError
+import typer
+
+from archon_core.cli.console import print_json, print_text
+from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.plugins import registry
+from archon_plan.devices import Device, find_device, override
+from archon_plan.request import EngineFlags, RunRequest, request_engine, request_run
+
+DOES_NOT_FIT = 1
+"""Exit code of a plan whose memory does not suffice."""
+
+FLAGS_OF_FILES = "with a file, write an override"
+
+
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of a run, in Archon's or AReaL's format.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of the file to set, such as actor.backend=archon:d4t2.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Name of a known model (qwen3-8b), a config.json, or a folder with one. With a file: in place of "
+            "actor.path.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="LAYOUT", help="Layout of --model, such as archon:d4p2t2.")
+    ] = None,
+    role: Annotated[
+        str | None, typer.Option("--role", help="Engine of --model: actor, critic, ref, teacher or reward_model [actor].")
+    ] = None,
+    critic: Annotated[bool, typer.Option("--critic", help="Give --model a value head.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens of a micro-batch on each data rank [32768].")
+    ] = None,
+    n_mbs: Annotated[
+        int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
+    ] = None,
+    seq: Annotated[
+        int | None,
+        typer.Option("--seq", min=1, help="Mean length of sequences [4096; with a file: the longest that it allows]."),
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", help="Pipeline schedule [Interleaved1F1B].")
+    ] = None,
+    ac_mode: Annotated[
+        str | None,
+        typer.Option("--ac-mode", help="Checkpointing: none, selective, full or memory_budget [selective]."),
+    ] = None,
+    dtype: Annotated[
+        str | None, typer.Option("--dtype", help="Compute type [bfloat16; float32 on a CPU].")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adamw, adam, sgd or muon [adamw].")
+    ] = None,
+    offload: Annotated[
+        bool | None, typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory [no].")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks [yes; no on a CPU].")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file [h100]."),
+    ] = None,
+    figures: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIGURE=NUMBER", help="Replace a figure of the device: efficiency.dense=0.6."),
+    ] = None,
+    world: Annotated[
+        int | None, typer.Option("--world", min=1, metavar="N", help="With --search: number of devices.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, metavar="N", help="Machines of the devices.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Find the best layouts of --world devices.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="Measure this machine's device and write a device file."),
+    ] = None,
+) -> None:
+    """Predict memory, traffic and time of a layout, on any machine and without a device.
+
+    [bold]archon plan CONFIG.yaml[/bold] plans every engine of a run. [bold]archon plan --model qwen3-8b --layout
+    archon:d4t2[/bold] plans one engine. [bold]archon plan --model qwen3-8b --world 64 --search[/bold] finds the best
+    layouts.
+
+    Exit codes: 0 fits, 1 does not fit, 2 wrong input or violated constraints.
+    """
+    flags = {
+        "--layout": layout,
+        "--role": role,
+        "--critic": critic or None,
+        "--tokens": tokens,
+        "--n-mbs": n_mbs,
+        "--schedule": schedule,
+        "--ac-mode": ac_mode,
+        "--dtype": dtype,
+        "--optimizer": optimizer,
+        "--offload": offload,
+        "--compile": compile,
+    }
+    print(config, overrides, flags, model, seq, device, figures, world, nodes, search, html, as_json, calibrate)
+
+
+def _unused() -> tuple[Any, ...]:
+    return Device, find_device, override, RunRequest, EngineFlags, request_engine, request_run, print_json, print_text, USER_ERROR, ConfigError, registry
