@@ -84,10 +84,14 @@ def split_rows(setting: Setting) -> list[tuple[str, str, str]]:
     if n_experts:
         rows.append((f"{n_experts} experts", _over(("expert", dims.ep)), f"{n_experts // dims.ep}"))
         rows.append((f"width {inner:,} of an expert", _over(("expert tensor", dims.etp)), f"{inner // dims.etp:,}"))
-    rows.append(("these parts of dense weights", _over(("data", dims.dp_shard), ("context", dims.cp)), f"1/{dense}"))
+    rows.append(("these parts of dense weights", _over(("data", dims.dp_shard), ("context", dims.cp)), _part(dense)))
     if n_experts:
-        rows.append(("these parts of experts", _over(("expert data", dims.edp)), f"1/{dims.edp}"))
+        rows.append(("these parts of experts", _over(("expert data", dims.edp)), _part(dims.edp)))
     return rows
+
+
+def _part(number: int) -> str:
+    return f"1/{number}" if number > 1 else "all"
 
 
 def _over(*axes: tuple[str, int]) -> str:
@@ -108,10 +112,8 @@ def _heads_each(setting: Setting) -> str:
 
 
 def _print_classes(setting: Setting, holdings: Holdings) -> None:
-    size = setting.dims.stage_size
-    print_text(
-        f"before sharding over data ranks, of the {size} ranks of a pipeline rank:" if setting.dims.pp > 1 else ""
-    )
+    of = f" of each pipeline rank, counted from its first of {setting.dims.stage_size}" if setting.dims.pp > 1 else ""
+    print_text(f"ranks{of}, and their parts before sharding over data ranks:")
     has_experts = setting.anatomy.has_experts
     columns = ["ranks", "query heads", "vocabulary"] + (["experts", "of their width"] if has_experts else [])
     rows = []

@@ -37,7 +37,9 @@ def _print_engine(answer: Answer, engine: EngineAnswer) -> None:
     if setting.anatomy.has_experts:
         active = f", {count(active_parameters(engine))} of them for each token"
     optimizer = f"{setting.optimizer}, checkpointing {_checkpointing(engine)}" if setting.trains else "not trained"
-    print_text(f"{count(setting.anatomy.n_parameters)} parameters{active}; {plan.effective.compute_dtype}; {optimizer}\n")
+    print_text(
+        f"{count(setting.anatomy.n_parameters)} parameters{active}; {plan.effective.compute_dtype}; {optimizer}\n"
+    )
     print_layout(plan)
     print_text("")
     print_memory(answer, engine)
@@ -66,7 +68,9 @@ def _checkpointing(engine: EngineAnswer) -> str:
     setting = engine.plan.setting
     if setting.checkpointing == "selective":
         return f"every {setting.every}. block" if setting.every else "selective by operation"
-    return f"to {setting.budget:g} of activations" if setting.checkpointing == "memory_budget" else setting.checkpointing
+    return (
+        f"to {setting.budget:g} of activations" if setting.checkpointing == "memory_budget" else setting.checkpointing
+    )
 
 
 def print_decisions(decisions: Sequence[Decision], *, role: str, in_file: bool) -> None:
@@ -109,8 +113,8 @@ def print_shortfall(answer: Answer, registry: Registry) -> None:
     role, in_file = engine.plan.role, answer.request.config is not None
     needs, has = answer.peak(engine), answer.device.memory
     print_remark(
-        f"{role} needs {gib(needs)} on its fullest rank, and {answer.device.name} has {gib(has)}: {gib(needs - has)} are "
-        "missing",
+        f"{role} needs {gib(needs)} on its fullest rank, and {answer.device.name} has {gib(has)}: "
+        f"{gib(needs - has)} are missing",
         label="does not fit: ",
         style="bold red",
     )
