@@ -54,7 +54,7 @@ class RankClass:
 
 
 @dataclass(frozen=True)
-class Holdings:
+class Placement:
     """What the ranks of a layout hold.
 
     Attributes:
@@ -70,10 +70,10 @@ class Holdings:
     expert_parts: int
 
 
-def find_holdings(setting: Setting) -> Holdings:
+def find_placement(setting: Setting) -> Placement:
     """Who holds what."""
     dims = setting.dims
-    return Holdings(
+    return Placement(
         pipeline=tuple(_pipeline_rank(setting, number) for number in range(dims.pp)),
         classes=_classes(setting),
         dense_parts=dims.dp_shard * dims.cp,
