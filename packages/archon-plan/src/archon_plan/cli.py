@@ -144,8 +144,9 @@ def _check_form(
     """Check that the options belong together. Raises ConfigError."""
     if config is None and model is None:
         raise ConfigError(
-            "archon plan: found neither a file nor --model; use `archon plan CONFIG.yaml`, `archon plan --model qwen3-8b "
-            "--layout archon:d4t2`, or `archon plan --model qwen3-8b --world 64 --search`"
+            "archon plan: found neither a file nor --model; use `archon plan CONFIG.yaml`, "
+            "`archon plan --model qwen3-8b --layout archon:d4t2`, or "
+            "`archon plan --model qwen3-8b --world 64 --search`"
         )
     if config is not None and written:
         name = next(iter(written))

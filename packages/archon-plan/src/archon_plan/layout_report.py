@@ -5,8 +5,8 @@ from __future__ import annotations
 from archon_core.cli.console import print_table, print_text
 from archon_plan.engine_plan import EnginePlan
 from archon_plan.extents import expert_extents
-from archon_plan.placement import Placement, find_placement
 from archon_plan.numbers import count, span
+from archon_plan.placement import Placement, find_placement
 from archon_plan.setting import Setting
 
 MOST_ROWS = 8
