@@ -1,7 +1,7 @@
 """Lengths of completions: log-normal, with a limit that ends the longest ones.
 
-Most completions are short and a few are several times as long; a batch that waits for all of them waits for the longest.
-Lengths of reasoning models are close to log-normal until ``gconfig.max_new_tokens`` cuts them off.
+Most completions are short and a few are several times as long; a batch that waits for all of them waits for the
+longest. The shape is an assumption; ``archon simulate`` makes the same one for the times of groups.
 """
 
 from __future__ import annotations

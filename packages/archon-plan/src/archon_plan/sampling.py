@@ -1,9 +1,9 @@
 """Times in which servers sample the batches of a run.
 
-A server decodes one token of every running sequence per step, so in units of steps a completion takes its length, however
-many others run. The start and end of every completion in these units follow from list scheduling; the seconds of a step
-follow from the sequences that run during it. A synchronous batch begins and ends with empty servers. Ahead of training,
-servers keep running the number of sequences that ``max_concurrent_rollouts`` and the KV cache allow.
+A server decodes one token of every running sequence per step, so in units of steps a completion takes its length,
+however many others run. The start and end of every completion in these units follow from list scheduling; the seconds
+of a step follow from the sequences that run during it. A synchronous batch begins and ends with empty servers. Ahead of
+training, servers keep running the number of sequences that ``max_concurrent_rollouts`` and the KV cache allow.
 """
 
 from __future__ import annotations

@@ -41,7 +41,10 @@ class Rates:
 
 
 def rates_of(device: Device, ranks: int = 1) -> Rates:
-    """The rates of a device for bf16 weights; servers of more ranks than a node has devices exchange over the network."""
+    """The rates of a device for bf16 weights.
+
+    Servers of more ranks than a node has devices exchange over the network.
+    """
     within = ranks <= device.devices_per_node
     share = device.efficiency
     return Rates(
@@ -94,8 +97,10 @@ class Server:
 
     @cached_property
     def cache_per_token(self) -> float:
-        """Bytes of the KV cache per token on one device: layers / p x kv / t x (head + value size) x bytes. Tensor ranks
-        beyond the number of KV heads hold copies."""
+        """Bytes of the KV cache per token on one device: layers / p x kv / t x (head + value size) x bytes.
+
+        Tensor ranks beyond the number of KV heads hold copies.
+        """
         return sum(self._cache_of(layer.attention) for layer in self.anatomy.layers) / self.pipeline
 
     def cached(self, tokens: float, sequences: float) -> float:
