@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 
 from archon_plan.devices import Device
 from archon_plan.overlap import BatchTimes, Pace, Step, pace, play
-from archon_plan.publication import Publication, Transport
+from archon_plan.publishing import Transport, publication_seconds
 from archon_plan.results import StepTime
 from archon_plan.sampling import Fleet, Samples
 from archon_plan.server import Server, rates_of
@@ -83,11 +83,6 @@ class RLRun:
     def server_devices(self) -> int:
         """Devices of the servers alone; 0 if the trainer's ranks sample."""
         return 0 if self.colocated else self.servers * self.server.n_devices
-
-    @property
-    def published_bytes(self) -> float:
-        """Bytes of a publication: 2 N."""
-        return float(self.server.weight_bytes * self.actor.anatomy.n_parameters)
 
     @property
     def queued(self) -> float:
@@ -166,7 +161,7 @@ def plan_rl(run: RLRun, device: Device) -> RLPlan:
     )
     steps = {one.name: step_time(one.setting, device) for one in run.passes}
     training = {one.name: one.times * steps[one.name].total for one in run.passes}
-    published = _unsharding(run, device) if run.colocated else _publication(run).seconds(device, run.actor.dims)
+    published = _unsharding(run, device) if run.colocated else _publication(run, device)
     train = sum(training.values()) + published
     staleness = 0 if run.colocated else run.staleness
     bounds = (0,) if run.colocated else sorted({*STALENESS, staleness})
@@ -174,8 +169,8 @@ def plan_rl(run: RLRun, device: Device) -> RLPlan:
     return RLPlan(run, fleet, training, steps, published, paces[staleness], paces)
 
 
-def _publication(run: RLRun) -> Publication:
-    return Publication(run.published_bytes, run.transport, run.servers)
+def _publication(run: RLRun, device: Device) -> float:
+    return publication_seconds(run.actor, device, transport=run.transport, servers=run.servers)
 
 
 def _unsharding(run: RLRun, device: Device) -> float:
