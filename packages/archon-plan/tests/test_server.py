@@ -78,6 +78,14 @@ def test_decoding_is_limited_by_memory_and_then_by_products() -> None:
     assert server.flops_per_token == pytest.approx(2 * met)
 
 
+def test_without_cuda_graphs_the_host_limits_small_batches() -> None:
+    launching = replace(RATES, launch=0.1)
+    assert Server(MODEL, launches=30).decode_seconds(launching, 1, 100) == pytest.approx(
+        max(3.0, Server(MODEL).decode_seconds(launching, 1, 100))
+    )
+    assert Server(MODEL, launches=300).decode_seconds(launching, 1, 100) == pytest.approx(30.0)
+
+
 def test_a_pipeline_speeds_up_the_cache_and_not_the_weights() -> None:
     """Ranks of a pipeline run one group of sequences each, so all weights are read for every group."""
     one, two = Server(replace(MODEL, layers=(DENSE,) * 4)), Server(replace(MODEL, layers=(DENSE,) * 4), pipeline=2)

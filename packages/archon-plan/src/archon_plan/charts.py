@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,13 +18,16 @@ COLOURS = (
     "#9edecd",
     "#fccd91",
     "#d8c8ec",
-    "#667085",
-    "#c0c7d2",
     "#8c2f39",
     "#e8b4bc",
+    "#667085",
+    "#c0c7d2",
 )
-"""Dark and light shades of the hues of ``archon pipeline show``, which differ with red-green colour blindness, then
-greys and reds."""
+"""Dark and light shades of the hues of ``archon pipeline show``, which differ with red-green colour blindness, and red
+for what comes last."""
+
+OTHERS = "others"
+GREY = "#8992a3"
 
 KINDS: Mapping[ActionKind, tuple[str, str, str]] = {
     ActionKind.FORWARD: ("forward", "#3168ac", "#b0d0f5"),
@@ -33,11 +37,8 @@ KINDS: Mapping[ActionKind, tuple[str, str, str]] = {
 }
 """Kind -> its name, its colour on the first stage of a rank, and on the last."""
 
-MOST_TITLES = 1_500
-"""Actions of a timeline up to which each has a text for the mouse; larger pages would load slowly on phones."""
-
-MOST_ACTIONS = 6_000
-"""Actions that a timeline draws at most, from its start."""
+MOST_ACTIONS = 64
+"""Most actions of a rank that a timeline shows; on a phone they are then four pixels wide."""
 
 _WIDTH = 1000.0
 _ROW = 18.0
@@ -58,10 +59,28 @@ class Bar:
     value: str
 
 
+@dataclass(frozen=True)
+class Span:
+    """A rectangle on a lane: its colour, start, end, and text for the mouse."""
+
+    colour: str
+    start: float
+    end: float
+    text: str
+
+
 def colours_of(bars: Sequence[Bar]) -> dict[str, str]:
     """Name of a part -> colour, in the order in which parts appear."""
-    names = dict.fromkeys(name for bar in bars for name in bar.parts)
-    return {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    names = [name for name in dict.fromkeys(name for bar in bars for name in bar.parts) if name != OTHERS]
+    colours = {name: COLOURS[place % len(COLOURS)] for place, name in enumerate(names)}
+    return {**colours, OTHERS: GREY} if any(OTHERS in bar.parts for bar in bars) else colours
+
+
+def with_others(parts: Mapping[str, float], least: float) -> dict[str, float]:
+    """The parts, those below ``least`` as one: they are too short to see."""
+    shown = {name: size for name, size in parts.items() if size >= least}
+    rest = sum(size for size in parts.values() if size < least)
+    return {**shown, OTHERS: rest} if rest else shown
 
 
 def draw_bars(bars: Sequence[Bar], *, limit: float | None = None, colours: Mapping[str, str] | None = None) -> str:
@@ -111,36 +130,57 @@ def draw_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: in
     return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def draw_axis(end: float, unit: str) -> str:
-    """Labels below a timeline: start, quarters and end."""
-    labels = "".join(f"<span>{end * part / 4:.3g}</span>" for part in range(5))
-    return f'<div class="lane"><span>{escape(unit)}</span><div class="axis">{labels}</div></div>'
+def draw_axis(start: float, end: float, unit: str) -> str:
+    """Labels below a timeline, at round numbers."""
+    step = round_step((end - start) / 4)
+    labels = []
+    for number in range(math.ceil(start / step), math.floor(end / step) + 1):
+        place = 100 * (number * step - start) / (end - start)
+        if place < 93:  # a label further right would leave the page
+            labels.append(f'<span style="left:{place:.2f}%">{number * step:g}</span>')
+    return f'<div class="lane"><span>{escape(unit)}</span><div class="axis">{"".join(labels)}</div></div>'
+
+
+def round_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, 20, ... (and 0.5, 0.2, ...) from ``least``."""
+    power = 10 ** math.floor(math.log10(least))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
 def draw_pipeline(timed: TimedActions, rank_of: Sequence[int], unit: str = "s") -> str:
-    """The timeline of a pipeline: one lane per pipeline rank.
+    """The timeline of a pipeline: one lane per pipeline rank. Of a long step, its start and its end.
 
     Args:
         timed: the actions with their starts and ends.
         rank_of: for each stage, the rank that holds it.
         unit: of the times.
     """
-    n_actions = sum(map(len, timed))
-    end = max((stop for rank in timed for _, _, stop in rank), default=0.0) or 1.0
-    shown = end
-    if n_actions > MOST_ACTIONS:
-        shown = sorted(start for rank in timed for _, start, _ in rank)[MOST_ACTIONS]
+    end = max((stop for rank in timed for _, _, stop in rank), default=0.0)
+    assert end > 0, "a pipeline that does something takes time"
+    longest = max(map(len, timed))
+    kinds = {action.kind for rank in timed for action, _, _ in rank}
+    parts = [draw_legend({name: first for kind, (name, first, _) in KINDS.items() if kind in kinds})]
+    if longest <= MOST_ACTIONS:
+        parts += _lanes(timed, rank_of, 0.0, end, unit)
+    else:
+        window = end * MOST_ACTIONS / 2 / longest
+        parts += ["<p class=note>Its start:</p>", *_lanes(timed, rank_of, 0.0, window, unit)]
+        parts += ["<p class=note>Its end:</p>", *_lanes(timed, rank_of, end - window, end, unit)]
+    if len(rank_of) > len(timed):
+        parts.append("<p class=note>Dark: the first stage of a rank; light: its last.</p>")
+    return "".join(parts)
+
+
+def _lanes(timed: TimedActions, rank_of: Sequence[int], start: float, end: float, unit: str) -> list[str]:
     lanes = []
     for number, rank in enumerate(timed):
-        spans = [(_colour(action, rank_of), start, min(stop, shown), str(action)) for action, start, stop in rank]
-        spans = [span for span in spans if span[1] < shown]
-        lanes.append(draw_lane(f"rank {number}", spans, shown, titles=n_actions <= MOST_TITLES))
-    kinds = {action.kind for rank in timed for action, _, _ in rank}
-    legend = {name: first for kind, (name, first, _) in KINDS.items() if kind in kinds}
-    note = f"<p class=note>The first {shown:.3g} of {end:.3g} {escape(unit)}.</p>" if shown < end else ""
-    if len(rank_of) > len(timed):
-        note += "<p class=note>Dark: the first stage of a rank; light: its last.</p>"
-    return draw_legend(legend) + "".join(lanes) + draw_axis(shown, unit) + note
+        spans = [
+            Span(_colour(action, rank_of), max(begun, start), min(stop, end), str(action))
+            for action, begun, stop in rank
+            if begun < end and stop > start
+        ]
+        lanes.append(draw_lane(f"rank {number}", spans, start, end))
+    return [*lanes, draw_axis(start, end, unit)]
 
 
 def _colour(action: Action, rank_of: Sequence[int]) -> str:
@@ -158,22 +198,14 @@ def mixed(first: str, last: str, share: float) -> str:
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
-def draw_lane(
-    label: str, spans: Sequence[tuple[str, float, float, str]], end: float, *, titles: bool = True
-) -> str:
-    """One lane of a timeline.
-
-    Args:
-        label: to its left.
-        spans: colour, start, end and text for the mouse.
-        end: time at the right edge.
-        titles: whether to include the texts.
-    """
-    scale = _WIDTH / end
+def draw_lane(label: str, spans: Sequence[Span], start: float, end: float) -> str:
+    """One lane of a timeline, between two times."""
+    scale = _WIDTH / (end - start)
     rects = "".join(
-        f'<rect x="{start * scale:.2f}" width="{max(0.4, (stop - start) * scale - 0.6):.2f}" height="{_ROW:g}" '
-        f'fill="{colour}">{f"<title>{escape(text)}</title>" if titles else ""}</rect>'
-        for colour, start, stop, text in spans
+        f'<rect x="{(span.start - start) * scale:.2f}" '
+        f'width="{max(0.4, (span.end - span.start) * scale - 0.8):.2f}" height="{_ROW:g}" fill="{span.colour}">'
+        f"<title>{escape(span.text)}</title></rect>"
+        for span in spans
     )
     return (
         f'<div class="lane"><span>{escape(label)}</span><svg viewBox="0 0 {_WIDTH:g} {_ROW:g}" '
@@ -185,7 +217,7 @@ def draw_columns(values: Mapping[str, float], texts: Mapping[str, str], *, marke
     """Vertical bars with a text above and a label below each."""
     highest = max(values.values(), default=0.0) or 1.0
     columns = "".join(
-        f'<div{" class=marked" if name == marked else ""}><em>{escape(texts[name])}</em>'
+        f"<div{' class=marked' if name == marked else ''}><em>{escape(texts[name])}</em>"
         f'<i style="height:{100 * value / highest:.2f}px"></i><span>{escape(name)}</span></div>'
         for name, value in values.items()
     )

@@ -54,8 +54,6 @@ def publication_seconds(
     setting: Setting, device: Device, *, transport: Transport, servers: int, disk_bandwidth: float = DISK_BANDWIDTH
 ) -> float:
     """The longest part; of a file, which servers read when it is complete, writing and reading in turn."""
-    parts = publication_parts(
-        setting, device, transport=transport, servers=servers, disk_bandwidth=disk_bandwidth
-    )
+    parts = publication_parts(setting, device, transport=transport, servers=servers, disk_bandwidth=disk_bandwidth)
     read = parts.pop("read", 0.0)
     return max(parts.values()) + read

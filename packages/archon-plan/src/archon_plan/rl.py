@@ -126,6 +126,14 @@ class RLPlan:
         return self.pace.seconds
 
     @property
+    def limit(self) -> str:
+        """What to make faster: ``training``, ``publication``, ``sampling``, or the ``staleness`` bound, for which both
+        wait."""
+        if self.pace.limit == "training" and self.publication > self.train_seconds:
+            return "publication"
+        return self.pace.limit
+
+    @property
     def steps_per_hour(self) -> float:
         """Steps of the run per hour."""
         return 3600 / self.pace.seconds

@@ -31,6 +31,7 @@ class Rates:
         flops: floating-point operations per second in matrix products.
         link_latency: seconds of one message between devices of a server.
         link_bandwidth: bytes per second from one device of a server to the next.
+        launch: seconds of host time per operation.
     """
 
     memory: float
@@ -38,6 +39,7 @@ class Rates:
     flops: float
     link_latency: float = 0.0
     link_bandwidth: float = float("inf")
+    launch: float = 0.0
 
 
 def rates_of(device: Device, ranks: int = 1) -> Rates:
@@ -53,6 +55,7 @@ def rates_of(device: Device, ranks: int = 1) -> Rates:
         flops=device.peak(2) * share.dense,
         link_latency=device.node_latency if within else device.network_latency,
         link_bandwidth=device.node_bandwidth * share.node if within else device.network_bandwidth * share.network,
+        launch=device.launch,
     )
 
 
@@ -70,6 +73,7 @@ class Server:
         reserved: bytes on each device that others use, such as a trainer on the same devices.
         weight_bytes: bytes of a weight.
         cache_bytes: bytes of a number in the KV cache.
+        launches: operations that the host launches for a decode step; 0 for servers that replay CUDA graphs.
     """
 
     anatomy: ModelAnatomy
@@ -80,6 +84,7 @@ class Server:
     reserved: float = 0.0
     weight_bytes: int = 2
     cache_bytes: int = 2
+    launches: float = 0.0
 
     @property
     def n_devices(self) -> int:
@@ -150,7 +155,7 @@ class Server:
         """
         memory = (self.read_weights(sequences) + self.cached(tokens, sequences)) / rates.bandwidth
         products = sequences * self.flops_per_token / (self.n_devices * rates.flops)
-        return max(memory, products) + self.exchange_seconds(rates, sequences)
+        return max(memory, products, self.launches * rates.launch) + self.exchange_seconds(rates, sequences)
 
     def prefill_seconds(self, rates: Rates, prompts: float, length: float) -> float:
         """Time to compute the keys and values of ``prompts`` texts of ``length`` tokens."""

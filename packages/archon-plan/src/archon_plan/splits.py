@@ -108,4 +108,6 @@ def _scaled_tokens(setting: Setting, data_ranks: int) -> Tokens:
     if setting.schedule is not None:
         multiple = dims.pp if setting.schedule.multiple_of_ranks else 1
         number = math.ceil(max(number, len(setting.stage_plan)) / multiple) * multiple
-    return replace(tokens, per_micro_batch=min(tokens.per_micro_batch, math.ceil(of_rank / number)), n_micro_batches=number)
+    return replace(
+        tokens, per_micro_batch=min(tokens.per_micro_batch, math.ceil(of_rank / number)), n_micro_batches=number
+    )
