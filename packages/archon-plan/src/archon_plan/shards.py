@@ -135,9 +135,7 @@ def _parts_of_model_parallelism(weight: WeightShape, dims: ParallelDims) -> Iter
             yield tuple(shape), ranks
 
 
-def _data_ranks(
-    weight: WeightShape, local: tuple[int, ...], dims: ParallelDims, rank: int
-) -> tuple[int, int, int]:
+def _data_ranks(weight: WeightShape, local: tuple[int, ...], dims: ParallelDims, rank: int) -> tuple[int, int, int]:
     """Over how many ranks FSDP2 shards ``local``, which of them ``rank`` is, and along which dim.
 
     Dense weights are sharded along dim 0, experts along the first dim that divides evenly, if there is one.
