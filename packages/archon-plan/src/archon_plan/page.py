@@ -27,6 +27,7 @@ from archon_plan.numbers import count, gib, percent, seconds
 from archon_plan.page_style import STYLE
 from archon_plan.results import Transfer
 from archon_plan.rl import RLPlan
+from archon_plan.rl_report import describe_samples, describe_servers, parts_of_step
 from archon_plan.splits import Split
 from archon_plan.timing import StepClock
 
@@ -108,11 +109,13 @@ def render_page(
 def _summary(answer: Answer) -> Iterator[str]:
     device = answer.device
     ranks = max(engine.plan.setting.dims.world_size for engine in answer.engines)
-    yield f"<p class=note>Planned by <code>archon plan</code> for {ranks:,} x {escape(device.name)}; nothing was run.</p>"
+    yield _note(f"Planned by archon plan for {ranks:,} x {device.name}; nothing was run.")
     if answer.fits:
-        yield f'<p class="good">Fits: {gib(-answer.shortfall)} of {gib(device.memory)} free on the fullest device.</p>'
+        text = f"Fits: {gib(-answer.shortfall)} of {gib(device.memory)} free on the fullest device."
+        yield f'<p class="good">{escape(text)}</p>'
     else:
-        yield f'<p class="bad">Does not fit: {gib(answer.shortfall)} more than the {gib(device.memory)} of a device.</p>'
+        text = f"Does not fit: {gib(answer.shortfall)} more than the {gib(device.memory)} of a device."
+        yield f'<p class="bad">{escape(text)}</p>'
 
 
 def _engine(answer: Answer, engine: EngineAnswer) -> Iterator[str]:
@@ -170,10 +173,8 @@ def _time(engine: EngineAnswer) -> Iterator[str]:
     yield "<h3>Time</h3>"
     what = "one optimizer step" if engine.plan.setting.trains else "one pass"
     tokens = engine.plan.setting.tokens
-    yield _note(
-        f"Of {what}, on the busiest pipeline rank: {tokens.n_micro_batches} micro-batches of {tokens.per_micro_batch:,} "
-        "tokens on each data rank."
-    )
+    each = f"{tokens.n_micro_batches} micro-batches of {tokens.per_micro_batch:,} tokens on each data rank"
+    yield _note(f"Of {what}, on the busiest pipeline rank: {each}.")
     shown = with_others(parts, engine.time.total / 200)
     yield _list_of_bars((name, value, seconds(value)) for name, value in shown.items())
 
@@ -219,15 +220,7 @@ def _traffic(transfers: Sequence[Transfer], *, pipelined: bool) -> Iterator[str]
 def _run(plan: RLPlan, splits: Sequence[Split]) -> Iterator[str]:
     run, pace = plan.run, plan.pace
     yield "<h2>The run</h2>"
-    where = (
-        "the trainer's ranks sample"
-        if run.colocated
-        else f"{run.servers} servers of {run.server.n_devices} beside {run.trainer_devices} that train"
-    )
-    yield _paragraph(
-        f"{run.samples.prompts:,} prompts x {run.samples.n_samples} completions of "
-        f"{run.samples.lengths.mean:,.0f} tokens per step; {where}; staleness up to {run.staleness}."
-    )
+    yield _paragraph(f"{describe_samples(plan)}; {describe_servers(plan)}; staleness up to {run.staleness}.")
     yield _facts(
         {
             "steps per hour": f"{plan.steps_per_hour:,.1f}",
@@ -239,7 +232,7 @@ def _run(plan: RLPlan, splits: Sequence[Split]) -> Iterator[str]:
         }
     )
     yield "<h3>Parts of a step</h3>"
-    yield _list_of_bars(_parts_of_step(plan))
+    yield _list_of_bars((name, value, seconds(value)) for name, value, _ in parts_of_step(plan))
     yield "<h3>First steps</h3>"
     yield _note("One colour per batch. The trainer's lane includes publications.")
     yield from _lanes(plan)
@@ -249,15 +242,6 @@ def _run(plan: RLPlan, splits: Sequence[Split]) -> Iterator[str]:
         yield draw_columns(rates, {name: f"{rate:,.1f}" for name, rate in rates.items()}, marked=str(run.staleness))
     if splits:
         yield from _splits(plan, splits)
-
-
-def _parts_of_step(plan: RLPlan) -> Iterator[tuple[str, float, str]]:
-    sampling = plan.fleet.batch_seconds if plan.run.staleness == 0 or plan.run.colocated else plan.fleet.work
-    yield "sampling", sampling, seconds(sampling)
-    for name, value in plan.training.items():
-        yield name, value, seconds(value)
-    what = "gathering weights to sample" if plan.run.colocated else f"publication ({plan.run.transport})"
-    yield what, plan.publication, seconds(plan.publication)
 
 
 def _lanes(plan: RLPlan) -> Iterator[str]:

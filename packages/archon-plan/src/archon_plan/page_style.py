@@ -20,8 +20,8 @@ code { font: 13px ui-monospace, monospace; }
 .note, .lane > span, figcaption { color: var(--faint); font-size: 13px; }
 .bad { color: var(--mark); font-weight: 600; }
 .good { color: var(--good); font-weight: 600; }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); gap: 8px; margin: 14px 0; padding: 0;
-  list-style: none; }
+.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)); gap: 8px; margin: 14px 0;
+  padding: 0; list-style: none; }
 .facts li { background: var(--panel); border-radius: 8px; padding: 8px 12px; }
 .facts span { display: block; color: var(--faint); font-size: 12px; }
 .facts b { font-size: 17px; font-weight: 600; overflow-wrap: anywhere; }
