@@ -14,7 +14,8 @@ from archon_plan.answer import Refused, find_answer
 from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, read_device
 from archon_plan.devices import Device, find_device
-from archon_plan.request import OPTIONS, EngineFlags, RunRequest, request_engine, request_run
+from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
+from archon_plan.request import RunRequest, request_run
 from archon_plan.text_report import print_answer, print_refused, print_shortfall
 
 DOES_NOT_FIT = 1

@@ -23,7 +23,7 @@ def print_memory(answer: Answer, engine: EngineAnswer) -> None:
     """Print the memory of the fullest rank as a table and a bar, and the total of every pipeline rank."""
     fullest, device = engine.fullest, answer.device
     others = [other for other in answer.sharing(engine) if other is not engine]
-    parts = list(fullest.parts)
+    parts = [part for part in fullest.parts if part.bytes]
     kept = answer.peak(engine) - fullest.total
     if kept > 0:
         names = ", ".join(other.plan.role for other in others)

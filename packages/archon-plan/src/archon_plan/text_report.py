@@ -12,9 +12,9 @@ from archon_core.plugins import Registry
 from archon_plan.alternatives import find_alternatives
 from archon_plan.answer import Answer, EngineAnswer, Refusal, Refused
 from archon_plan.cost_report import print_memory, print_time, print_traffic
+from archon_plan.engine_flags import in_flags
 from archon_plan.layout_report import print_layout
 from archon_plan.numbers import count, gib
-from archon_plan.request import in_flags
 
 
 def print_answer(answer: Answer) -> None:
