@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from archon_plan.answer import Answer, EngineAnswer, Refused
-from archon_plan.holdings import find_holdings
+from archon_plan.placement import find_placement
 
 
 def answer_data(answer: Answer) -> dict[str, Any]:
@@ -48,7 +48,7 @@ def _engine(answer: Answer, engine: EngineAnswer) -> dict[str, Any]:
                 "head": rank.has_head,
                 "parameters": rank.parameters,
             }
-            for rank in find_holdings(setting).pipeline
+            for rank in find_placement(setting).pipeline
         ],
         "memory": [
             {

@@ -1,8 +1,182 @@
-"""``archon plan``."""
+"""``archon plan``: memory, traffic and time of a run's engines, and the best layouts, before any device is used."""
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Annotated
 
-def plan() -> None:
-    """Predict memory, traffic and time of a layout."""
-    raise NotImplementedError
+import typer
+
+from archon_core.cli.console import print_json
+from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.plugins import registry
+from archon_plan.answer import Refused, find_answer
+from archon_plan.answer_data import answer_data, refused_data
+from archon_plan.chosen_device import DEVICE, device_of, kind_of, read_device
+from archon_plan.devices import Device, find_device
+from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
+from archon_plan.request import RunRequest, request_run
+from archon_plan.text_report import print_answer, print_refused, print_shortfall
+
+DOES_NOT_FIT = 1
+"""Exit code of a plan whose memory does not suffice."""
+
+
+def plan(
+    config: Annotated[
+        Path | None, typer.Argument(help="YAML file of a run, in Archon's or AReaL's format.", show_default=False)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Options of the file to set, such as actor.backend=archon:d4t2.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            metavar="MODEL",
+            help="Name of a known model (qwen3-8b), a config.json, or a folder with one. With a file: in place of "
+            "actor.path.",
+        ),
+    ] = None,
+    layout: Annotated[
+        str | None, typer.Option("--layout", metavar="LAYOUT", help="Layout of --model, such as archon:d4p2t2.")
+    ] = None,
+    role: Annotated[
+        str | None,
+        typer.Option("--role", help="Section of --model: actor, critic, ref, teacher, reward_model [actor]."),
+    ] = None,
+    critic: Annotated[bool, typer.Option("--critic", help="Give --model a value head.")] = False,
+    tokens: Annotated[
+        int | None, typer.Option("--tokens", min=1, help="Tokens of a micro-batch on each data rank [32768].")
+    ] = None,
+    n_mbs: Annotated[
+        int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
+    ] = None,
+    seq: Annotated[
+        int | None,
+        typer.Option("--seq", min=1, help="Mean length of sequences [4096; with a file: the longest that it allows]."),
+    ] = None,
+    schedule: Annotated[str | None, typer.Option("--schedule", help="Pipeline schedule [Interleaved1F1B].")] = None,
+    ac_mode: Annotated[
+        str | None,
+        typer.Option("--ac-mode", help="Checkpointing: none, selective, full or memory_budget [selective]."),
+    ] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="Compute type [bfloat16; float32 on a CPU].")] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, adam, sgd or muon [adamw].")] = None,
+    offload: Annotated[
+        bool | None, typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory [no].")
+    ] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks [yes; no on a CPU].")
+    ] = None,
+    device: Annotated[
+        str | None,
+        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file [h100]."),
+    ] = None,
+    figures: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIGURE=NUMBER", help="Replace a figure of the device: efficiency.dense=0.6."),
+    ] = None,
+    world: Annotated[
+        int | None, typer.Option("--world", min=1, metavar="N", help="With --search: number of devices.")
+    ] = None,
+    nodes: Annotated[int | None, typer.Option("--nodes", min=1, metavar="N", help="Machines of the devices.")] = None,
+    search: Annotated[bool, typer.Option("--search", help="Find the best layouts of --world devices.")] = False,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    calibrate: Annotated[
+        Path | None,
+        typer.Option("--calibrate", metavar="FILE", help="Measure this machine's device and write a device file."),
+    ] = None,
+) -> None:
+    """Predict memory, traffic and time of a layout, on any machine and without a device.
+
+    [bold]archon plan CONFIG.yaml[/bold] plans every engine of a run. [bold]archon plan --model qwen3-8b --layout
+    archon:d4t2[/bold] plans one engine. [bold]archon plan --model qwen3-8b --world 64 --search[/bold] finds the best
+    layouts.
+
+    Exit codes: 0 fits, 1 does not fit, 2 wrong input or violated constraints.
+    """
+    flags = {
+        "--layout": layout,
+        "--role": role,
+        "--critic": critic or None,
+        "--tokens": tokens,
+        "--n-mbs": n_mbs,
+        "--schedule": schedule,
+        "--ac-mode": ac_mode,
+        "--dtype": dtype,
+        "--optimizer": optimizer,
+        "--offload": offload,
+        "--compile": compile,
+    }
+    written = {name: value for name, value in flags.items() if value is not None}
+    _check_form(config, model, written, search=search, world=world)
+    if config is None:
+        assert model is not None, "checked: there is a file or a model"
+        chosen = read_device(device or DEVICE, figures or (), nodes=nodes, world=world)
+        asked = EngineFlags(
+            model=model,
+            layout=layout or f"archon:d{world}",
+            role=role or "actor",
+            critic=critic,
+            tokens=tokens,
+            n_mbs=n_mbs,
+            seq=seq,
+            schedule=schedule,
+            ac_mode=ac_mode,
+            dtype=dtype,
+            optimizer=optimizer,
+            offload=offload,
+            compile=compile,
+        )
+        request = request_engine(asked, device=kind_of(chosen))
+    else:
+        given = None if device is None else kind_of(find_device(device))
+        request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
+        chosen = device_of(request, device, figures or (), nodes=nodes)
+    raise typer.Exit(_answer(request, chosen, as_json=as_json))
+
+
+def _check_form(
+    config: Path | None, model: str | None, written: dict[str, object], *, search: bool, world: int | None
+) -> None:
+    """Check that the options belong together. Raises ConfigError."""
+    if config is None and model is None:
+        raise ConfigError(
+            "archon plan: found neither a file nor --model; use `archon plan CONFIG.yaml`, "
+            "`archon plan --model qwen3-8b --layout archon:d4t2`, or "
+            "`archon plan --model qwen3-8b --world 64 --search`"
+        )
+    if config is not None and written:
+        name = next(iter(written))
+        option = next((option for option, flag in OPTIONS.items() if flag == name), None)
+        fix = f"override it: actor.{option}=..." if option else "leave it out: a file has all roles"
+        raise ConfigError(f"{name}: found it with a file; allowed with --model alone; {fix}")
+    if config is None and not search and "--layout" not in written:
+        raise ConfigError(
+            "--layout: found none; needed for --model without --search; add --layout archon:d4t2, or --world N --search"
+        )
+    if world is not None and not search:
+        raise ConfigError("--world: found it without --search; a layout has its number of devices; add --search")
+    if search and world is None and config is None:
+        raise ConfigError("--search: found no --world; needed for the number of devices; add --world 64")
+
+
+def _answer(request: RunRequest, device: Device, *, as_json: bool) -> int:
+    """Print the answer; returns the exit code."""
+    found = find_answer(request, device, registry())
+    if isinstance(found, Refused):
+        if as_json:
+            print_json(refused_data(found))
+        print_refused(found)
+        return USER_ERROR
+    if as_json:
+        print_json(answer_data(found))
+    else:
+        print_answer(found)
+    if found.fits:
+        return 0
+    print_shortfall(found, registry())
+    return DOES_NOT_FIT

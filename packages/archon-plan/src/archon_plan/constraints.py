@@ -104,7 +104,10 @@ class _Checker:
     def check(self) -> Check:
         request = self._request
         self._add_option_errors(f"{request.role}.", request.config)
-        self._add_option_errors(f"{request.role}.archon.", request.config.archon)
+        for name in ("archon", "mb_spec", "optimizer"):
+            section = getattr(request.config, name)
+            if section is not None:
+                self._add_option_errors(f"{request.role}.{name}.", section)
         layout = self._layout()
         engine = None if layout is None else self._engine(layout)
         model = self._model(engine) if engine is not None else None

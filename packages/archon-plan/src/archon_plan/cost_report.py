@@ -15,13 +15,15 @@ from archon_plan.results import MemoryPart, Transfer
 COLOURS = ("blue", "green", "yellow", "magenta", "cyan", "red", "bright_blue", "bright_green", "bright_yellow")
 BLOCKS = "█▓▒░"
 MOST_COLUMNS = 100
+SMALL = 1e-3
+"""Transfers with less than this share of all bytes are printed as one row."""
 
 
 def print_memory(answer: Answer, engine: EngineAnswer) -> None:
     """Print the memory of the fullest rank as a table and a bar, and the total of every pipeline rank."""
     fullest, device = engine.fullest, answer.device
     others = [other for other in answer.sharing(engine) if other is not engine]
-    parts = list(fullest.parts)
+    parts = [part for part in fullest.parts if part.bytes]
     kept = answer.peak(engine) - fullest.total
     if kept > 0:
         names = ", ".join(other.plan.role for other in others)
@@ -82,6 +84,8 @@ def print_traffic(engine: EngineAnswer) -> None:
     number, sent = max(by_rank.items(), key=lambda entry: sum(transfer.bytes for transfer in entry[1]))
     which = f" of pipeline rank {number}" if engine.plan.setting.dims.pp > 1 else ""
     print_text(Text(f"sent by a rank{which} in one step", "bold"))
+    total = sum(transfer.bytes for transfer in sent)
+    large = [transfer for transfer in sent if transfer.bytes >= SMALL * total]
     rows = [
         (
             transfer.axis,
@@ -92,11 +96,15 @@ def print_traffic(engine: EngineAnswer) -> None:
             gib(transfer.bytes),
             "yes" if transfer.overlaps else "no",
         )
-        for transfer in sorted(sent, key=lambda transfer: -transfer.bytes)
+        for transfer in sorted(large, key=lambda transfer: -transfer.bytes)
     ]
-    total = sum(transfer.bytes for transfer in sent)
+    if len(large) < len(sent):
+        rest = [transfer for transfer in sent if transfer.bytes < SMALL * total]
+        calls = sum(transfer.calls for transfer in rest)
+        bytes_sent = sum(transfer.bytes for transfer in rest)
+        rows.append(("", "", f"{len(rest)} others", "", f"{calls:,.0f}", gib(bytes_sent), ""))
+    rows.append(("", "", "total", "", "", gib(total), ""))
     print_table(("axis", "ranks", "collective", "of", "calls", "bytes", "overlaps"), rows)
-    print_text(f"total: {gib(total)}")
 
 
 def print_time(engine: EngineAnswer) -> None:

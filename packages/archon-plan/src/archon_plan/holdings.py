@@ -1,129 +1,68 @@
-"""Which rank holds what: stages per pipeline rank, and parts of heads, vocabulary and experts per class of ranks."""
+"""Who holds what: for every weight of a pipeline rank, how many elements each of its ranks has."""
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
-from archon_core.models.box import chunk_of
-from archon_plan.extents import expert_extents
+from archon_core.layout.dims import ParallelDims
+from archon_core.models.anatomy import WeightShape
 from archon_plan.setting import Setting
-
-MOST_CLASSES = 64
-"""Most classes of ranks to name; larger layouts repeat the pattern."""
-
-
-@dataclass(frozen=True)
-class PipelineRank:
-    """The ranks of one pipeline rank.
-
-    Attributes:
-        number: which.
-        ranks: their numbers.
-        stages: (stage, its layers) of each, in the order of the forward pass.
-        has_embed: whether one of them has the embedding.
-        has_head: whether one of them has the final norm and the head.
-        parameters: of its stages, in all ranks together.
-    """
-
-    number: int
-    ranks: range
-    stages: tuple[tuple[int, range], ...]
-    has_embed: bool
-    has_head: bool
-    parameters: int
+from archon_plan.shards import elements_per_rank, shards_of
+from archon_plan.units import stage_weights
 
 
 @dataclass(frozen=True)
-class RankClass:
-    """Ranks of one pipeline rank with the same part of the model before sharding over data ranks.
+class Holding:
+    """A weight and its shards, or one weight for each of several equal layers.
 
     Attributes:
-        ranks: their numbers, counted from the first rank of the pipeline rank.
-        query_heads: of the first layer.
-        vocabulary: rows of the embedding and the head.
-        experts: of a layer with experts; empty without.
-        expert_columns: of the width inside an expert; empty without experts.
+        name: as in the module, with ``{layer}`` for the number of a layer.
+        layers: the layers that have it; empty outside of layers.
+        weight: its whole shape and its role.
+        dims: the sizes of the axes that shard it.
     """
 
-    ranks: tuple[int, ...]
-    query_heads: range
-    vocabulary: range
-    experts: range
-    expert_columns: range
+    name: str
+    layers: tuple[int, ...]
+    weight: WeightShape
+    dims: ParallelDims
+
+    @cached_property
+    def ranks(self) -> Mapping[int, int]:
+        """Elements of one such weight -> how many ranks of the pipeline rank hold so many, largest first."""
+        return elements_per_rank(self.weight, self.dims)
+
+    @property
+    def copies(self) -> int:
+        """How many ranks hold each element."""
+        return sum(elements * ranks for elements, ranks in self.ranks.items()) // self.weight.size
+
+    def on(self, rank: int) -> int:
+        """Elements of one such weight on a rank, by its number inside the pipeline rank."""
+        return shards_of((self.weight,), self.dims, rank).elements
+
+    @property
+    def count(self) -> int:
+        """How many such weights there are."""
+        return len(self.layers) or 1
 
 
-@dataclass(frozen=True)
-class Holdings:
-    """What the ranks of a layout hold.
-
-    Attributes:
-        pipeline: one entry per pipeline rank.
-        classes: of the ranks of one pipeline rank; all pipeline ranks are alike.
-        dense_parts: number of data and context ranks that shard each dense weight.
-        expert_parts: number of ranks that shard each expert weight.
-    """
-
-    pipeline: tuple[PipelineRank, ...]
-    classes: tuple[RankClass, ...]
-    dense_parts: int
-    expert_parts: int
+def holdings(setting: Setting, pipeline_rank: int) -> tuple[Holding, ...]:
+    """All weights of a pipeline rank, in the order of the forward pass; equal layers are one entry."""
+    return tuple(_holdings(setting, pipeline_rank))
 
 
-def find_holdings(setting: Setting) -> Holdings:
-    """Who holds what."""
-    dims = setting.dims
-    return Holdings(
-        pipeline=tuple(_pipeline_rank(setting, number) for number in range(dims.pp)),
-        classes=_classes(setting),
-        dense_parts=dims.dp_shard * dims.cp,
-        expert_parts=dims.edp,
-    )
-
-
-def _pipeline_rank(setting: Setting, number: int) -> PipelineRank:
-    anatomy, plan, size = setting.anatomy, setting.stage_plan, setting.dims.stage_size
-    stages = [(index, plan.stages[index]) for index in plan.held_by(number)]
-    has_embed = any(stage.has_embed for _, stage in stages)
-    has_head = any(stage.has_head for _, stage in stages)
-    layers = [layer for _, stage in stages for layer in stage.layers]
-    sizes = [kind.size for kind in anatomy.kinds]
-    parameters = sum(sizes[anatomy.kind_of[layer]] for layer in layers)
-    parameters += sum(weight.size for weight in anatomy.embed) if has_embed else 0
-    parameters += sum(weight.size for weight in anatomy.last) if has_head else 0
-    if anatomy.tied and has_head and not has_embed:  # the last stage has a copy of the embedding's weight
-        parameters += sum(weight.size for weight in anatomy.embed)
-    return PipelineRank(
-        number=number,
-        ranks=range(number * size, (number + 1) * size),
-        stages=tuple((index, _range_of(stage.layers)) for index, stage in stages),
-        has_embed=has_embed,
-        has_head=has_head,
-        parameters=parameters,
-    )
-
-
-def _range_of(layers: tuple[int, ...]) -> range:
-    return range(layers[0], layers[-1] + 1) if layers else range(0)
-
-
-def _classes(setting: Setting) -> tuple[RankClass, ...]:
-    dims, anatomy = setting.dims, setting.anatomy
-    heads = anatomy.layers[0].attention.heads.query
-    n_experts, inner = expert_extents(anatomy)
-    by_place: dict[tuple[int, int, int], list[int]] = defaultdict(list)
-    for rank in range(dims.stage_size):
-        # The axes of dense parameters end in tp, those of experts in ep, etp (``ParallelDims``).
-        place = rank % dims.tp, rank // dims.etp % dims.ep, rank % dims.etp
-        if place in by_place or len(by_place) < MOST_CLASSES:
-            by_place[place].append(rank)
-    return tuple(
-        RankClass(
-            ranks=tuple(ranks),
-            query_heads=chunk_of(heads, dims.tp, tensor),
-            vocabulary=chunk_of(anatomy.vocab_size, dims.tp, tensor),
-            experts=chunk_of(n_experts, dims.ep, expert),
-            expert_columns=chunk_of(inner, dims.etp, column),
-        )
-        for (tensor, expert, column), ranks in by_place.items()
-    )
+def _holdings(setting: Setting, pipeline_rank: int) -> Iterator[Holding]:
+    anatomy, dims, stages = setting.anatomy, setting.dims, setting.held_by(pipeline_rank)
+    ends = [stage_weights(anatomy, stage) for stage in stages]
+    yield from (Holding(weight.name, (), weight, dims) for before, _ in ends for weight in before)
+    kinds: dict[int, list[int]] = {}
+    for stage in stages:
+        for layer in stage.layers:
+            kinds.setdefault(anatomy.kind_of[layer], []).append(layer)
+    for kind, layers in kinds.items():
+        for weight in anatomy.kinds[kind].weights:
+            yield Holding(f"layers.{{layer}}.{weight.name}", tuple(layers), weight, dims)
+    yield from (Holding(weight.name, (), weight, dims) for _, after in ends for weight in after)

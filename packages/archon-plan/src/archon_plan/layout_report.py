@@ -5,8 +5,8 @@ from __future__ import annotations
 from archon_core.cli.console import print_table, print_text
 from archon_plan.engine_plan import EnginePlan
 from archon_plan.extents import expert_extents
-from archon_plan.holdings import Holdings, find_holdings
 from archon_plan.numbers import count, span
+from archon_plan.placement import Placement, find_placement
 from archon_plan.setting import Setting
 
 MOST_ROWS = 8
@@ -16,18 +16,18 @@ MOST_ROWS = 8
 def print_layout(plan: EnginePlan) -> None:
     """Print the meshes, the stages and the parts of the weights."""
     setting = plan.setting
-    holdings = find_holdings(setting)
+    placement = find_placement(setting)
     print_text(describe_meshes(setting))
     print_text("")
     if setting.dims.pp > 1:
         assert setting.schedule is not None, "an engine with pipeline ranks has a schedule"
         print_text(f"stages, for {setting.schedule.name}:")
-        print_table(("pipeline rank", "ranks", "stage: layers", "also holds", "parameters"), _stage_rows(holdings))
+        print_table(("pipeline rank", "ranks", "stage: layers", "also holds", "parameters"), _stage_rows(placement))
         print_text("")
     print_table(("split", "over", "each rank has"), split_rows(setting))
-    if len(holdings.classes) > 1:
+    if len(placement.classes) > 1:
         print_text("")
-        _print_classes(setting, holdings)
+        _print_classes(setting, placement)
 
 
 def describe_meshes(setting: Setting) -> str:
@@ -50,9 +50,9 @@ def _product(sizes: list[tuple[int, str]]) -> str:
     return " x ".join(f"{size} {name}" for size, name in sizes if size > 1) or "1"
 
 
-def _stage_rows(holdings: Holdings) -> list[tuple[str, ...]]:
+def _stage_rows(placement: Placement) -> list[tuple[str, ...]]:
     rows = []
-    for rank in holdings.pipeline:
+    for rank in placement.pipeline:
         stages = "; ".join(f"{number}: {span(layers)}" for number, layers in rank.stages)
         ends = [name for name, has in (("embedding", rank.has_embed), ("norm and head", rank.has_head)) if has]
         rows.append((str(rank.number), span(rank.ranks), stages, ", ".join(ends), count(rank.parameters)))
@@ -84,10 +84,14 @@ def split_rows(setting: Setting) -> list[tuple[str, str, str]]:
     if n_experts:
         rows.append((f"{n_experts} experts", _over(("expert", dims.ep)), f"{n_experts // dims.ep}"))
         rows.append((f"width {inner:,} of an expert", _over(("expert tensor", dims.etp)), f"{inner // dims.etp:,}"))
-    rows.append(("these parts of dense weights", _over(("data", dims.dp_shard), ("context", dims.cp)), f"1/{dense}"))
+    rows.append(("these parts of dense weights", _over(("data", dims.dp_shard), ("context", dims.cp)), _part(dense)))
     if n_experts:
-        rows.append(("these parts of experts", _over(("expert data", dims.edp)), f"1/{dims.edp}"))
+        rows.append(("these parts of experts", _over(("expert data", dims.edp)), _part(dims.edp)))
     return rows
+
+
+def _part(number: int) -> str:
+    return f"1/{number}" if number > 1 else "all"
 
 
 def _over(*axes: tuple[str, int]) -> str:
@@ -107,17 +111,15 @@ def _heads_each(setting: Setting) -> str:
     return f"{queries} query and {keys} key"
 
 
-def _print_classes(setting: Setting, holdings: Holdings) -> None:
-    size = setting.dims.stage_size
-    print_text(
-        f"before sharding over data ranks, of the {size} ranks of a pipeline rank:" if setting.dims.pp > 1 else ""
-    )
+def _print_classes(setting: Setting, placement: Placement) -> None:
+    of = f" of each pipeline rank, counted from its first of {setting.dims.stage_size}" if setting.dims.pp > 1 else ""
+    print_text(f"ranks{of}, and their parts before sharding over data ranks:")
     has_experts = setting.anatomy.has_experts
     columns = ["ranks", "query heads", "vocabulary"] + (["experts", "of their width"] if has_experts else [])
     rows = []
-    for one in holdings.classes[:MOST_ROWS]:
+    for one in placement.classes[:MOST_ROWS]:
         row = [span(one.ranks), span(one.query_heads), span(one.vocabulary)]
         rows.append((*row, *((span(one.experts), span(one.expert_columns)) if has_experts else ())))
     print_table(columns, rows)
-    if len(holdings.classes) > MOST_ROWS:
-        print_text(f"... and {len(holdings.classes) - MOST_ROWS} more, in the same way")
+    if len(placement.classes) > MOST_ROWS:
+        print_text(f"... and {len(placement.classes) - MOST_ROWS} more, in the same way")
