@@ -110,7 +110,7 @@ def test_transports_take_as_long_as_their_slowest_part(run: RLRun) -> None:
 
 
 def test_the_limit_names_a_publication_that_takes_longest(run: RLRun) -> None:
-    plan = plan_rl(replace(run, servers=16), H100)
+    plan = plan_rl(replace(run, servers=16, concurrent=256, staleness=4), H100)
     assert plan.publication < plan.train_seconds
     assert plan.limit == "training"
     plan = plan_rl(replace(run, servers=16, transport="disk"), H100)
