@@ -1,98 +1,146 @@
-"""Prints the plan of an RL run: who waits for whom, and how many devices should sample."""
+"""Prints the plan of an RL run, and gives it as JSON data."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from rich.text import Text
 
 from archon_core.cli.console import print_table, print_text
 from archon_plan.numbers import count, percent, seconds
+from archon_plan.overlap import Pace
 from archon_plan.rl import RLPlan
 from archon_plan.splits import Split
 
-BEST_SPLITS = 3
+MOST_SPLITS = 5
 
 
-def print_run(plan: RLPlan, splits: Sequence[Split] = ()) -> None:
-    """Print the parts of a step, its pace, other bounds of staleness, and the fastest divisions of the devices."""
-    run, pace, samples = plan.run, plan.pace, plan.run.samples
-    print_text(Text(f"the run: {plan.steps_per_hour:,.1f} steps per hour, {seconds(pace.seconds)} per step", "bold"))
-    lengths = f"{samples.n_samples} completions of {samples.lengths.mean:,.0f} tokens"
-    print_text(f"{samples.prompts:,} prompts x {lengths} per step; {_where(plan)}\n")
-    sampling = plan.fleet.batch_seconds if run.staleness == 0 else plan.fleet.work
-    publication = "gathering of weights" if run.colocated else f"publication by {run.transport}"
-    rows = [(name, seconds(value)) for name, value in plan.training.items()]
-    rows += [(publication, seconds(plan.publication)), ("sampling of a batch", seconds(sampling))]
-    print_table(("part of a step", "time"), rows)
-    waits = (
-        f"the trainer waits {percent(pace.trainer_waits)} of the time, and {percent(pace.servers_wait)} of the places "
-        "for sequences are empty"
+def print_rl(plan: RLPlan, splits: Sequence[Split] = ()) -> None:
+    """Print times of the run, what waits, and what other bounds of staleness and divisions of devices would give.
+
+    Args:
+        plan: of the run.
+        splits: divisions of its devices, the fastest first.
+    """
+    run = plan.run
+    print_text(Text(f"the run: {plan.steps_per_hour:,.1f} steps/h, {seconds(plan.step_seconds)} each", "bold"))
+    print_text(f"{describe_samples(plan)}; {describe_servers(plan)}")
+    print_table(
+        ("part of a step", "time", ""), [(name, seconds(time), note) for name, time, note in parts_of_step(plan)]
     )
-    if run.staleness == 0:
-        print_text(f"\nsampling and training take turns: {waits}")
-    else:
-        print_text(f"\nstaleness up to {run.staleness}: {waits}; limited by {plan.limit}")
-    print_text(f"{count(samples.sequences * samples.lengths.mean / pace.seconds)} sampled tokens/s")
+    print_text(
+        f"the trainer waits {percent(plan.pace.trainer_waits)} of the time, places of the servers are empty "
+        f"{percent(plan.pace.servers_wait)}; limited by {plan.limit}"
+    )
     if len(plan.paces) > 1:
         print_text("")
-        paces = [
-            (str(bound), f"{3600 / other.seconds:,.1f}", percent(other.trainer_waits), percent(other.servers_wait))
-            for bound, other in plan.paces.items()
-        ]
-        print_table(("staleness", "steps per hour", "trainer waits", "empty places"), paces)
+        head = ("staleness", "steps/h", "step", "trainer waits", "places empty", "limit")
+        print_table(
+            head,
+            [
+                (f"{bound}{' *' if bound == run.staleness else ''}", *_pace_cells(pace, pace.limit))
+                for bound, pace in plan.paces.items()
+            ],
+        )
     if splits:
         print_text("")
-        print_table(("devices that train", "that sample", "steps per hour", "limited by"), _split_rows(plan, splits))
-
-
-def _where(plan: RLPlan) -> str:
-    run = plan.run
-    if run.colocated:
-        return f"the trainer's {run.trainer_devices} devices sample"
-    return f"{run.servers} servers of {run.server.n_devices} devices beside {run.trainer_devices} that train"
-
-
-def _split_rows(plan: RLPlan, splits: Sequence[Split]) -> list[tuple[str, ...]]:
-    shown = list(splits[:BEST_SPLITS])
-    shown += [split for split in splits[BEST_SPLITS:] if _is_asked(split, plan)]
-    return [
-        (
-            f"{split.trainer}{' (as asked)' if _is_asked(split, plan) else ''}",
-            str(split.servers),
-            f"{split.plan.steps_per_hour:,.1f}",
-            split.plan.limit,
+        head = ("sample", "train", "steps/h", "step", "trainer waits", "places empty", "limit")
+        print_table(
+            head,
+            [
+                (str(split.servers), _trainer(split, plan), *_pace_cells(split.plan.pace, split.plan.limit))
+                for split in splits[:MOST_SPLITS]
+            ],
         )
-        for split in shown
-    ]
 
 
-def _is_asked(split: Split, plan: RLPlan) -> bool:
-    return (split.trainer, split.servers) == (plan.run.trainer_devices, plan.run.server_devices)
+def describe_samples(plan: RLPlan) -> str:
+    """What a step samples."""
+    samples = plan.run.samples
+    return (
+        f"{samples.prompts:,} prompts x {samples.n_samples} completions of {samples.lengths.mean:,.0f} tokens "
+        f"(at most {samples.lengths.limit:,})"
+    )
 
 
-def run_data(plan: RLPlan, splits: Sequence[Split] = ()) -> dict[str, Any]:
-    """The plan of an RL run as JSON data."""
-    run, samples = plan.run, plan.run.samples
+def describe_servers(plan: RLPlan) -> str:
+    """Who samples, and how many sequences at a time."""
+    run, fleet = plan.run, plan.fleet
+    if run.colocated:
+        return f"the trainer's ranks sample, {fleet.places:,} sequences at a time on each data rank"
+    return (
+        f"{run.servers} servers of {run.server.n_devices} devices, each with room for {fleet.places:,} sequences, "
+        f"beside {run.trainer_devices} that train"
+    )
+
+
+def parts_of_step(plan: RLPlan) -> list[tuple[str, float, str]]:
+    """Name, seconds and note of every part of a step."""
+    fleet, run = plan.fleet, plan.run
+    ahead = run.staleness > 0 and not run.colocated
+    sampling = fleet.work if ahead else fleet.batch_seconds
+    tokens = run.samples.sequences * run.samples.lengths.mean
+    rows = [("sampling", sampling, f"{count(tokens / sampling)} tokens/s{'; beside training' if ahead else ''}")]
+    rows += [(name, time, _times(plan, name)) for name, time in plan.training.items()]
+    if run.colocated:
+        rows.append(("gathering weights to sample", plan.publication, ""))
+    else:
+        rows.append(("publication", plan.publication, f"by {run.transport}"))
+    return rows
+
+
+def _times(plan: RLPlan, name: str) -> str:
+    times = next(one.times for one in plan.run.passes if one.name == name)
+    return f"{times} optimizer steps" if times > 1 else ""
+
+
+def _pace_cells(pace: Pace, limit: str) -> tuple[str, ...]:
+    return (
+        f"{3600 / pace.seconds:,.1f}",
+        seconds(pace.seconds),
+        percent(pace.trainer_waits),
+        percent(pace.servers_wait),
+        limit,
+    )
+
+
+def _trainer(split: Split, plan: RLPlan) -> str:
+    return f"{split.trainer}{' *' if split.trainer == plan.run.trainer_devices else ''}"
+
+
+def rl_data(plan: RLPlan, splits: Sequence[Split] = ()) -> dict[str, Any]:
+    """The plan as JSON data."""
+    run, fleet = plan.run, plan.fleet
     return {
-        "seconds_per_step": plan.step_seconds,
-        "steps_per_hour": plan.steps_per_hour,
-        "training": dict(plan.training),
-        "publication": plan.publication,
-        "sampling": plan.fleet.batch_seconds if run.staleness == 0 else plan.fleet.work,
-        "trainer_waits": plan.pace.trainer_waits,
-        "servers_wait": plan.pace.servers_wait,
-        "limit": plan.limit,
+        "devices": {"trainer": run.trainer_devices, "servers": run.server_devices},
+        "samples": asdict(run.samples),
+        "servers": {
+            "number": run.servers,
+            "devices_each": run.server.n_devices,
+            "places": fleet.places,
+            "running": fleet.running,
+            "tokens_per_second": fleet.tokens_per_second,
+            "batch_seconds": fleet.batch_seconds,
+            "work_seconds": fleet.work,
+        },
+        "training_seconds": dict(plan.training),
+        "publication": {"transport": None if run.colocated else run.transport, "seconds": plan.publication},
         "staleness": run.staleness,
-        "trainer_devices": run.trainer_devices,
-        "server_devices": run.server_devices,
-        "prompts": samples.prompts,
-        "samples_per_prompt": samples.n_samples,
-        "completion_tokens": samples.lengths.mean,
-        "steps_per_hour_by_staleness": {str(bound): 3600 / pace.seconds for bound, pace in plan.paces.items()},
+        "steps_per_hour": plan.steps_per_hour,
+        "limit": plan.limit,
+        **_pace_data(plan.pace),
+        "by_staleness": {str(bound): _pace_data(pace) for bound, pace in plan.paces.items()},
         "splits": [
-            {"trainer": split.trainer, "servers": split.servers, "steps_per_hour": split.plan.steps_per_hour}
-            for split in splits
+            {"trainer": split.trainer, "servers": split.servers, **_pace_data(split.plan.pace)} for split in splits
         ],
+    }
+
+
+def _pace_data(pace: Pace) -> Mapping[str, float]:
+    return {
+        "step_seconds": pace.seconds,
+        "trainer_waits": pace.trainer_waits,
+        "servers_wait": pace.servers_wait,
     }
