@@ -7,15 +7,19 @@ from typing import Annotated
 
 import typer
 
-from archon_core.cli.console import print_json
+from archon_core.cli.console import print_json, print_remark
 from archon_core.errors import USER_ERROR, ConfigError
 from archon_core.plugins import registry
-from archon_plan.answer import Refused, find_answer
+from archon_plan.answer import Answer, Refused, find_answer
 from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, read_device
 from archon_plan.devices import Device, find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
+from archon_plan.page import write_page
+from archon_plan.planned_run import PlannedRun, plan_run
 from archon_plan.request import RunRequest, request_run
+from archon_plan.rl_report import rl_data
+from archon_plan.rl_request import Measured
 from archon_plan.text_report import print_answer, print_refused, print_shortfall
 
 DOES_NOT_FIT = 1
@@ -52,6 +56,13 @@ def plan(
     ] = None,
     n_mbs: Annotated[
         int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
+    ] = None,
+    prompt_tokens: Annotated[
+        int | None, typer.Option("--prompt-tokens", min=1, help="With an RL run: mean length of a prompt [half].")
+    ] = None,
+    completion_tokens: Annotated[
+        int | None,
+        typer.Option("--completion-tokens", min=1, help="With an RL run: mean length of a completion [half]."),
     ] = None,
     seq: Annotated[
         int | None,
@@ -136,7 +147,8 @@ def plan(
         given = None if device is None else kind_of(find_device(device))
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
-    raise typer.Exit(_answer(request, chosen, as_json=as_json))
+    measured = Measured(prompt_tokens, completion_tokens)
+    raise typer.Exit(_answer(request, chosen, measured, as_json=as_json, html=html))
 
 
 def _check_form(
@@ -164,7 +176,7 @@ def _check_form(
         raise ConfigError("--search: found no --world; needed for the number of devices; add --world 64")
 
 
-def _answer(request: RunRequest, device: Device, *, as_json: bool) -> int:
+def _answer(request: RunRequest, device: Device, measured: Measured, *, as_json: bool, html: Path | None) -> int:
     """Print the answer; returns the exit code."""
     found = find_answer(request, device, registry())
     if isinstance(found, Refused):
@@ -172,11 +184,27 @@ def _answer(request: RunRequest, device: Device, *, as_json: bool) -> int:
             print_json(refused_data(found))
         print_refused(found)
         return USER_ERROR
+    run = plan_run(found, registry(), measured)
     if as_json:
-        print_json(answer_data(found))
+        print_json({**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)})
     else:
-        print_answer(found)
-    if found.fits:
-        return 0
-    print_shortfall(found, registry())
-    return DOES_NOT_FIT
+        print_answer(found, run)
+    if html is not None:
+        _write_page(html, found, run)
+    if not found.fits:
+        print_shortfall(found, registry())
+    if run.problem:
+        print_remark(run.problem, label="does not fit: ", style="bold red")
+    return 0 if found.fits and not run.problem else DOES_NOT_FIT
+
+
+def _write_page(path: Path, answer: Answer, run: PlannedRun) -> None:
+    """Raises ConfigError: the file cannot be written."""
+    try:
+        write_page(path, answer, rl=run.plan, splits=run.splits, notes=run.notes)
+    except OSError as error:
+        raise ConfigError(
+            f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
+            "existing, writable folder; choose another path"
+        ) from error
+    print_remark(str(path), label="wrote ", style="bold")

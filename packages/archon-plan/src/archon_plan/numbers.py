@@ -25,7 +25,7 @@ def seconds(number: float) -> str:
 
 def count(number: float) -> str:
     """A large number: ``30.53 B``, ``1.7 M``, ``512``."""
-    for unit, size in (("T", 1e12), ("B", 1e9), ("M", 1e6)):
+    for unit, size in (("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6)):
         if number >= size:
             return f"{number / size:,.2f} {unit}"
     return f"{number:,.0f}"

@@ -15,15 +15,20 @@ from archon_plan.cost_report import print_memory, print_time, print_traffic
 from archon_plan.engine_flags import in_flags
 from archon_plan.layout_report import print_layout
 from archon_plan.numbers import count, gib
+from archon_plan.planned_run import PlannedRun
+from archon_plan.rl_report import print_rl
 
 
-def print_answer(answer: Answer) -> None:
-    """Print every engine: layout, memory, traffic, time, decisions; then assumptions."""
+def print_answer(answer: Answer, run: PlannedRun) -> None:
+    """Print every engine: layout, memory, traffic, time, decisions; then the run and assumptions."""
     for number, engine in enumerate(answer.engines):
         if number:
             print_text("")
         _print_engine(answer, engine)
-    notes = [*answer.request.notes, *(note for engine in answer.engines for note in engine.plan.notes)]
+    if run.plan is not None:
+        print_text("")
+        print_rl(run.plan, run.splits)
+    notes = [*answer.request.notes, *run.notes, *(note for engine in answer.engines for note in engine.plan.notes)]
     if notes:
         print_text("")
     for note in notes:
