@@ -158,6 +158,6 @@ def test_the_best_split_balances_sampling_and_training(run: RLRun) -> None:
 
 def test_devices_that_cannot_be_divided_are_explained(run: RLRun) -> None:
     with pytest.raises(
-        ConfigError, match="found 3 for trainer and servers; a server has 2 and the trainer a multiple of 2"
+        ConfigError, match="found 3 for trainer and servers; a server has 2, and the trainer a multiple of 2"
     ):
         find_splits(run, H100, 3)

@@ -109,6 +109,8 @@ class _Reader:
         if spread is None:
             spread = SPREAD
             self._notes.append(f"lengths of completions vary by {spread:.0%} of their mean (assumed, log-normal)")
+        if getattr(config.actor, "dynamic_sampling", False):
+            self._notes.append("actor.dynamic_sampling: prompts that are sampled and left out are not counted")
         lengths = Lengths(completion, spread, generation.max_new_tokens)
         return Samples(config.data.batch_size, generation.n_samples, prompt, lengths)
 
