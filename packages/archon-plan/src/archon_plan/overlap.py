@@ -101,7 +101,7 @@ def pace(train: float, batches: Sequence[BatchTimes], staleness: int, queued: fl
         train: seconds to train on a batch and publish the weights.
         batches: in the order of their steps, more than twice ``staleness`` + 1; a hundred give the mean.
         staleness: ``rollout.max_head_offpolicyness``; 0 samples and trains in turn.
-        queued: batches that are sampled or wait for their step, at least 1 (``rollout.queue_size`` over the batch size).
+        queued: batches that are sampled or wait for their step (``rollout.queue_size`` over the batch size); from 1.
     """
     assert len(batches) > 2 * (staleness + 1), "too few batches for a mean"
     steps = play(train, batches, staleness, queued)

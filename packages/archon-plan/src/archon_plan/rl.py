@@ -161,7 +161,7 @@ def plan_rl(run: RLRun, device: Device) -> RLPlan:
     server_device = run.server_device or device
     fleet = Fleet(
         run.server,
-        rates_of(server_device, run.server.n_devices),
+        rates_of(server_device, run.server.n_devices, run.server.weight_bytes),
         run.servers,
         run.samples,
         concurrent=run.concurrent,

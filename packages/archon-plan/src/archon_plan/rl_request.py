@@ -109,6 +109,8 @@ class _Reader:
         if spread is None:
             spread = SPREAD
             self._notes.append(f"lengths of completions vary by {spread:.0%} of their mean (assumed, log-normal)")
+        if getattr(config.actor, "dynamic_sampling", False):
+            self._notes.append("actor.dynamic_sampling: prompts that are sampled and left out are not counted")
         lengths = Lengths(completion, spread, generation.max_new_tokens)
         return Samples(config.data.batch_size, generation.n_samples, prompt, lengths)
 
@@ -150,34 +152,24 @@ class _Reader:
             for found in [stage_work(actor, stage)]
             for count, work in ((1, found.early), *found.blocks, (1, found.last))
         )
+        number = actor.types.compute
+        own = Server(actor.anatomy, weight_bytes=number, cache_bytes=number, launches=launches, memory_share=1.0)
+        own = replace(own, max_sequences=config.rollout.max_batch_size)
         if rollout.on_trainer_ranks:
             kept = self._answer.engines[0].resident
-            return Server(
-                actor.anatomy,
-                actor.dims.tp,
-                actor.dims.pp,
-                config.rollout.max_batch_size,
-                memory_share=1.0,
-                reserved=kept,
-                launches=launches,
-            )
-        server = Server(actor.anatomy, rollout.dims["t"], rollout.dims["p"])
+            return replace(own, tensor=actor.dims.tp, pipeline=actor.dims.pp, reserved=kept)
+        sizes = {"tensor": rollout.dims["t"], "pipeline": rollout.dims["p"]}
         if rollout.backend == "served":
-            # New weights arrive beside the old ones, and no CUDA graphs.
-            return replace(
-                server,
-                max_sequences=config.rollout.max_batch_size,
-                memory_share=1.0,
-                reserved=server.weights,
-                launches=launches,
-            )
+            own = replace(own, **sizes)
+            return replace(own, reserved=own.weights)  # new weights arrive beside the old ones
         section = getattr(config, rollout.backend, None)
         share = getattr(section, "mem_fraction_static", None) or getattr(section, "gpu_memory_utilization", None)
         if share is None:
             share = MEMORY_SHARE
             self._notes.append(f"servers use {share:.0%} of the memory of a device (assumed)")
         most = getattr(section, "max_running_requests", None) or getattr(section, "max_num_seqs", None)
-        return replace(server, max_sequences=most, memory_share=share)
+        # These servers replay CUDA graphs, so the host does not limit them.
+        return replace(own, **sizes, max_sequences=most, memory_share=share, launches=0.0)
 
     def _transport(self) -> Transport:
         config, rollout = self._config, self._rollout

@@ -42,17 +42,20 @@ class Rates:
     launch: float = 0.0
 
 
-def rates_of(device: Device, ranks: int = 1) -> Rates:
-    """The rates of a device for bf16 weights.
+def rates_of(device: Device, ranks: int = 1, weight_bytes: int = 2) -> Rates:
+    """The rates of a device.
 
-    Servers of more ranks than a node has devices exchange over the network.
+    Args:
+        device: of the server.
+        ranks: of the server; more than a node has devices exchange over the network.
+        weight_bytes: bytes of a weight, which determine the peak of products.
     """
     within = ranks <= device.devices_per_node
     share = device.efficiency
     return Rates(
         memory=device.memory - device.context_bytes,
         bandwidth=device.memory_bandwidth * share.memory,
-        flops=device.peak(2) * share.dense,
+        flops=device.peak(weight_bytes) * share.dense,
         link_latency=device.node_latency if within else device.network_latency,
         link_bandwidth=device.node_bandwidth * share.node if within else device.network_bandwidth * share.network,
         launch=device.launch,

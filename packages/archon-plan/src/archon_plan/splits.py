@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from archon_core.errors import ConfigError, LayoutError
 from archon_plan.devices import Device
+from archon_plan.memory import whole_memory
 from archon_plan.parts import forward_actions, schedule_actions
 from archon_plan.rl import Pass, RLPlan, RLRun, plan_rl
 from archon_plan.setting import Setting, Tokens
@@ -51,8 +52,9 @@ def find_splits(run: RLRun, device: Device, total: int, rebuild: Rebuild | None 
     if not found:
         actor = run.actor.dims
         raise ConfigError(
-            f"devices: found {total} for trainer and servers; a server has {run.server.n_devices} and the trainer a "
-            f"multiple of {actor.world_size // actor.dp_shard}; add devices, or make servers or trainer smaller"
+            f"devices: found {total} for trainer and servers; a server has {run.server.n_devices}, and the trainer a "
+            f"multiple of {actor.world_size // actor.dp_shard} that holds the model; add devices, or make servers or "
+            "trainer smaller"
         )
     return sorted(found, key=lambda split: (split.plan.step_seconds, split.servers))
 
@@ -62,8 +64,13 @@ def _splits(run: RLRun, device: Device, total: int, rebuild: Rebuild) -> Iterato
     for count in range(1, total // size + 1):
         trainer = total - count * size
         passes = rebuild(trainer) if trainer > 0 else None
-        if passes is not None:
+        if passes is not None and _fits(passes[0].setting, device):
             yield Split(trainer, count * size, plan_rl(replace(run, passes=passes, servers=count), device))
+
+
+def _fits(setting: Setting, device: Device) -> bool:
+    """Whether the update of the actor fits the device."""
+    return all(memory.total <= device.memory for memory in whole_memory(setting, device))
 
 
 def scaled_passes(passes: tuple[Pass, ...], devices: int) -> tuple[Pass, ...] | None:
