@@ -126,7 +126,7 @@ def print_time(engine: EngineAnswer) -> None:
     print_table(("part", "time", "share"), rows)
     tokens = engine.plan.setting.tokens
     facts = [
-        f"{tokens.n_micro_batches} micro-batches of {tokens.per_micro_batch:,} tokens on each data rank",
+        f"{tokens.n_micro_batches} x {tokens.per_micro_batch:,} tokens on each data rank",
         f"{count(time.tokens_per_second)} tokens/s",
         f"{count(time.flops)}FLOP",
         f"MFU {percent(time.mfu)}",
