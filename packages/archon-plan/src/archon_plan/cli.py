@@ -48,42 +48,76 @@ def plan(
     ] = None,
     role: Annotated[
         str | None,
-        typer.Option("--role", help="Section of --model: actor, critic, ref, teacher, reward_model [actor]."),
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="Section of --model: actor, critic, ref, teacher, reward_model; default: actor.",
+        ),
     ] = None,
     critic: Annotated[bool, typer.Option("--critic", help="Give --model a value head.")] = False,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Tokens of a micro-batch on each data rank [32768].")
+        int | None,
+        typer.Option("--tokens", min=1, metavar="N", help="Tokens of a micro-batch on each data rank; default: 32768."),
     ] = None,
     n_mbs: Annotated[
-        int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
+        int | None,
+        typer.Option("--n-mbs", min=1, metavar="N", help="Micro-batches of a step on each data rank; default: 1."),
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option("--prompt-tokens", min=1, help="With an RL run: mean length of a prompt [half].")
+        int | None,
+        typer.Option(
+            "--prompt-tokens",
+            min=1,
+            metavar="N",
+            help="With an RL run: mean length of a prompt; default: half of the longest.",
+        ),
     ] = None,
     completion_tokens: Annotated[
         int | None,
-        typer.Option("--completion-tokens", min=1, help="With an RL run: mean length of a completion [half]."),
+        typer.Option(
+            "--completion-tokens",
+            min=1,
+            metavar="N",
+            help="With an RL run: mean length of a completion; default: half of the longest.",
+        ),
     ] = None,
     seq: Annotated[
         int | None,
-        typer.Option("--seq", min=1, help="Mean length of sequences [4096; with a file: the longest that it allows]."),
+        typer.Option(
+            "--seq",
+            min=1,
+            metavar="N",
+            help="Mean length of sequences; default: 4096, and with a file the longest that it allows.",
+        ),
     ] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="Pipeline schedule [Interleaved1F1B].")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", metavar="NAME", help="Pipeline schedule; default: Interleaved1F1B.")
+    ] = None,
     ac_mode: Annotated[
         str | None,
-        typer.Option("--ac-mode", help="Checkpointing: none, selective, full or memory_budget [selective]."),
+        typer.Option(
+            "--ac-mode",
+            metavar="MODE",
+            help="Checkpointing: none, selective, full or memory_budget; default: selective.",
+        ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Compute type [bfloat16; float32 on a CPU].")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, adam, sgd or muon [adamw].")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="Compute type; default: bfloat16, and float32 on a CPU."),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", metavar="TYPE", help="adamw, adam, sgd or muon; default: adamw.")
+    ] = None,
     offload: Annotated[
-        bool | None, typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory [no].")
+        bool | None,
+        typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory; default: no."),
     ] = None,
     compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks [yes; no on a CPU].")
+        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks; default: yes, and no on a CPU.")
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file [h100]."),
+        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file; default: h100."),
     ] = None,
     figures: Annotated[
         list[str] | None,
