@@ -40,7 +40,7 @@ def print_rl(plan: RLPlan, splits: Sequence[Split] = ()) -> None:
         print_table(
             head,
             [
-                (f"{bound}{' *' if bound == run.staleness else ''}", *_pace_cells(pace, pace.limit))
+                (f"{bound}{' *' if bound == run.staleness else ''}", *_pace_cells(pace, plan.limit_at(pace)))
                 for bound, pace in plan.paces.items()
             ],
         )
