@@ -131,8 +131,10 @@ class RLPlan:
         return self.limit_at(self.pace)
 
     def limit_at(self, pace: Pace) -> str:
-        """What to make faster: ``training``, ``publication``, ``sampling``, or the ``staleness`` bound, for which both
-        wait."""
+        """What to make faster: ``training``, ``publication``, ``sampling``, the ``staleness`` bound, for which both
+        wait, or ``taking turns`` where the trainer's ranks sample."""
+        if self.run.colocated:
+            return "taking turns"
         if pace.limit == "training" and self.publication > self.train_seconds:
             return "publication"
         return pace.limit
