@@ -16,6 +16,7 @@ from archon_plan.memory import rank_memory
 from archon_plan.parts import EngineRequest
 from archon_plan.request import RunRequest
 from archon_plan.results import RankMemory, StepTime, Transfer
+from archon_plan.setting import Setting
 from archon_plan.timing import step_time
 from archon_plan.traffic import transfers
 
@@ -120,11 +121,19 @@ class Refused:
     problems: tuple[str, ...] = ()
 
 
-def answer_engine(request: EngineRequest, check: Check, device: Device) -> EngineAnswer:
-    """The answer for an engine without violations."""
+def answer_engine(request: EngineRequest, check: Check, device: Device, *, bucket: float = 0.0) -> EngineAnswer:
+    """The answer for an engine without violations.
+
+    Args:
+        request: the engine.
+        check: its check.
+        device: what its ranks run on.
+        bucket: bytes of a bucket in which it publishes weights; 0 if it publishes none.
+    """
     plan = plan_engine(request, check)
     setting = plan.setting
-    memory = tuple(rank_memory(setting, rank, device) for rank in range(setting.dims.pp))
+    published = _published(setting, bucket)
+    memory = tuple(rank_memory(setting, rank, device, publication=published) for rank in range(setting.dims.pp))
     return EngineAnswer(plan, memory, tuple(transfers(setting)), step_time(setting, device))
 
 
@@ -146,4 +155,26 @@ def find_answer(request: RunRequest, device: Device, registry: Registry) -> Answ
         reported = {violation.option for refusal in wrong for violation in refusal.violations}
         others = tuple(text for text in request.problems if re.split(r"[: ]", text, maxsplit=1)[0] not in reported)
         return Refused(request, wrong, others)
-    return Answer(request, device, tuple(answer_engine(engine, check, device) for engine, check in checks))
+    answers = [
+        answer_engine(engine, check, device, bucket=_bucket(request) if engine.role == "actor" else 0.0)
+        for engine, check in checks
+    ]
+    return Answer(request, device, tuple(answers))
+
+
+def _bucket(request: RunRequest) -> float:
+    """Bytes of a bucket of weights; 0 for a run that publishes none."""
+    if request.rollout is None or request.rollout.on_trainer_ranks:
+        return 0.0
+    return float(request.config.rollout.weight_bucket_mb * 2**20)
+
+
+def _published(setting: Setting, bucket: float) -> float:
+    """Bytes of the two buckets that the first rank holds during a publication. A larger tensor is a bucket alone;
+    experts are published one by one."""
+    if not bucket:
+        return 0.0
+    ends = (*setting.anatomy.embed, *setting.anatomy.last)
+    weights = [weight.size for weight in ends]
+    weights += [weight.size for kind in setting.anatomy.kinds for weight in kind.weights if weight.role != "expert"]
+    return 2 * max(bucket, setting.types.compute * max(weights))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, LayoutError
+from archon_core.layout import parse_layout
 from archon_plan.devices import Device, find_device, override
 from archon_plan.request import RunRequest
 
@@ -15,6 +16,14 @@ DEVICE = "h100"
 def kind_of(device: Device) -> str:
     """The device as engines know it: ``cuda`` or ``cpu``."""
     return "cpu" if device.kind == "cpu" else "cuda"
+
+
+def ranks_of(layout: str | None) -> int | None:
+    """The number of devices of a layout; ``None`` if it cannot be parsed."""
+    try:
+        return None if layout is None else parse_layout(layout).world_size
+    except LayoutError:
+        return None  # the check of the layout reports it
 
 
 def read_device(

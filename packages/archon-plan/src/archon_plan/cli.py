@@ -12,7 +12,7 @@ from archon_core.errors import USER_ERROR, ConfigError
 from archon_core.plugins import registry
 from archon_plan.answer import Answer, Refused, find_answer
 from archon_plan.answer_data import answer_data, refused_data
-from archon_plan.chosen_device import DEVICE, device_of, kind_of, read_device
+from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
 from archon_plan.devices import Device, find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
 from archon_plan.page import write_page
@@ -126,7 +126,7 @@ def plan(
     _check_form(config, model, written, search=search, world=world)
     if config is None:
         assert model is not None, "checked: there is a file or a model"
-        chosen = read_device(device or DEVICE, figures or (), nodes=nodes, world=world)
+        chosen = read_device(device or DEVICE, figures or (), nodes=nodes, world=world or ranks_of(layout))
         asked = EngineFlags(
             model=model,
             layout=layout or f"archon:d{world}",

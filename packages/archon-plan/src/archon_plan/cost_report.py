@@ -9,6 +9,7 @@ from rich.text import Text
 
 from archon_core.cli.console import print_table, print_text
 from archon_plan.answer import Answer, EngineAnswer
+from archon_plan.devices import Device
 from archon_plan.numbers import GIB, count, gib, percent, seconds
 from archon_plan.results import MemoryPart, Transfer
 
@@ -21,16 +22,24 @@ SMALL = 1e-3
 
 def print_memory(answer: Answer, engine: EngineAnswer) -> None:
     """Print the memory of the fullest rank as a table and a bar, and the total of every pipeline rank."""
-    fullest, device = engine.fullest, answer.device
-    others = [other for other in answer.sharing(engine) if other is not engine]
-    parts = [part for part in fullest.parts if part.bytes]
+    fullest = engine.fullest
+    parts = list(fullest.parts)
     kept = answer.peak(engine) - fullest.total
     if kept > 0:
-        names = ", ".join(other.plan.role for other in others)
+        names = ", ".join(other.plan.role for other in answer.sharing(engine) if other is not engine)
         parts.append(MemoryPart("other engines", kept, f"weights and optimizer of {names} on the same ranks"))
     which = f" (pipeline rank {fullest.pipeline_rank})" if len(engine.memory) > 1 else ""
-    print_text(Text(f"memory of the fullest rank{which}", "bold"))
+    print_parts(f"memory of the fullest rank{which}", parts, answer.device)
+    if len(engine.memory) > 1:
+        totals = ", ".join(f"{memory.pipeline_rank}: {gib(memory.total)}" for memory in engine.memory)
+        print_text(f"pipeline ranks: {totals}")
+
+
+def print_parts(title: str, parts: Sequence[MemoryPart], device: Device) -> None:
+    """Print parts of a device's memory as a table and a bar."""
+    parts = [part for part in parts if part.bytes]
     total = sum(part.bytes for part in parts)
+    print_text(Text(title, "bold"))
     rows: list[tuple[str | Text, ...]] = []
     for index, part in enumerate(parts):
         mark = Text(_block(index), _colour(index))
@@ -39,9 +48,6 @@ def print_memory(answer: Answer, engine: EngineAnswer) -> None:
     print_table(("", "part", "size", "share", "note"), rows)
     print_text("")
     Console().print(memory_bar(parts, device.memory, Console().width))
-    if len(engine.memory) > 1:
-        totals = ", ".join(f"{memory.pipeline_rank}: {gib(memory.total)}" for memory in engine.memory)
-        print_text(f"pipeline ranks: {totals}")
 
 
 def memory_bar(parts: Sequence[MemoryPart], capacity: float, width: int) -> Text:
@@ -120,7 +126,7 @@ def print_time(engine: EngineAnswer) -> None:
     print_table(("part", "time", "share"), rows)
     tokens = engine.plan.setting.tokens
     facts = [
-        f"{tokens.n_micro_batches} micro-batches of {tokens.per_micro_batch:,} tokens on each data rank",
+        f"{tokens.n_micro_batches} x {tokens.per_micro_batch:,} tokens on each data rank",
         f"{count(time.tokens_per_second)} tokens/s",
         f"{count(time.flops)}FLOP",
         f"MFU {percent(time.mfu)}",

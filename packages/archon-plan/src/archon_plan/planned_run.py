@@ -7,8 +7,11 @@ from dataclasses import dataclass
 from archon_core.errors import ConfigError
 from archon_core.plugins import Registry
 from archon_plan.answer import Answer
+from archon_plan.numbers import gib
+from archon_plan.results import RankMemory
 from archon_plan.rl import RLPlan, plan_rl
 from archon_plan.rl_request import Measured, request_rl
+from archon_plan.sampling_memory import sampling_memory
 from archon_plan.splits import Split, find_splits
 
 
@@ -20,12 +23,14 @@ class PlannedRun:
         plan: of the run; ``None`` if it samples nothing, or if its servers have too little memory.
         splits: divisions of its devices among trainer and servers, the fastest first.
         notes: assumptions.
+        memory: of the fullest device while it samples; ``None`` without ``plan``.
         problem: why its servers cannot sample; empty if they can.
     """
 
     plan: RLPlan | None = None
     splits: tuple[Split, ...] = ()
     notes: tuple[str, ...] = ()
+    memory: RankMemory | None = None
     problem: str = ""
 
 
@@ -51,4 +56,11 @@ def plan_run(answer: Answer, registry: Registry, measured: Measured | None = Non
         splits = () if run.colocated else tuple(find_splits(run, device, total))
     except ConfigError as error:  # the memory of the servers
         return PlannedRun(notes=request.notes, problem=str(error))
-    return PlannedRun(plan, splits, request.notes)
+    memory = sampling_memory(plan, answer)
+    problem = ""
+    if memory.total > device.memory:
+        problem = (
+            f"the trainer's ranks while they sample: found {gib(memory.total)}, and {device.name} has "
+            f"{gib(device.memory)}; lower rollout.max_batch_size or gconfig.max_new_tokens, or use servers"
+        )
+    return PlannedRun(plan, splits, request.notes, memory, problem)

@@ -14,7 +14,7 @@ from archon_core.errors import ArchonError, ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins import Registry
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_plan.models import NamedModel, find_model
+from archon_plan.models import KNOWN, NamedModel, find_model
 from archon_plan.parts import EngineRequest, Sequences
 
 LENGTH = 4096
@@ -22,6 +22,9 @@ LENGTH = 4096
 
 CHARACTERS = 128
 """Assumed vocabulary of a tokenizer of characters: that of ASCII texts."""
+
+_SCORING = ("critic", "reward_model")
+"""Roles that a run gives a value head."""
 
 _PLANNED = frozenset([*ROLES, "cluster", "rollout"])
 """Sections whose errors concern a plan."""
@@ -87,6 +90,7 @@ def request_run(
 
     loaded = load_config(path, overrides, registry, allow_missing=True)
     config, plan = loaded.config, plan_run(loaded, registry)
+    valued = {d.option.partition(".")[0] for d in plan.decisions if d.option.endswith(".is_critic")}
     unused = {decision.option for decision in plan.decisions if decision.effective == "not used"}
     kind = device or ("cpu" if config.cluster.n_gpus_per_node == 0 else "cuda")
     layouts, lengths = engine_backends(config), _Lengths(config, registry, seq)
@@ -102,12 +106,14 @@ def request_run(
             continue
         found, assumed = _with_vocabulary(found, config.tokenizer)
         notes += assumed
+        if found.source == KNOWN:
+            notes.append(f"{role}: the sizes of {found.name} come from the {KNOWN}")
         engines.append(
             EngineRequest(
                 role=role,
                 layout=layouts[role] or layouts["actor"] or "",
                 model=found,
-                config=_with_options(section),
+                config=lengths.in_pairs(_with_options(section, is_critic=role in _SCORING or role in valued)),
                 sequences=lengths.of(role, section),
                 explicit=loaded.explicit,
                 option=f"{role}.backend",
@@ -170,9 +176,10 @@ def _with_vocabulary(model: NamedModel, tokenizer: Any) -> tuple[NamedModel, lis
     return replace(model, entries={**model.entries, "vocab_size": size}), notes
 
 
-def _with_options(section: EngineConfig) -> ArchonEngineConfig:
+def _with_options(section: EngineConfig, *, is_critic: bool) -> ArchonEngineConfig:
     """The section with the Archon engine's options, which other engines' sections lack."""
     shared = {f.name: getattr(section, f.name) for f in fields(EngineConfig)}
+    shared["is_critic"] = section.is_critic or is_critic
     return ArchonEngineConfig(**shared, archon=getattr(section, "archon", None) or ArchonOptions())
 
 
@@ -191,7 +198,14 @@ class _Lengths:
         algorithms = {spec.name: spec for spec in registry.all(AlgorithmSpec)}
         algorithm = algorithms.get(config.algorithm)
         self.samples = algorithm is None or "inference_engine" in algorithm.needs
+        self._answers = 2 if hasattr(config.data, "chosen_key") else 1
         self.notes: list[str] = []
+
+    def in_pairs(self, section: ArchonEngineConfig) -> ArchonEngineConfig:
+        """The section of a run on preferences, whose two answers to a prompt stay in one micro-batch."""
+        if self._answers == 1:
+            return section
+        return replace(section, mb_spec=replace(section.mb_spec, granularity=self._answers))
 
     def of(self, role: str, section: EngineConfig) -> Sequences:
         """The sequences of one optimizer step, or of one pass of a model that is not trained."""
@@ -219,8 +233,7 @@ class _Lengths:
         length = data.max_length or section.mb_spec.max_tokens_per_mb or LENGTH
         if data.max_length is None:
             self._assume(f"data.max_length is null: sequences of {length:,} tokens are assumed; --seq sets the length")
-        answers = 2 if hasattr(data, "chosen_key") else 1
-        return Sequences(data.batch_size * answers, length)
+        return Sequences(data.batch_size * self._answers, length)
 
     def _assume(self, text: str) -> None:
         if self._seq is None and text not in self.notes:

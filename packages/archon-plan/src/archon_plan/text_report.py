@@ -11,7 +11,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.plugins import Registry
 from archon_plan.alternatives import find_alternatives
 from archon_plan.answer import Answer, EngineAnswer, Refusal, Refused
-from archon_plan.cost_report import print_memory, print_time, print_traffic
+from archon_plan.cost_report import print_memory, print_parts, print_time, print_traffic
 from archon_plan.engine_flags import in_flags
 from archon_plan.layout_report import print_layout
 from archon_plan.numbers import count, gib
@@ -28,6 +28,9 @@ def print_answer(answer: Answer, run: PlannedRun) -> None:
     if run.plan is not None:
         print_text("")
         print_rl(run.plan, run.splits)
+    if run.memory is not None:
+        print_text("")
+        print_parts("memory of a device while it samples", run.memory.parts, answer.device)
     notes = [*answer.request.notes, *run.notes, *(note for engine in answer.engines for note in engine.plan.notes)]
     if notes:
         print_text("")

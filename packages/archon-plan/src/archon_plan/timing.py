@@ -139,8 +139,9 @@ class StepClock:
         total = first_gather + summed + max(sum(own.values()) for own in updates)
         busiest = max(ranks, key=lambda rank: pipeline.busy[rank] + sum(after[rank].values()))
         parts = add_up([*self._spent_on(actions[busiest]), {WEIGHTS: first_gather}, after[busiest], updates[busiest]])
-        parts[BUBBLE] = max(0.0, total - sum(parts.values()))
-        parts = {name: seconds for name, seconds in parts.items() if seconds > 0}
+        parts[BUBBLE] = total - sum(parts.values())
+        # Without a pipeline, the rest is what rounding leaves.
+        parts = {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * total}
         tokens = setting.tokens.per_micro_batch * setting.tokens.n_micro_batches
         tokens *= setting.dims.dp_replicate * setting.dims.dp_shard
         flops = model_flops(setting)
