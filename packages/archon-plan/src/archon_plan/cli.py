@@ -58,11 +58,15 @@ def plan(
         int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
     ] = None,
     prompt_tokens: Annotated[
-        int | None, typer.Option("--prompt-tokens", min=1, help="With an RL run: mean length of a prompt [half].")
+        float | None, typer.Option("--prompt-tokens", min=1, help="With an RL run: mean length of a prompt [half].")
     ] = None,
     completion_tokens: Annotated[
-        int | None,
+        float | None,
         typer.Option("--completion-tokens", min=1, help="With an RL run: mean length of a completion [half]."),
+    ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option("--spread", min=0, help="Standard deviation of completions' lengths over their mean [0.6]."),
     ] = None,
     seq: Annotated[
         int | None,
@@ -147,7 +151,7 @@ def plan(
         given = None if device is None else kind_of(find_device(device))
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
-    measured = Measured(prompt_tokens, completion_tokens)
+    measured = Measured(prompt_tokens, completion_tokens, spread)
     raise typer.Exit(_answer(request, chosen, measured, as_json=as_json, html=html))
 
 
