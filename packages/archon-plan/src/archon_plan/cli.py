@@ -7,23 +7,15 @@ from typing import Annotated
 
 import typer
 
-from archon_core.cli.console import print_json, print_remark
-from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_plan.answer import Answer, Refused, find_answer
-from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
-from archon_plan.devices import Device, find_device
+from archon_plan.devices import find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
-from archon_plan.page import write_page
-from archon_plan.planned_run import PlannedRun, plan_run
-from archon_plan.request import RunRequest, request_run
-from archon_plan.rl_report import rl_data
+from archon_plan.request import request_run
 from archon_plan.rl_request import Measured
-from archon_plan.text_report import print_answer, print_refused, print_shortfall
 
-DOES_NOT_FIT = 1
-"""Exit code of a plan whose memory does not suffice."""
+RUN_OPTIONS = ("--prompt-tokens", "--completion-tokens", "--spread")
 
 
 def plan(
@@ -64,7 +56,7 @@ def plan(
         typer.Option("--n-mbs", min=1, metavar="N", help="Micro-batches of a step on each data rank; default: 1."),
     ] = None,
     prompt_tokens: Annotated[
-        int | None,
+        float | None,
         typer.Option(
             "--prompt-tokens",
             min=1,
@@ -73,12 +65,21 @@ def plan(
         ),
     ] = None,
     completion_tokens: Annotated[
-        int | None,
+        float | None,
         typer.Option(
             "--completion-tokens",
             min=1,
             metavar="N",
             help="With an RL run: mean length of a completion; default: half of the longest.",
+        ),
+    ] = None,
+    spread: Annotated[
+        float | None,
+        typer.Option(
+            "--spread",
+            min=0,
+            metavar="SHARE",
+            help="With an RL run: standard deviation of lengths of completions over their mean; default: 0.6.",
         ),
     ] = None,
     seq: Annotated[
@@ -157,6 +158,8 @@ def plan(
         "--compile": compile,
     }
     written = {name: value for name, value in flags.items() if value is not None}
+    if config is None:
+        written |= {"--prompt-tokens": prompt_tokens, "--completion-tokens": completion_tokens, "--spread": spread}
     _check_form(config, model, written, search=search, world=world)
     if config is None:
         assert model is not None, "checked: there is a file or a model"
@@ -181,8 +184,9 @@ def plan(
         given = None if device is None else kind_of(find_device(device))
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
-    measured = Measured(prompt_tokens, completion_tokens)
-    raise typer.Exit(_answer(request, chosen, measured, as_json=as_json, html=html))
+    measured = Measured(prompt_tokens, completion_tokens, spread)
+    output = Output(as_json=as_json, page=html)
+    raise typer.Exit(answer_request(request, chosen, measured, output))
 
 
 def _check_form(
@@ -200,6 +204,9 @@ def _check_form(
         option = next((option for option, flag in OPTIONS.items() if flag == name), None)
         fix = f"override it: actor.{option}=..." if option else "leave it out: a file has all roles"
         raise ConfigError(f"{name}: found it with a file; allowed with --model alone; {fix}")
+    run_options = [name for name in RUN_OPTIONS if written.get(name) is not None]
+    if config is None and run_options:
+        raise ConfigError(f"{run_options[0]}: found it with --model; allowed with the file of an RL run; leave it out")
     if config is None and not search and "--layout" not in written:
         raise ConfigError(
             "--layout: found none; needed for --model without --search; add --layout archon:d4t2, or --world N --search"
@@ -208,37 +215,3 @@ def _check_form(
         raise ConfigError("--world: found it without --search; a layout has its number of devices; add --search")
     if search and world is None and config is None:
         raise ConfigError("--search: found no --world; needed for the number of devices; add --world 64")
-
-
-def _answer(request: RunRequest, device: Device, measured: Measured, *, as_json: bool, html: Path | None) -> int:
-    """Print the answer; returns the exit code."""
-    found = find_answer(request, device, registry())
-    if isinstance(found, Refused):
-        if as_json:
-            print_json(refused_data(found))
-        print_refused(found)
-        return USER_ERROR
-    run = plan_run(found, registry(), measured)
-    if as_json:
-        print_json({**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)})
-    else:
-        print_answer(found, run)
-    if html is not None:
-        _write_page(html, found, run)
-    if not found.fits:
-        print_shortfall(found, registry())
-    if run.problem:
-        print_remark(run.problem, label="does not fit: ", style="bold red")
-    return 0 if found.fits and not run.problem else DOES_NOT_FIT
-
-
-def _write_page(path: Path, answer: Answer, run: PlannedRun) -> None:
-    """Raises ConfigError: the file cannot be written."""
-    try:
-        write_page(path, answer, rl=run.plan, splits=run.splits, notes=run.notes)
-    except OSError as error:
-        raise ConfigError(
-            f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
-            "existing, writable folder; choose another path"
-        ) from error
-    print_remark(str(path), label="wrote ", style="bold")

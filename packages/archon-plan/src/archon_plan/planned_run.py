@@ -51,11 +51,16 @@ def plan_run(answer: Answer, registry: Registry, measured: Measured | None = Non
     run, device = request.run, answer.device
     try:
         plan = plan_rl(run, device)
-        total = answer.request.n_nodes * answer.request.devices_per_node
-        total = total or run.trainer_devices + run.server_devices
-        splits = () if run.colocated else tuple(find_splits(run, device, total))
     except ConfigError as error:  # the memory of the servers
         return PlannedRun(notes=request.notes, problem=str(error))
+    splits: tuple[Split, ...] = ()
+    notes = request.notes
+    if not run.colocated:
+        total = answer.request.n_nodes * answer.request.devices_per_node
+        try:
+            splits = tuple(find_splits(run, device, total or run.trainer_devices + run.server_devices))
+        except ConfigError as error:  # a trainer that does not fit has an answer, too
+            notes = (*notes, str(error))
     memory = sampling_memory(plan, answer)
     problem = ""
     if memory.total > device.memory:
@@ -63,4 +68,4 @@ def plan_run(answer: Answer, registry: Registry, measured: Measured | None = Non
             f"the trainer's ranks while they sample: found {gib(memory.total)}, and {device.name} has "
             f"{gib(device.memory)}; lower rollout.max_batch_size or gconfig.max_new_tokens, or use servers"
         )
-    return PlannedRun(plan, splits, request.notes, memory, problem)
+    return PlannedRun(plan, splits, notes, memory, problem)

@@ -127,11 +127,17 @@ class RLPlan:
 
     @property
     def limit(self) -> str:
-        """What to make faster: ``training``, ``publication``, ``sampling``, or the ``staleness`` bound, for which both
-        wait."""
-        if self.pace.limit == "training" and self.publication > self.train_seconds:
+        """What limits the run; see ``limit_at``."""
+        return self.limit_at(self.pace)
+
+    def limit_at(self, pace: Pace) -> str:
+        """What to make faster: ``training``, ``publication``, ``sampling``, the ``staleness`` bound, for which both
+        wait, or ``taking turns`` where the trainer's ranks sample."""
+        if self.run.colocated:
+            return "taking turns"
+        if pace.limit == "training" and self.publication > self.train_seconds:
             return "publication"
-        return self.pace.limit
+        return pace.limit
 
     @property
     def steps_per_hour(self) -> float:

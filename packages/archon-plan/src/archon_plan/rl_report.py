@@ -40,7 +40,7 @@ def print_rl(plan: RLPlan, splits: Sequence[Split] = ()) -> None:
         print_table(
             head,
             [
-                (f"{bound}{' *' if bound == run.staleness else ''}", *_pace_cells(pace, pace.limit))
+                (f"{bound}{' *' if bound == run.staleness else ''}", *_pace_cells(pace, plan.limit_at(pace)))
                 for bound, pace in plan.paces.items()
             ],
         )
@@ -70,9 +70,10 @@ def describe_servers(plan: RLPlan) -> str:
     run, fleet = plan.run, plan.fleet
     if run.colocated:
         return f"the trainer's ranks sample, {fleet.places:,} sequences at a time on each data rank"
+    servers = f"{run.servers} server{'s' if run.servers > 1 else ''} of {run.server.n_devices}"
     return (
-        f"{run.servers} servers of {run.server.n_devices} devices, each with room for {fleet.places:,} sequences, "
-        f"beside {run.trainer_devices} that train"
+        f"{servers} device{'s' if run.server.n_devices > 1 else ''} with room for {fleet.places:,} sequences, beside "
+        f"{run.trainer_devices} that train"
     )
 
 
