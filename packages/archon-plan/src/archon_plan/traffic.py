@@ -17,6 +17,7 @@ from archon_core.models.anatomy import LayerAnatomy, WeightShape
 from archon_core.models.stage import Stage
 from archon_plan.expert_traffic import add_experts, add_reports
 from archon_plan.ledger import Group, Ledger
+from archon_plan.muon_traffic import add_muon
 from archon_plan.pipelined_weights import StageActions
 from archon_plan.results import Axis, Transfer
 from archon_plan.setting import Setting
@@ -66,6 +67,8 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int) -> Ledger:
     if setting.trains:
         _add_gradients(ledger, setting, pipeline_rank)
         layers = [setting.anatomy.layers[number].experts for stage in stages for number in stage.layers]
+        if setting.optimizer == "muon":
+            add_muon(ledger, setting, pipeline_rank)
         add_reports(ledger, setting, [experts for experts in layers if experts is not None])
     return ledger
 
