@@ -123,14 +123,6 @@ class Setting:
         return self.dims.world_size > 1 or self.types.compute != self.types.master or self.offloads
 
     @property
-    def recomputes_experts(self) -> bool:
-        """Whether backward runs experts forward again. In compiled blocks, which recompute by themselves, experts stay
-        eager."""
-        if self.checkpointing == "selective":
-            return self.every is not None or not self.compiles
-        return self.checkpointing == "full"
-
-    @property
     def splits_backward(self) -> bool:
         """Whether the schedule has actions of split backward passes."""
         split = (ActionKind.BACKWARD_INPUT, ActionKind.BACKWARD_WEIGHT)
