@@ -7,23 +7,15 @@ from typing import Annotated
 
 import typer
 
-from archon_core.cli.console import print_json, print_remark
-from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.errors import ConfigError
 from archon_core.plugins import registry
-from archon_plan.answer import Answer, Refused, find_answer
-from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
-from archon_plan.devices import Device, find_device
+from archon_plan.devices import find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
-from archon_plan.page import write_page
-from archon_plan.planned_run import PlannedRun, plan_run
-from archon_plan.request import RunRequest, request_run
-from archon_plan.rl_report import rl_data
+from archon_plan.request import request_run
 from archon_plan.rl_request import Measured
-from archon_plan.text_report import print_answer, print_refused, print_shortfall
 
-DOES_NOT_FIT = 1
-"""Exit code of a plan whose memory does not suffice."""
+RUN_OPTIONS = ("--prompt-tokens", "--completion-tokens", "--spread")
 
 
 def plan(
@@ -48,46 +40,85 @@ def plan(
     ] = None,
     role: Annotated[
         str | None,
-        typer.Option("--role", help="Section of --model: actor, critic, ref, teacher, reward_model [actor]."),
+        typer.Option(
+            "--role",
+            metavar="ROLE",
+            help="Section of --model: actor, critic, ref, teacher, reward_model; default: actor.",
+        ),
     ] = None,
     critic: Annotated[bool, typer.Option("--critic", help="Give --model a value head.")] = False,
     tokens: Annotated[
-        int | None, typer.Option("--tokens", min=1, help="Tokens of a micro-batch on each data rank [32768].")
+        int | None,
+        typer.Option("--tokens", min=1, metavar="N", help="Tokens of a micro-batch on each data rank; default: 32768."),
     ] = None,
     n_mbs: Annotated[
-        int | None, typer.Option("--n-mbs", min=1, help="Micro-batches of a step on each data rank [1].")
+        int | None,
+        typer.Option("--n-mbs", min=1, metavar="N", help="Micro-batches of a step on each data rank; default: 1."),
     ] = None,
     prompt_tokens: Annotated[
-        float | None, typer.Option("--prompt-tokens", min=1, help="With an RL run: mean length of a prompt [half].")
+        float | None,
+        typer.Option(
+            "--prompt-tokens",
+            min=1,
+            metavar="N",
+            help="With an RL run: mean length of a prompt; default: half of the longest.",
+        ),
     ] = None,
     completion_tokens: Annotated[
         float | None,
-        typer.Option("--completion-tokens", min=1, help="With an RL run: mean length of a completion [half]."),
+        typer.Option(
+            "--completion-tokens",
+            min=1,
+            metavar="N",
+            help="With an RL run: mean length of a completion; default: half of the longest.",
+        ),
     ] = None,
     spread: Annotated[
         float | None,
-        typer.Option("--spread", min=0, help="Standard deviation of completions' lengths over their mean [0.6]."),
+        typer.Option(
+            "--spread",
+            min=0,
+            metavar="SHARE",
+            help="With an RL run: standard deviation of lengths of completions over their mean; default: 0.6.",
+        ),
     ] = None,
     seq: Annotated[
         int | None,
-        typer.Option("--seq", min=1, help="Mean length of sequences [4096; with a file: the longest that it allows]."),
+        typer.Option(
+            "--seq",
+            min=1,
+            metavar="N",
+            help="Mean length of sequences; default: 4096, and with a file the longest that it allows.",
+        ),
     ] = None,
-    schedule: Annotated[str | None, typer.Option("--schedule", help="Pipeline schedule [Interleaved1F1B].")] = None,
+    schedule: Annotated[
+        str | None, typer.Option("--schedule", metavar="NAME", help="Pipeline schedule; default: Interleaved1F1B.")
+    ] = None,
     ac_mode: Annotated[
         str | None,
-        typer.Option("--ac-mode", help="Checkpointing: none, selective, full or memory_budget [selective]."),
+        typer.Option(
+            "--ac-mode",
+            metavar="MODE",
+            help="Checkpointing: none, selective, full or memory_budget; default: selective.",
+        ),
     ] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="Compute type [bfloat16; float32 on a CPU].")] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adamw, adam, sgd or muon [adamw].")] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option("--dtype", metavar="TYPE", help="Compute type; default: bfloat16, and float32 on a CPU."),
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", metavar="TYPE", help="adamw, adam, sgd or muon; default: adamw.")
+    ] = None,
     offload: Annotated[
-        bool | None, typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory [no].")
+        bool | None,
+        typer.Option("--offload/--no-offload", help="Keep weights and optimizer in host memory; default: no."),
     ] = None,
     compile: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks [yes; no on a CPU].")
+        bool | None, typer.Option("--compile/--no-compile", help="Compile blocks; default: yes, and no on a CPU.")
     ] = None,
     device: Annotated[
         str | None,
-        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file [h100]."),
+        typer.Option("--device", metavar="DEVICE", help="Name in the device table, or a device file; default: h100."),
     ] = None,
     figures: Annotated[
         list[str] | None,
@@ -127,6 +158,8 @@ def plan(
         "--compile": compile,
     }
     written = {name: value for name, value in flags.items() if value is not None}
+    if config is None:
+        written |= {"--prompt-tokens": prompt_tokens, "--completion-tokens": completion_tokens, "--spread": spread}
     _check_form(config, model, written, search=search, world=world)
     if config is None:
         assert model is not None, "checked: there is a file or a model"
@@ -152,7 +185,8 @@ def plan(
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
     measured = Measured(prompt_tokens, completion_tokens, spread)
-    raise typer.Exit(_answer(request, chosen, measured, as_json=as_json, html=html))
+    output = Output(as_json=as_json, page=html)
+    raise typer.Exit(answer_request(request, chosen, measured, output))
 
 
 def _check_form(
@@ -170,6 +204,9 @@ def _check_form(
         option = next((option for option, flag in OPTIONS.items() if flag == name), None)
         fix = f"override it: actor.{option}=..." if option else "leave it out: a file has all roles"
         raise ConfigError(f"{name}: found it with a file; allowed with --model alone; {fix}")
+    run_options = [name for name in RUN_OPTIONS if written.get(name) is not None]
+    if config is None and run_options:
+        raise ConfigError(f"{run_options[0]}: found it with --model; allowed with the file of an RL run; leave it out")
     if config is None and not search and "--layout" not in written:
         raise ConfigError(
             "--layout: found none; needed for --model without --search; add --layout archon:d4t2, or --world N --search"
@@ -178,37 +215,3 @@ def _check_form(
         raise ConfigError("--world: found it without --search; a layout has its number of devices; add --search")
     if search and world is None and config is None:
         raise ConfigError("--search: found no --world; needed for the number of devices; add --world 64")
-
-
-def _answer(request: RunRequest, device: Device, measured: Measured, *, as_json: bool, html: Path | None) -> int:
-    """Print the answer; returns the exit code."""
-    found = find_answer(request, device, registry())
-    if isinstance(found, Refused):
-        if as_json:
-            print_json(refused_data(found))
-        print_refused(found)
-        return USER_ERROR
-    run = plan_run(found, registry(), measured)
-    if as_json:
-        print_json({**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)})
-    else:
-        print_answer(found, run)
-    if html is not None:
-        _write_page(html, found, run)
-    if not found.fits:
-        print_shortfall(found, registry())
-    if run.problem:
-        print_remark(run.problem, label="does not fit: ", style="bold red")
-    return 0 if found.fits and not run.problem else DOES_NOT_FIT
-
-
-def _write_page(path: Path, answer: Answer, run: PlannedRun) -> None:
-    """Raises ConfigError: the file cannot be written."""
-    try:
-        write_page(path, answer, rl=run.plan, splits=run.splits, notes=run.notes)
-    except OSError as error:
-        raise ConfigError(
-            f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
-            "existing, writable folder; choose another path"
-        ) from error
-    print_remark(str(path), label="wrote ", style="bold")

@@ -13,10 +13,12 @@ from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
 
-from archon_core.models.anatomy import WeightShape
+from archon_core.models.anatomy import LayerAnatomy, WeightShape
 from archon_core.models.stage import Stage
 from archon_plan.expert_traffic import add_experts, add_reports
 from archon_plan.ledger import Group, Ledger
+from archon_plan.muon_traffic import add_muon
+from archon_plan.pipelined_weights import StageActions
 from archon_plan.results import Axis, Transfer
 from archon_plan.setting import Setting
 from archon_plan.shards import shards_of
@@ -47,12 +49,14 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int) -> Ledger:
     stages = setting.held_by(pipeline_rank)
     n = setting.tokens.n_micro_batches
     backward = n if setting.trains else 0
-    for stage in stages:
+    for number, stage in zip(setting.stage_plan.held_by(pipeline_rank), stages, strict=True):
+        halves = _halves(setting, number)
         if stage.has_embed:
             add_embedding(ledger, setting, Passes(n, backward))
         for (kind, is_repeated), count in _layers(setting, stage).items():
             layer = setting.anatomy.kinds[kind]
-            passes = Passes(count * n, count * backward, count * backward if is_repeated else 0)
+            again = backward + halves * gradient_passes(layer) if is_repeated else 0
+            passes = Passes(count * n, count * backward, count * again)
             add_layer(ledger, setting, layer, passes)
             if layer.experts is not None:
                 add_experts(ledger, setting, layer.experts, passes)
@@ -63,8 +67,27 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int) -> Ledger:
     if setting.trains:
         _add_gradients(ledger, setting, pipeline_rank)
         layers = [setting.anatomy.layers[number].experts for stage in stages for number in stage.layers]
+        if setting.optimizer == "muon":
+            add_muon(ledger, setting, pipeline_rank)
         add_reports(ledger, setting, [experts for experts in layers if experts is not None])
     return ledger
+
+
+def gradient_passes(layer: LayerAnatomy) -> int:
+    """Passes over the graph of a layer for the gradients of its weights, in the second half of a split backward pass.
+
+    Torch goes through the graph once for every set of weights whose gradients depend on the same activations
+    (``torch.distributed.pipelining``), and a checkpoint recomputes the layer in each of these passes. One operation
+    computes all experts; every other weight has an operation alone.
+    """
+    return sum(weight.role != "expert" for weight in layer.weights) + (layer.experts is not None)
+
+
+def _halves(setting: Setting, stage: int) -> int:
+    """How many backward passes of a stage are split, if that matters: only recomputed layers repeat collectives."""
+    recomputes = setting.checkpointing == "full" or setting.every is not None
+    splits = setting.schedule is not None and setting.schedule.splits_backward
+    return StageActions.of(setting, stage).halves if setting.trains and recomputes and splits else 0
 
 
 def _layers(setting: Setting, stage: Stage) -> Counter[tuple[int, bool]]:
@@ -86,9 +109,10 @@ def _add_pipeline(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
             ledger.add(ranks, "send", "hidden states", states, n, overlaps=True)
         if here != there and pipeline_rank == there and setting.trains:
             ledger.add(ranks, "send", "gradients of hidden states", states, n, overlaps=True)
-    if not setting.trains and pipeline_rank == plan.last_rank:
+    if not setting.trains:
         outputs = 2 if setting.entropy and not setting.anatomy.critic else 1
-        ledger.add(ranks, "broadcast", "outputs", n * sizes.whole * sizes.exact, outputs)
+        values = n * sizes.whole * sizes.exact if pipeline_rank == plan.last_rank else 0
+        ledger.add(ranks, "broadcast", "outputs", values, outputs)
 
 
 def _add_gradients(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
