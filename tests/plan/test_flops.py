@@ -6,20 +6,24 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode  # torch's way to write such counters
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from archon_core import assemble, parse_layout, registry
-from archon_core.contracts.batch import Batch
+from archon_core.contracts.batch import Batch, MicroBatch
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec
+from archon_engine.compat import stage_backward_input, stage_backward_weight
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
-from archon_plan.flops import Work, stage_work
+from archon_plan.flops import Work, layer_passes, stage_work
 from archon_plan.setting import Setting, Tokens
+from archon_plan.sizes import sizes_of
 from archon_plan.timing import model_flops
+from archon_plan.traffic import gradient_passes
 
 LENGTH = 24
 N_SEQUENCES = 2
@@ -70,6 +74,21 @@ def _with_heads(keys: tuple[int, ...], queries: tuple[int, ...]) -> tuple[int, .
     return keys[0], queries[1], *keys[2:]
 
 
+class ProductCounter(TorchDispatchMode):
+    """Counts FLOPs of matrix products. torch's counter follows modules by hooks, with which autograd cannot compute
+    the gradient of one input alone through a checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func._overloadpacket in (ATEN.mm, ATEN.addmm):
+            a, b = args[-2:]
+            self.flops += 2 * a.shape[0] * a.shape[1] * b.shape[1]
+        return func(*args, **(kwargs or {}))
+
+
 def anatomy_of(model: dict[str, Any]) -> ModelAnatomy:
     return registry().get(ModelSpec, model["model_type"]).load_part("anatomy")(model)
 
@@ -79,6 +98,18 @@ def counted(model: dict[str, Any], ac_mode: str, option: str = "op") -> dict[str
     formulas = NOT_COUNTED_BY_TORCH | (
         {torch.ops.archon_moe.grouped_experts: _of_pairs} if "num_experts" in model else {}
     )
+    engine, micro_batch = started(model, ac_mode, option)
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        engine._running.runner.train([micro_batch], lambda outputs, _: -outputs["logprobs"].sum())
+    engine.close()
+    found = {"products": 0.0, "attention": 0.0}
+    for name, flops in counter.get_flop_counts()["Global"].items():
+        found["attention" if "attention" in str(name) else "products"] += flops
+    return found
+
+
+def started(model: dict[str, Any], ac_mode: str, option: str = "op") -> tuple[Any, MicroBatch]:
+    """An engine on one process, and a micro-batch for it."""
     config = ArchonEngineConfig(
         model_config=model,
         dtype="float32",
@@ -89,17 +120,10 @@ def counted(model: dict[str, Any], ac_mode: str, option: str = "op") -> dict[str
     )
     engine = assemble(config, role="actor", layout=parse_layout("archon:d1"), seed=1, total_steps=None)
     engine.initialize()
-    running = engine._running
     ids = torch.arange(LENGTH) % model["vocab_size"]
     batch = Batch.from_sequences([ids] * N_SEQUENCES)
-    micro_batches = running.split.build(batch, [list(range(N_SEQUENCES))], OutputRequest(), 1)
-    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
-        running.runner.train(micro_batches, lambda outputs, _: -outputs["logprobs"].sum())
-    engine.close()
-    found = {"products": 0.0, "attention": 0.0}
-    for name, flops in counter.get_flop_counts()["Global"].items():
-        found["attention" if "attention" in str(name) else "products"] += flops
-    return found
+    [micro_batch] = engine._running.split.build(batch, [list(range(N_SEQUENCES))], OutputRequest(), 1)
+    return engine, micro_batch
 
 
 def planned(model: dict[str, Any], ac_mode: str, every: int | None = None) -> Work:
@@ -111,10 +135,8 @@ def planned(model: dict[str, Any], ac_mode: str, every: int | None = None) -> Wo
         checkpointing=ac_mode,  # type: ignore[arg-type]
         every=every,
     )
-    work = stage_work(setting, setting.stage_plan.stages[0])
-    units = [(1, work.early), *work.blocks, (1, work.last)]
     total = Work()
-    for count, passes in units:
+    for count, passes in stage_work(setting, setting.stage_plan.stages[0]):
         for part in (passes.forward, passes.recompute, passes.backward_input, passes.backward_weight):
             total += part * count
     return total
@@ -157,3 +179,26 @@ def test_model_flops_are_six_per_weight_and_token_and_leave_out_what_is_recomput
         setting = Setting(anatomy, ParallelDims(dp_shard=2), tokens, checkpointing=mode)
         per_micro_batch = 6 * LENGTH * matrices + 3 * 2 * scores
         assert model_flops(setting) == pytest.approx(2 * 3 * per_micro_batch, rel=1e-12)
+
+
+def test_the_second_half_of_a_split_backward_pass_recomputes_a_checkpointed_block_once_per_weight():
+    """torch.distributed.pipelining goes through the graph once for every weight whose gradient has inputs of its own,
+    and torch's checkpoints recompute in each of these passes."""
+    engine, micro_batch = started(DENSE, "full")
+    module = engine.module
+    x = torch.randn(LENGTH * N_SEQUENCES, DENSE["hidden_size"], requires_grad=True)
+    out, rotation = x, module.rotary(micro_batch.packed, x.dtype)
+    for layer in module.layers.values():
+        out = layer(out, rotation, micro_batch.packed)
+    weights = [weight for layer in module.layers.values() for weight in layer.parameters()]
+    with ProductCounter() as inputs:
+        _, groups = stage_backward_input([out], [torch.ones_like(out)], [x], iter(weights))
+    with ProductCounter() as gradients:
+        stage_backward_weight(iter(weights), groups)
+    anatomy = anatomy_of(DENSE)
+    setting = Setting(anatomy, ParallelDims(), Tokens(LENGTH * N_SEQUENCES, 1, LENGTH), checkpointing="full")
+    passes = layer_passes(setting, sizes_of(anatomy).kinds[0], 1.0)
+    again = passes.recompute.dense * gradient_passes(anatomy.layers[0])
+    assert inputs.flops == 3 * (passes.backward_input.dense + passes.recompute.dense)
+    assert gradients.flops == 3 * (passes.backward_weight.dense + again)
+    engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +17,12 @@ from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.simulator import simulate
+from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device, Efficiency, find_device, override
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.setting import Setting, Tokens
 from archon_plan.timing import BUBBLE, StepClock, step_time
-from archon_plan.traffic import transfers
+from archon_plan.traffic import transfers, transfers_once
 
 H100 = find_device("h100")
 FREE = Device("free links", 1e15, 1e15, 1e15, 1e30, 1e30, 0, 1e30, 0, 1e30, 8, Efficiency(1, 1, 1, 1, 1, 1), launch=0)
@@ -65,7 +67,7 @@ SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZe
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_the_bubble_is_that_of_the_simulator(schedule):
     setting = setting_of(dims=ParallelDims(pp=4, dp_shard=2), schedule=schedule, checkpointing="full")
-    clock = StepClock(setting, FREE, transfers(setting))
+    clock = StepClock(setting, FREE)
     seconds = [
         {kind: sum(clock.action(stage, kind).values()) for kind in ActionKind} for stage in range(len(setting.stages))
     ]
@@ -175,13 +177,48 @@ def test_a_cpu_waits_for_all_gathers():
     )
 
 
-def test_a_split_backward_pass_recomputes_twice_but_at_the_ends():
-    """archon_pipeline.stage_passes: each half of a split backward pass recomputes a checkpointed block."""
+def test_only_stages_between_others_split_their_backward_passes():
+    """archon_pipeline.stage_passes: the first stage does all in W, the last all in I. Halves recompute apart."""
     setting = setting_of(dims=ParallelDims(pp=4), schedule="InterleavedZeroBubble", checkpointing="full")
-    clock = StepClock(setting, FREE, transfers(setting))
+    clock = StepClock(setting, FREE)
     whole = clock.action(3, ActionKind.BACKWARD)
     inputs, weights = clock.action(3, ActionKind.BACKWARD_INPUT), clock.action(3, ActionKind.BACKWARD_WEIGHT)
-    assert inputs["recompute"] == weights["recompute"] == whole["recompute"]
+    assert inputs["recompute"] == whole["recompute"] < weights["recompute"]
     assert sum(clock.action(0, ActionKind.BACKWARD_INPUT).values()) == 0
     assert sum(clock.action(7, ActionKind.BACKWARD_WEIGHT).values()) == 0
     assert clock.action(0, ActionKind.BACKWARD_WEIGHT) == clock.action(0, ActionKind.BACKWARD)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize(
+    ("model", "dims", "schedule"),
+    [
+        (MOE, ParallelDims(dp_replicate=2, dp_shard=4, cp=2, tp=4, ep=8, etp=2), ""),
+        (MOE, ParallelDims(pp=2, dp_shard=2, cp=2, tp=2, ep=4), "ZBVZeroBubble"),
+        (SMALL, ParallelDims(pp=4, dp_shard=2, tp=2), "Interleaved1F1B"),
+    ],
+    ids=["moe", "moe-p2", "dense-p4"],
+)
+def test_collectives_of_all_actions_take_as_long_as_all_traffic(model, dims, schedule, checkpointing):
+    """Nothing is lost on the way from units to stages: a device that only communicates, and overlaps nothing, waits as
+    long as ``transfers`` takes."""
+    device = replace(override(H100, ["launch=0"]), kind="cpu")
+    setting = setting_of(model, dims=dims, tokens=Tokens(8192, 8, 4096), schedule=schedule, checkpointing=checkpointing)
+    clock = StepClock(setting, device)
+    counts = Counter(
+        (rank, action.stage, action.kind) for rank, own in enumerate(setting.actions) for action in own
+    ) or {(0, 0, kind): 8 for kind in (ActionKind.FORWARD, ActionKind.BACKWARD)}
+    for rank in range(dims.pp):
+        waited = clock.after_passes(rank)["waiting for sums of gradients"]
+        waited += sum(
+            count * sum(seconds for part, seconds in clock.action(stage, kind).items() if part.startswith("waiting"))
+            for (of, stage, kind), count in counts.items()
+            if of == rank
+        )
+        waited += clock.first_gather(rank)
+        sent = sum(
+            seconds_of(each, dims, device)
+            for each in transfers(setting)
+            if each.pipeline_rank == rank and each.axis != "pp" and each not in transfers_once(setting, rank)
+        )
+        assert waited == pytest.approx(sent, rel=1e-6)

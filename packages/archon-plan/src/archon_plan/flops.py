@@ -96,36 +96,16 @@ class Passes:
     split_weight: Work = NO_WORK
 
 
-NO_PASSES = Passes()
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """The work of a stage for one micro-batch on one rank, unit by unit as in ``units.StageUnits``.
-
-    Attributes:
-        early: of the embedding.
-        blocks: number and mean work of equal blocks, ascending by kind.
-        last: of norm and head.
-    """
-
-    early: Passes
-    blocks: tuple[tuple[int, Passes], ...]
-    last: Passes
-
-
-def stage_work(setting: Setting, stage: Stage) -> StageWork:
-    """The work of a stage."""
+def stage_work(setting: Setting, stage: Stage) -> tuple[tuple[int, Passes], ...]:
+    """The work of a stage for one micro-batch on one rank: number and mean work of equal units, in the order of the
+    forward pass."""
     sizes = sizes_of(setting.anatomy)
     counts = Counter(sizes.kind_of[layer] for layer in stage.layers)
     whole = Counter(sizes.kind_of[layer] for layer in stage.layers if is_recomputed(setting, layer))
-    return StageWork(
-        early=_embedding(setting) if stage.has_embed else NO_PASSES,
-        blocks=tuple(
-            (count, _layer(setting, sizes.kinds[kind], whole[kind] / count)) for kind, count in sorted(counts.items())
-        ),
-        last=_head(setting, sizes.head) if stage.has_head else NO_PASSES,
-    )
+    work = [(1, embedding_passes(setting))] if stage.has_embed else []
+    for kind, count in sorted(counts.items()):
+        work.append((count, layer_passes(setting, sizes.kinds[kind], whole[kind] / count)))
+    return (*work, *([(1, head_passes(setting, sizes.head))] if stage.has_head else []))
 
 
 def is_recomputed(setting: Setting, layer: int) -> bool:
@@ -145,7 +125,7 @@ def mean_keys(attention: AttentionAnatomy, sequence: float) -> float:
     return (window * (window + 1) / 2 + (sequence - window) * window) / sequence
 
 
-def _layer(setting: Setting, sizes: LayerSizes, recomputed: float) -> Passes:
+def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Passes:
     """Mean work of equal layers, of which a share is recomputed as a whole."""
     dims, tokens = setting.dims, setting.tokens
     layer, attention = sizes.anatomy, sizes.anatomy.attention
@@ -207,15 +187,16 @@ def _layer_operations(setting: Setting, sizes: LayerSizes) -> float:
     return (15 if setting.compiles else 60) + experts
 
 
-def _embedding(setting: Setting) -> Passes:
+def embedding_passes(setting: Setting) -> Passes:
+    """Work of the embedding, which copies rows."""
     local = setting.tokens.per_micro_batch / (setting.dims.tp * setting.dims.cp)
     moved = 2 * local * setting.anatomy.hidden_size * setting.types.compute
     copy = Work(memory=moved, operations=_ENDS_OPERATIONS)
     return Passes(forward=copy, backward_weight=copy if setting.trains else NO_WORK)
 
 
-def _head(setting: Setting, elements: int) -> Passes:
-    """Norm and head. Chunks of logits are read and written in fp32 (``archon_engine.nn.head``)."""
+def head_passes(setting: Setting, elements: int) -> Passes:
+    """Work of norm and head, whose matrix has that many elements. Chunks of logits are read and written in fp32 (``archon_engine.nn.head``)."""
     dims, tokens, anatomy = setting.dims, setting.tokens, setting.anatomy
     number = setting.types.compute
     local = tokens.per_micro_batch / (dims.tp * dims.cp)

@@ -7,7 +7,6 @@ share of the peak, bytes over a share of the bandwidth, latency and bytes for co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -18,16 +17,9 @@ from archon_plan.flops import stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
-from archon_plan.stage_times import (
-    GRADIENTS,
-    PER_STEP,
-    WEIGHTS,
-    Spent,
-    StageTimes,
-    add_up,
-    passes_of_weights,
-    stage_times,
-)
+from archon_plan.stage_times import GRADIENTS, WEIGHTS, stage_times
+from archon_plan.traffic import transfers_once
+from archon_plan.unit_times import Spent, UnitTimes, add_up, times
 from archon_plan.units import units_of
 
 BUBBLE = "waiting for pipeline ranks"
@@ -94,15 +86,18 @@ def installed_replay() -> Replay:
     return replay
 
 
-def step_time(setting: Setting, device: Device) -> StepTime:
+def step_time(setting: Setting, device: Device, units: UnitTimes | None = None) -> StepTime:
     """Predict one optimizer step, or one forward pass over its tokens for a model that is not trained.
+
+    Args:
+        setting: what is planned.
+        device: of every rank.
+        units: times of units that earlier settings have left, on the same device.
 
     Raises:
         UnknownNameError, PluginError: a pipeline has no installed package.
     """
-    from archon_plan.traffic import transfers
-
-    return StepClock(setting, device, transfers(setting)).step()
+    return StepClock(setting, device, units).step()
 
 
 class StepClock:
@@ -111,19 +106,20 @@ class StepClock:
     Args:
         setting: what is planned.
         device: of every rank.
-        transfers: what one rank of each pipeline rank sends.
+        units: times of units that earlier settings have left.
     """
 
-    def __init__(self, setting: Setting, device: Device, transfers: Sequence[Transfer]) -> None:
+    def __init__(self, setting: Setting, device: Device, units: UnitTimes | None = None) -> None:
         self._setting, self._device = setting, device
-        ranks = range(setting.dims.pp)
-        self._transfers = [[each for each in transfers if each.pipeline_rank == rank] for rank in ranks]
+        units = units or UnitTimes(device)
         plan = setting.stage_plan
-        self._stages: list[StageTimes] = [StageTimes()] * len(plan)
-        for rank in ranks:
-            times = stage_times(setting, device, rank, self._transfers[rank])
-            for stage, found in zip(plan.held_by(rank), times, strict=True):
-                self._stages[stage] = found
+        self._groups = [units_of(setting, rank) for rank in range(setting.dims.pp)]
+        groups = {
+            stage: found
+            for rank, own in enumerate(self._groups)
+            for stage, found in zip(plan.held_by(rank), own, strict=True)
+        }
+        self._stages = [stage_times(setting, stage, groups[n], units) for n, stage in enumerate(plan.stages)]
 
     def step(self) -> StepTime:
         """The whole step."""
@@ -131,14 +127,15 @@ class StepClock:
         ranks = range(setting.dims.pp)
         actions = [self._actions_of(rank) for rank in ranks]
         pipeline = self._pipeline(actions)
-        after = [self._after_passes(rank) for rank in ranks]
+        after = [self.after_passes(rank) for rank in ranks]
         updates = [self._update(rank) for rank in ranks]
-        first_gather = sum(stage.first_gather for stage in self._stages)
+        # A later stage gathers its weights when the first micro-batch arrives.
+        first_gather = sum(self.first_gather(rank) for rank in ranks)
         # The norm is a number of all ranks, so they wait for each other once more before the update.
         summed = max(end + sum(own.values()) for end, own in zip(pipeline.ends, after, strict=True))
         total = first_gather + summed + max(sum(own.values()) for own in updates)
         busiest = max(ranks, key=lambda rank: pipeline.busy[rank] + sum(after[rank].values()))
-        parts = add_up([*self._spent_on(actions[busiest]), {WEIGHTS: first_gather}, after[busiest], updates[busiest]])
+        parts = add_up(*self._spent_on(actions[busiest]), {WEIGHTS: first_gather}, after[busiest], updates[busiest])
         parts[BUBBLE] = total - sum(parts.values())
         # Without a pipeline, the rest is what rounding leaves.
         parts = {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * total}
@@ -161,7 +158,7 @@ class StepClock:
         ranks = range(self._setting.dims.pp)
         return max(
             sum(sum(spent.values()) for spent in self._spent_on(self._actions_of(rank)))
-            + sum(self._after_passes(rank).values())
+            + sum(self.after_passes(rank).values())
             + sum(self._update(rank).values())
             for rank in ranks
         )
@@ -180,22 +177,19 @@ class StepClock:
         return {(stage, kind): n for stage in setting.stage_plan.held_by(rank) for kind in kinds}
 
     def _spent_on(self, counts: dict[tuple[int, ActionKind], int]) -> list[Spent]:
-        return [
-            {part: seconds * count for part, seconds in self.action(stage, kind).items()}
-            for (stage, kind), count in counts.items()
-        ]
+        return [times(self.action(stage, kind), count) for (stage, kind), count in counts.items()]
 
     def action(self, stage: int, kind: ActionKind) -> Spent:
         """Seconds of an action, part by part. The ends of a pipeline do not split their backward passes
         (``archon_pipeline.stage_passes``): the first stage does all of it in W, the last one in I."""
-        times, last = self._stages[stage], len(self._stages) - 1
+        own, last = self._stages[stage], len(self._stages) - 1
         if kind is ActionKind.FORWARD:
-            return times.forward
+            return own.forward
         if kind is ActionKind.BACKWARD:
-            return times.backward
+            return own.backward
         if stage in (0, last):
-            return times.backward if (kind is ActionKind.BACKWARD_WEIGHT) == (stage == 0) else {}
-        return times.backward_input if kind is ActionKind.BACKWARD_INPUT else times.backward_weight
+            return own.backward if (kind is ActionKind.BACKWARD_WEIGHT) == (stage == 0) else {}
+        return own.backward_input if kind is ActionKind.BACKWARD_INPUT else own.backward_weight
 
     def timeline(self) -> TimedActions:
         """The actions of a pipeline with their start and end in seconds; empty without a pipeline."""
@@ -203,8 +197,8 @@ class StepClock:
         if not setting.actions:
             return ()
         stages = range(len(self._stages))
-        times = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
-        return installed_replay()(setting.actions, setting.stage_plan.rank_of, times, message=self._message())
+        seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
+        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message())
 
     def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
         if not self._setting.actions:
@@ -214,36 +208,29 @@ class StepClock:
 
     def _message(self) -> float:
         """Seconds from the end of an action until another rank has its result."""
-        return max(
-            (
-                seconds_of(each, self._setting.dims, self._device) / each.calls
-                for own in self._transfers
-                for each in own
-                if each.axis == "pp" and each.overlaps and each.calls
-            ),
-            default=0.0,
-        )
+        dims, number = self._setting.dims, self._setting.types.compute
+        sent = self._setting.local_tokens * self._setting.anatomy.hidden_size * number
+        return seconds_of(Transfer("pp", dims.pp, "send", "hidden states", 1, sent, overlaps=True), dims, self._device)
 
-    def _after_passes(self, rank: int) -> Spent:
+    def after_passes(self, rank: int) -> Spent:
         """What follows the passes: a pipeline's reduction of gradients, and sums over ranks."""
         setting, device = self._setting, self._device
-        spent = {GRADIENTS: 0.0, SUMS: 0.0}
-        _, _, reductions = passes_of_weights(setting)
-        for transfer in self._transfers[rank]:
-            if transfer.purpose == "gradients" and setting.dims.pp > 1 and reductions == 1 and not setting.reduces_each:
-                spent[GRADIENTS] += seconds_of(transfer, setting.dims, device)
-            elif transfer.purpose in PER_STEP:
-                spent[SUMS] += seconds_of(transfer, setting.dims, device)
-        return spent
+        return {
+            GRADIENTS: sum(self._stages[stage].reduction for stage in setting.stage_plan.held_by(rank)),
+            SUMS: sum(seconds_of(each, setting.dims, device) for each in transfers_once(setting, rank)),
+        }
+
+    def first_gather(self, rank: int) -> float:
+        """Seconds that the first micro-batch waits for weights that a rank gathers once per step."""
+        return sum(self._stages[stage].first_gather for stage in self._setting.stage_plan.held_by(rank))
 
     def _update(self, rank: int) -> Spent:
         setting, device = self._setting, self._device
         if not setting.trains:
             return {}
-        units = units_of(setting, rank)
         return {
-            NORM: norm_seconds(setting, device, units),
-            OPTIMIZER: update_seconds(setting, device, rank, units),
+            NORM: norm_seconds(setting, device, self._groups[rank]),
+            OPTIMIZER: update_seconds(setting, device, rank, self._groups[rank]),
         }
 
 
@@ -252,9 +239,7 @@ def model_flops(setting: Setting) -> float:
     forward pass, or once for a model that is not trained."""
     forward = 0.0
     for stage in setting.stage_plan.stages:
-        work = stage_work(setting, stage)
-        for count, passes in ((1, work.early), *work.blocks, (1, work.last)):
-            forward += count * passes.forward.flops
+        forward += sum(count * passes.forward.flops for count, passes in stage_work(setting, stage))
     passes = 3 if setting.trains else 1
     return passes * forward * setting.dims.stage_size * setting.tokens.n_micro_batches
 

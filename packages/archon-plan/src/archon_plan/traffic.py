@@ -64,13 +64,26 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int) -> Ledger:
             add_head(ledger, setting, Passes(n, backward))
     if setting.dims.pp > 1:
         _add_pipeline(ledger, setting, pipeline_rank)
+    _add_once(ledger, setting, pipeline_rank)
+    return ledger
+
+
+def transfers_once(setting: Setting, pipeline_rank: int) -> tuple[Transfer, ...]:
+    """Those of ``transfers`` after the passes of a step, but for sums of gradients that FSDP2 makes: of one pipeline
+    rank."""
+    ledger = Ledger()
+    _add_once(ledger, setting, pipeline_rank)
+    return ledger.transfers(pipeline_rank)
+
+
+def _add_once(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
     if setting.trains:
         _add_gradients(ledger, setting, pipeline_rank)
+        stages = setting.held_by(pipeline_rank)
         layers = [setting.anatomy.layers[number].experts for stage in stages for number in stage.layers]
         if setting.optimizer == "muon":
             add_muon(ledger, setting, pipeline_rank)
         add_reports(ledger, setting, [experts for experts in layers if experts is not None])
-    return ledger
 
 
 def gradient_passes(layer: LayerAnatomy) -> int:
