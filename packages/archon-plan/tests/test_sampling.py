@@ -101,7 +101,7 @@ def test_a_long_tail_delays_a_synchronous_batch_and_not_the_work() -> None:
 
 def test_servers_without_room_for_a_sequence_are_explained() -> None:
     tight = replace(FLEET, rates=replace(RATES, memory=2000.0))
-    with pytest.raises(ConfigError, match=r"servers of 1 devices: found 0\.0 GiB .* raise t in rollout\.backend"):
+    with pytest.raises(ConfigError, match=r"servers of 1 device: found 0\.0 GiB .* raise t in rollout\.backend"):
         _ = tight.batch_seconds
 
 

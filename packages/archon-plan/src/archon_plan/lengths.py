@@ -40,7 +40,7 @@ class Lengths:
             raise ConfigError(
                 f"lengths of completions: found a mean of {self.mean:g} tokens and a spread of {self.spread:g} with "
                 f"max_new_tokens={self.limit}; allowed are means above 0 up to max_new_tokens, and spreads from 0; "
-                "measure them in a short run: `archon report` shows the mean"
+                "the mean of a run is completion_tokens in its metrics.jsonl"
             )
 
     @property

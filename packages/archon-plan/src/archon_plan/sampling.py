@@ -93,7 +93,7 @@ class Fleet:
             needed = self.server.weights + self.server.cached(context, 1)
             found = self.server.capacity(self.rates) + self.server.weights
             raise ConfigError(
-                f"servers of {self.server.n_devices} devices: found {found / 2**30:.1f} GiB on each for weights and KV "
+                f"servers of {self.server.n_devices} device{'s' if self.server.n_devices > 1 else ''}: found {found / 2**30:.1f} GiB on each for weights and KV "
                 f"cache; the weights and one sequence of {context:,.0f} tokens need {needed / 2**30:.1f} GiB; raise t "
                 "in rollout.backend, or use devices with more memory"
             )
