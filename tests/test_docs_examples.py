@@ -93,6 +93,7 @@ def quick_commands() -> list[str]:
     """Those that need no more than what is installed, and a second."""
     quick = re.compile(
         r"archon (plugins|models|schedules|algorithms|pipeline show (?!LIFO|--run).*|simulate (?!--from).*"
+        r"|plan (--model|examples/).*?"
         r"|train examples/.*--dry-run.*?)( +#.*)?"
     )
     return [match[0] for line in commands() if (match := quick.fullmatch(line))]

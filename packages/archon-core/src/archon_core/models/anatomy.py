@@ -7,6 +7,7 @@ those of the module's parameters, not of a checkpoint.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 from archon_core.models.parallel_plan import HeadCounts, Role
@@ -124,6 +125,20 @@ class ModelAnatomy:
     def has_experts(self) -> bool:
         """Whether any layer has experts."""
         return any(layer.experts is not None for layer in self.layers)
+
+    @cached_property
+    def kinds(self) -> tuple[LayerAnatomy, ...]:
+        """The different layers, in the order of their first one."""
+        return tuple(self._kinds)
+
+    @cached_property
+    def kind_of(self) -> tuple[int, ...]:
+        """For each layer, the index of its kind in ``kinds``."""
+        return tuple(self._kinds[layer] for layer in self.layers)
+
+    @cached_property
+    def _kinds(self) -> dict[LayerAnatomy, int]:
+        return {layer: index for index, layer in enumerate(dict.fromkeys(self.layers))}
 
     @property
     def n_parameters(self) -> int:

@@ -1,0 +1,69 @@
+"""Answers a request of ``archon plan``: prints text or JSON, writes the page, and returns the exit code."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from archon_core.cli.console import print_json, print_remark
+from archon_core.errors import USER_ERROR, ConfigError
+from archon_core.plugins import registry
+from archon_plan.answer import Answer, Refused, find_answer
+from archon_plan.answer_data import answer_data, refused_data
+from archon_plan.devices import Device
+from archon_plan.page import write_page
+from archon_plan.planned_run import PlannedRun, plan_run
+from archon_plan.request import RunRequest
+from archon_plan.rl_report import rl_data
+from archon_plan.rl_request import Measured
+from archon_plan.text_report import print_answer, print_refused, print_shortfall
+
+DOES_NOT_FIT = 1
+"""Exit code of a plan whose memory does not suffice."""
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where an answer goes.
+
+    Attributes:
+        as_json: print JSON instead of text.
+        page: file of the page; ``None`` for none.
+    """
+
+    as_json: bool = False
+    page: Path | None = None
+
+
+def answer_request(request: RunRequest, device: Device, measured: Measured, output: Output) -> int:
+    """Print the answer; returns the exit code."""
+    found = find_answer(request, device, registry())
+    if isinstance(found, Refused):
+        if output.as_json:
+            print_json(refused_data(found))
+        print_refused(found)
+        return USER_ERROR
+    run = plan_run(found, registry(), measured)
+    if output.as_json:
+        print_json({**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)})
+    else:
+        print_answer(found, run)
+    if output.page is not None:
+        _write_page(output.page, found, run)
+    if not found.fits:
+        print_shortfall(found, registry())
+    if run.problem:
+        print_remark(run.problem, label="does not fit: ", style="bold red")
+    return 0 if found.fits and not run.problem else DOES_NOT_FIT
+
+
+def _write_page(path: Path, answer: Answer, run: PlannedRun) -> None:
+    """Raises ConfigError: the file cannot be written."""
+    try:
+        write_page(path, answer, rl=run.plan, splits=run.splits, notes=run.notes)
+    except OSError as error:
+        raise ConfigError(
+            f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
+            "existing, writable folder; choose another path"
+        ) from error
+    print_remark(str(path), label="wrote ", style="bold")

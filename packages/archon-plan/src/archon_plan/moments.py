@@ -1,0 +1,256 @@
+"""The moments of a step at which a rank's memory can peak, with the weights, gradients and buffers that live then.
+
+FSDP2 allocates in this order (torch 2.11 to 2.13, ``torch/distributed/fsdp/_fully_shard``):
+
+- A group's all-gather writes into one buffer, which is copied into the unsharded weights. In a backward pass the next
+  group's buffer is filled while a group runs; in a forward pass a group's own buffer lives until the next group's.
+- At the end of a group's backward pass its unsharded weights are freed, and its gradients are copied into the input of
+  the reduce-scatter, which lives until the next group's is made.
+- The root's group, and groups before the blocks, end when the whole backward pass does.
+- A pipeline keeps unsharded weights by default. Unsharded gradients accumulate in the type of reductions, until the
+  step reduces all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from archon_plan.setting import Setting
+from archon_plan.shards import NOTHING, Shards
+from archon_plan.units import Block, StageUnits, units_of
+
+LiveActivations = Literal["all", "kept", "none"]
+"""The activations at a moment: all, with those of the group that runs; only those that other groups keep for their
+backward passes; none."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One moment of a step on one rank, in bytes.
+
+    Attributes:
+        name: of the moment.
+        activations: which of them live.
+        gradients: sharded gradients.
+        accumulated: unsharded gradients of the micro-batches so far, in a pipeline.
+        weights: unsharded weights, and buffers of all-gathers.
+        reductions: unsharded gradients of the running backward pass, and inputs of reduce-scatters.
+        buffers: of the optimizer.
+    """
+
+    name: str
+    activations: LiveActivations
+    gradients: float = 0
+    accumulated: float = 0
+    weights: float = 0
+    reductions: float = 0
+    buffers: float = 0
+
+    @property
+    def total(self) -> float:
+        """All of it except activations."""
+        return self.gradients + self.accumulated + self.weights + self.reductions + self.buffers
+
+
+def moments(setting: Setting, pipeline_rank: int) -> tuple[Moment, ...]:
+    """The moments at which memory can peak, on the rank with the largest shards of a pipeline rank.
+
+    States that live throughout, parameters and those of the optimizer, are left out. Without training there is one
+    moment; with training the last one is the optimizer's step.
+    """
+    stages = units_of(setting, pipeline_rank)
+    if not setting.trains:
+        return (_forward(setting, stages),)
+    if not setting.is_sharded:
+        found = _without_fsdp(setting, stages[0])
+    elif setting.dims.pp == 1:
+        found = _Sequential(setting, stages[0]).moments()
+    else:
+        found = _Pipelined(setting, stages).moments()
+    return (*found, _optimizer_step(setting, stages, pipeline_rank))
+
+
+def _forward(setting: Setting, stages: tuple[StageUnits, ...]) -> Moment:
+    kept = 0 if setting.reshards else sum(stage.total.gathered for stage in stages)
+    running = max(_running_forward(setting, stage) for stage in stages)
+    size = setting.types.compute if setting.is_sharded else 0
+    return Moment("forward", "all", weights=size * (kept + running))
+
+
+def _running_forward(setting: Setting, stage: StageUnits) -> int:
+    """Elements of the weights and buffers of the groups that run together, at most. Weights that stay after the forward
+    pass are left out."""
+    dims = setting.dims
+
+    def weights(group: Shards) -> int:
+        return group.gathered if setting.reshards else 0
+
+    def running(group: Shards, *, ranks: int) -> int:
+        return weights(group) + (group.gathered + group.rearranged if ranks > 1 else 0)
+
+    data_ranks = dims.dp_shard * dims.cp
+    sizes = [running(group, ranks=data_ranks) for group in (stage.early, stage.last)]
+    for block in stage.blocks:
+        sizes.append(running(block.dense, ranks=data_ranks))
+        sizes.append(weights(block.dense) + running(block.experts, ranks=dims.edp))
+    return max(sizes) + weights(stage.root)
+
+
+def _without_fsdp(setting: Setting, stage: StageUnits) -> Iterator[Moment]:
+    """Autograd adds to the gradients of the parameters themselves."""
+    size = setting.types.master
+    several = setting.tokens.n_micro_batches > 1
+    first = stage.total if several else stage.last + stage.root
+    yield Moment("backward", "all", gradients=first.elements * size)
+
+
+class _Sequential:
+    """One micro-batch after the other through a whole model."""
+
+    def __init__(self, setting: Setting, stage: StageUnits) -> None:
+        dims, types = setting.dims, setting.types
+        self._stage = stage
+        self._frees = setting.reshards
+        self._compute, self._reduce = types.compute, types.reduce
+        # A group of one rank is not gathered: its weights are cast.
+        self._gather = self._compute if dims.dp_shard * dims.cp > 1 else 0
+        self._gather_experts = self._compute if dims.edp > 1 else 0
+        stored = 0 if setting.offloads else types.master
+        self._all_gradients = stage.total.stored * stored
+        # With one micro-batch, gradients appear as activations disappear.
+        several = setting.tokens.n_micro_batches > 1
+        self._no_gradients = self._all_gradients if several else 0
+        self._last_gradients = self._all_gradients if several else stage.last.stored * stored
+
+    def moments(self) -> Iterator[Moment]:
+        yield from self._in_head()
+        # All activations live in the last block; equal blocks need the same.
+        largest = max(self._stage.blocks, key=lambda block: (block.dense + block.experts).gathered)
+        yield from self._in_block(largest)
+        yield self._at_end()
+
+    def _in_head(self) -> Iterator[Moment]:
+        """Backward begins here; the weights of the last block are already on their way."""
+        stage, last = self._stage, self._stage.last
+        own = last.gathered * self._compute
+        if self._frees:
+            weights = stage.root.gathered * self._compute + own + stage.blocks[-1].dense.gathered * self._gather
+        else:
+            weights = stage.total.gathered * self._compute
+        gradients = (last + stage.root).whole * self._compute
+        yield Moment("backward of the head", "all", self._no_gradients, 0, weights, gradients)
+        reduced = gradients + last.gathered * self._reduce
+        yield Moment("reduction of the head", "kept", self._no_gradients, 0, weights - own, reduced)
+
+    def _in_block(self, block: Block) -> Iterator[Moment]:
+        stage, dense, experts = self._stage, block.dense, block.experts
+        own, own_experts = dense.gathered * self._compute, experts.gathered * self._compute
+        # While the experts are gathered, the next block is not yet.
+        coming = dense.gathered * self._gather if self._frees else 0
+        arriving = (experts.gathered + experts.rearranged) * self._gather_experts if self._frees else 0
+        if self._frees:
+            weights = stage.root.gathered * self._compute + own + own_experts
+        else:
+            weights = (stage.total.gathered - stage.last.gathered) * self._compute
+        shared = stage.root.whole * self._compute  # a tied weight has gradients until the pass ends
+        gradients = self._last_gradients
+        before = stage.last.gathered * self._reduce
+        yield Moment("backward of a block", "all", gradients, 0, weights + max(coming, arriving), shared + before)
+        if experts.tensors:
+            reduced = experts.whole * self._compute + experts.gathered * self._reduce
+            left = weights - own_experts + coming
+            yield Moment("reduction of experts", "kept", gradients, 0, left, shared + reduced)
+        reduced = dense.whole * self._compute + dense.gathered * self._reduce
+        left = weights - own - own_experts + coming
+        yield Moment("reduction of a block", "kept", gradients, 0, left, shared + reduced)
+
+    def _at_end(self) -> Moment:
+        """The embedding's gradient is complete last."""
+        stage = self._stage
+        ends, first = stage.root + stage.early, stage.blocks[0].dense
+        weights, before = ends.gathered * self._compute, first.gathered * self._reduce
+        reduced = ends.gathered * self._reduce
+        gradients = ends.whole * self._compute
+        if weights + before > reduced:
+            return Moment("backward of the embedding", "none", self._all_gradients, 0, weights, gradients + before)
+        return Moment("reduction of the embedding", "none", self._all_gradients, 0, 0, gradients + reduced)
+
+
+class _Pipelined:
+    """Many micro-batches through the stages of a pipeline rank."""
+
+    def __init__(self, setting: Setting, stages: tuple[StageUnits, ...]) -> None:
+        self._setting, self._stages = setting, stages
+        self._compute, self._reduce = setting.types.compute, setting.types.reduce
+        self._master = 0 if setting.offloads else setting.types.master
+        self._total = sum((stage.total for stage in stages), NOTHING)
+        if setting.reshards:
+            self._weights = _forward(setting, stages).weights
+        else:
+            self._weights = self._total.gathered * self._compute
+
+    def moments(self) -> Iterator[Moment]:
+        each = self._setting.reduces_each
+        largest = max((stage.total for stage in self._stages), key=lambda total: total.whole)
+        accumulated = (largest if each else self._total).whole * self._reduce
+        sharded = self._total.stored * self._master if each else 0
+        # Gradients in the type of reductions are accumulated where they are.
+        cast = self._compute if self._reduce != self._compute else 0
+        fresh = max(group.whole for stage in self._stages for group in _groups(stage)) * cast
+        yield Moment("backward", "all", sharded, accumulated, self._weights, fresh)
+        yield max(self._reductions(), key=lambda moment: moment.total)
+
+    def _reductions(self) -> Iterator[Moment]:
+        """Groups are reduced in the order of the module, and lose weights and gradients."""
+        setting = self._setting
+        each = setting.reduces_each
+        frees = not setting.reshards and not each
+        weights = 0 if setting.reshards else self._weights
+        accumulated = self._total.whole
+        sharded = self._total.stored if each else 0
+        for stage in self._stages:
+            if each:
+                accumulated = stage.total.whole
+            for group in _groups(stage):
+                weights -= group.gathered * self._compute if frees else 0
+                yield Moment(
+                    "reduction of a stage" if each else "reduction of all stages",
+                    "kept" if each else "none",
+                    sharded * self._master,
+                    accumulated * self._reduce,
+                    weights,
+                    group.gathered * self._reduce,
+                )
+                accumulated -= group.whole
+                sharded += 0 if each else group.stored
+
+
+def _groups(stage: StageUnits) -> Iterator[Shards]:
+    """Every group of a stage, in the order of its modules."""
+    blocks = [group for block in stage.blocks for group in (block.dense, block.experts) * block.count]
+    return (group for group in (stage.root, stage.early, *blocks, stage.last) if group.tensors)
+
+
+def _optimizer_step(setting: Setting, stages: tuple[StageUnits, ...], pipeline_rank: int) -> Moment:
+    on_device = 0 if setting.offloads else setting.types.master
+    gradients = sum(stage.total.stored for stage in stages) * on_device
+    buffers = _muon_buffers(setting, stages, pipeline_rank) * on_device if setting.optimizer == "muon" else 0
+    return Moment("optimizer step", "none", gradients=gradients, buffers=buffers)
+
+
+def _muon_buffers(setting: Setting, stages: tuple[StageUnits, ...], pipeline_rank: int) -> float:
+    """Elements that Muon's exchange allocates (``archon_engine.optimizer.muon.orthogonalise_all``), at most: this
+    rank's part of all updates, sent and received, and the whole matrices that this rank orthogonalises, before and
+    after. Ranks share the matrices evenly, as far as whole ones can be. Other optimizers update in place."""
+    anatomy = setting.anatomy
+    own = sum(block.total.matrices for stage in stages for block in stage.blocks)
+    if not setting.is_sharded:
+        return 2 * own
+    layers = [
+        anatomy.kinds[anatomy.kind_of[layer]] for stage in setting.held_by(pipeline_rank) for layer in stage.layers
+    ]
+    matrices = [weight.size for layer in layers for weight in layer.weights if 2 <= len(weight.shape) <= 3]
+    whole = max(max(matrices, default=0), sum(matrices) / setting.dims.stage_size)
+    return 3 * own + 2 * whole
