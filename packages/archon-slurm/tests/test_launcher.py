@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -183,10 +184,12 @@ def test_a_job_that_slurm_has_requeued_is_not_requeued_again(slurm: FakeSlurm, r
     assert slurm.calls == ["sbatch --parsable"]
 
 
-def test_if_slurm_refuses_to_requeue_another_job_resumes(
-    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch, read_json: Callable[[Path], Any]
+@pytest.mark.parametrize("requeue", [True, False])
+def test_if_a_job_may_not_be_requeued_another_one_resumes(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch, read_json: Callable[[Path], Any], requeue: bool
 ) -> None:
     monkeypatch.setattr(client, "REQUEUE_SECONDS", 0)
+    run.options = replace(run.options, requeue=requeue)
     slurm.set_job("1", JobState="FAILED")
     slurm.set_job("2", JobState="COMPLETED")
     slurm.refuse_requeue()
@@ -196,6 +199,7 @@ def test_if_slurm_refuses_to_requeue_another_job_resumes(
     launcher.run(resume=False)
     assert {exit.code for exit in launcher.run(resume=True)} == {0}
     assert slurm.calls[-2:] == ["scancel 1", "sbatch --parsable"]
+    assert ("scontrol requeue 1" in slurm.calls) == requeue
     assert read_json(run.folder / "slurm" / "trainer.json")["command"][-1] == "--resume"
     assert JobsFile(run.folder / "slurm").read().trainer == "2"
 

@@ -52,3 +52,11 @@ def test_values_may_have_spaces_and_equals_signs() -> None:
     assert (job.state, job.output) == ("RUNNING", "/my runs/e/t/logs/job-12.log")
     assert job.belongs_to(Path("/my runs/e/t"))
     assert not job.belongs_to(Path("/my"))
+
+
+def test_a_job_belongs_to_a_run_although_scontrol_shows_percent_signs_in_its_own_way() -> None:
+    job = parse_job(line(state="RUNNING").strip() + " StdOut=/runs/50%% of %root's/e/t/logs/job-12.log Power=")
+    assert job.belongs_to(Path("/runs/50% of %u's/e/t"))
+    assert not job.belongs_to(Path("/runs/50% of %u's/e/u"))
+    assert not job.belongs_to(Path("/runs/60% of %u's/e/t"))
+    assert not parse_job(line(state="RUNNING")).belongs_to(Path())

@@ -162,21 +162,24 @@ class SlurmLauncher:
         return choose_transport_between_machines(asked, layout, registry())
 
     def _start_again(self) -> None:
-        """Requeue the trainer's job, unless SLURM has; if SLURM refuses, submit another one."""
+        """Requeue the trainer's job, unless SLURM has; if it may not be requeued, submit another one."""
         found = client.job_state(self._job).restarts
         if found > self._restarts:
             self._restarts = found
             return
-        try:
-            client.requeue(self._job, exclude=self._excluded)
-            self._restarts += 1
-        except SlurmError as error:
-            self._launch.note(f"{error}; another job is submitted")
-            client.cancel([self._job])
-            command = TrainerJob.read(self._folder / "trainer.json").command
-            self._write_trainer([*command, *([] if "--resume" in command else ["--resume"])])
-            self._submit_trainer(*([f"--exclude={','.join(self._excluded)}"] if self._excluded else []))
-            self._launch.note(f"job {self._job}: resumes from the last checkpoint")
+        if self._options.requeue:  # otherwise SLURM would refuse it, too
+            try:
+                client.requeue(self._job, exclude=self._excluded)
+            except SlurmError as error:
+                self._launch.note(f"{error}; another job is submitted")
+            else:
+                self._restarts += 1
+                return
+        client.cancel([self._job])
+        command = TrainerJob.read(self._folder / "trainer.json").command
+        self._write_trainer([*command, *([] if "--resume" in command else ["--resume"])])
+        self._submit_trainer(*([f"--exclude={','.join(self._excluded)}"] if self._excluded else []))
+        self._launch.note(f"job {self._job}: resumes from the last checkpoint")
 
     def _script(self, part: Part, command: Sequence[str], *, after: Sequence[str] = ()) -> str:
         config = self._launch.config

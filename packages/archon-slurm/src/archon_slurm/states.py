@@ -61,7 +61,13 @@ class JobState:
     def belongs_to(self, run: Path) -> bool:
         """Whether its output goes to the folder of a run, whatever the run's ``jobs.json`` says: someone else may have
         written that, or copied the folder."""
-        return bool(self.output) and Path(self.output).parent.resolve() == (run / "logs").resolve()
+        if not self.output:
+            return False
+        found, logs = str(Path(self.output).parent.resolve()), str((run / "logs").resolve())
+        # scontrol replaces %u by the user's name even where sbatch has read %%u, and shows a bare percent sign twice.
+        first, *others = logs.split("%")
+        pattern = re.escape(first) + "".join(f".*?{re.escape(piece[1:])}" for piece in others)
+        return re.fullmatch(pattern, found) is not None
 
     @property
     def waits(self) -> bool:
