@@ -1,0 +1,170 @@
+"""The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.norm``,
+``attention``, ``rotary``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
+
+Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
+memory.
+
+Legend: n tokens of a rank between tensor regions, T tokens inside (n t), H hidden size, D head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from math import lcm
+
+from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.expert_operations import expert_operations
+from archon_plan.liveness import INPUT, Operation, Operations, fuse
+
+
+def block_operations(sizes: BlockSizes) -> Operations:
+    """The operations of a block, in order. The first reads ``INPUT``, the last one makes the block's output."""
+    operations = tuple(_block(sizes))
+    return fuse(operations) if sizes.compiled else operations
+
+
+def _block(s: BlockSizes) -> Iterator[Operation]:
+    stream = s.input_bytes
+    yield from norm("attention_norm", INPUT, s.tokens, s.hidden, s)
+    yield from _region("attention", "attention_norm", _attention, s)
+    yield Operation("after_attention", stream, (INPUT, "attention.out"), passes=True)
+    yield from norm("mlp_norm", "after_attention", s.tokens, s.hidden, s)
+    if s.experts is None:
+        yield from _region("mlp", "mlp_norm", _feed_forward, s)
+        summands: tuple[str, ...] = ("mlp.out",)
+    else:
+        yield from expert_operations(s, s.experts, "mlp_norm", "experts.out")
+        summands = ("experts.out",)
+        if s.experts.shared_intermediate:
+            width = s.experts.shared_intermediate
+            yield from _gated(s, "mlp_norm", "shared.out", s.tokens, width, True, prefix="shared.")
+            summands = ("experts.out", "shared.out")
+    yield Operation("output", stream, ("after_attention", *summands), passes=True)
+
+
+def norm(name: str, source: str, rows: float, width: float, s: BlockSizes) -> Iterator[Operation]:
+    """``archon_engine.nn.norm.RMSNorm`` of [rows, width]. The result is called ``name``.
+
+    In 16-bit types the fp32 copy and the normalised values are saved. ``behind`` are, in order, two factors of the
+    derivative of the square, a product that is summed to the gradient of the root, and one for that of the weight.
+    """
+    wide, own = rows * width * FP32, rows * width * s.value_bytes
+    weights = width * s.value_bytes
+    if s.compiled:
+        yield Operation(name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True)
+        return
+    upcast = source
+    if s.value_bytes < FP32:
+        upcast = f"{name}.fp32"
+        yield Operation(upcast, wide, (source,))
+    yield Operation(f"{name}.square", wide, (upcast,), (upcast,), behind=2 * wide)
+    yield Operation(f"{name}.root", rows * FP32, (f"{name}.square",), (f"{name}.root",))
+    yield Operation(f"{name}.scaled", wide, (upcast, f"{name}.root"), (upcast, f"{name}.root"), behind=wide)
+    rounded = f"{name}.scaled"
+    if s.value_bytes < FP32:
+        rounded = f"{name}.rounded"
+        yield Operation(rounded, own, (f"{name}.scaled",))
+    yield Operation(name, own, (rounded,), (rounded,), behind=own, weights=weights)
+
+
+def _linear(s: BlockSizes, name: str, source: str, rows: float, given: float, made: float) -> Operation:
+    """A projection of [rows, given] to [rows, made] saves its input."""
+    b = s.value_bytes
+    return Operation(name, b * rows * made, (source,), (source,), kept=True, weights=b * given * made)
+
+
+def _region(
+    name: str, source: str, inside: Callable[[BlockSizes, str, str], Iterator[Operation]], s: BlockSizes
+) -> Iterator[Operation]:
+    """A tensor region gathers tokens and scatters the sum over ranks, each in a collective."""
+    if s.tensor_ranks == 1:
+        yield from inside(s, source, f"{name}.out")
+        return
+    whole = s.region_tokens * s.hidden * s.value_bytes
+    yield Operation(f"{name}.tokens", whole, (source,), kept=True)
+    yield from inside(s, f"{name}.tokens", f"{name}.partial")
+    yield Operation(f"{name}.out", s.input_bytes, (f"{name}.partial",), kept=True)
+
+
+def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
+    T, b, c = s.region_tokens, s.value_bytes, s.context_ranks
+    queries = T * s.query_heads * s.key_dim
+    keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
+    exchanges = s.owned_key_heads != s.key_heads
+    yield _linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim)
+    yield _linear(s, "k", source, T, s.hidden, s.owned_key_heads * s.key_dim)
+    yield _linear(s, "v", source, T, s.hidden, s.owned_key_heads * s.value_dim)
+    key, value = "k", "v"
+    if exchanges:
+        # Parts that other ranks read, sent, then joined to heads with the features of a token side by side.
+        for name, size in (("k", keys), ("v", values)):
+            yield Operation(f"{name}.exchanged", b * size, (name,), kept=True, beside=b * size, behind=b * size)
+            yield Operation(f"{name}.heads", b * size, (f"{name}.exchanged",))
+        key, value = "k.heads", "v.heads"
+    query = "q"
+    if s.head_norms:
+        yield from norm("q_norm", "q", T * s.query_heads, s.key_dim, s)
+        yield from norm("k_norm", key, T * s.key_heads, s.key_dim, s)
+        query, key = "q_norm", "k_norm"
+    for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
+        # Two products and a sum of half heads each; only cosines and sines, which all layers share, are saved.
+        yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
+    given = ("q.rotated", "k.rotated", value)
+    if c > 1:
+        copies = lcm(round(s.key_heads), c) / round(s.key_heads)
+        exchanged = b * (queries + copies * (keys + values))
+        yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
+        given = ("heads",)
+        keys, values = keys * copies, values * copies
+    attended = b * T * s.query_heads * s.value_dim
+    normaliser = T * s.query_heads * FP32
+    yield Operation(
+        "attended",
+        attended,
+        given,
+        (*given, "attended"),
+        kept=True,
+        extra=normaliser,
+        extra_kept=normaliser,
+        eager=True,
+        behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
+    )
+    joined = "attended"
+    if c > 1:
+        yield Operation("attended.exchanged", attended, ("attended",), kept=True, behind=attended, eager=True)
+        yield Operation("attended.tokens", attended, ("attended.exchanged",), eager=True)
+        joined = "attended.tokens"
+    yield _linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
+
+
+def _flash_backward(s: BlockSizes, T: int, queries: float) -> float:
+    """Temporaries of flash attention's backward pass (``flash_api.cpp``, ``mha_varlen_bwd``): the gradient of queries
+    summed in fp32, a number per row, and, for grouped heads, gradients of keys and values per query head."""
+    grouped = s.query_heads != s.key_heads
+    return FP32 * (queries + T * s.query_heads) + (2 * s.value_bytes * queries if grouped else 0.0)
+
+
+def _feed_forward(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
+    yield from _gated(s, source, result, s.region_tokens, s.intermediate, s.gated, prefix="")
+
+
+def _gated(
+    s: BlockSizes, source: str, result: str, tokens: float, width: float, gated: bool, *, prefix: str
+) -> Iterator[Operation]:
+    """``archon_engine.nn.swiglu.SwiGLU``, and the block without a gate."""
+    inner, up = s.value_bytes * tokens * width, f"{prefix}up"
+    names = (f"{prefix}gate", f"{prefix}activated", f"{prefix}inner")
+    if not gated:
+        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield Operation(names[1], inner, (up,), (up,))
+        yield _linear(s, result, names[1], tokens, width, s.hidden)
+        return
+    yield _linear(s, names[0], source, tokens, s.hidden, width)
+    if s.compiled:
+        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield Operation(names[2], inner, (names[0], up), (names[0], up), behind=inner, fused=True)
+    else:
+        yield Operation(names[1], inner, (names[0],), (names[0],))
+        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield Operation(names[2], inner, (names[1], up), (names[1], up))
+    yield _linear(s, result, names[2], tokens, width, s.hidden)
