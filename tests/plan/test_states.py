@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 import torch
-from plan.sharded_ranks import anatomy_of, fake_rank, shard_stages
 
 from archon_core.contracts.engine_config import OptimizerConfig
 from archon_core.contracts.pipeline import StagePlan
@@ -25,6 +24,7 @@ from archon_engine.parallel.shards import local_values
 from archon_plan.holdings import holdings
 from archon_plan.setting import Setting, Tokens, Types
 from archon_plan.states import held, state_parts
+from plan.sharded_ranks import anatomy_of, fake_rank, shard_stages
 
 WORLD = 1024
 

@@ -6,10 +6,10 @@ and ``TEMP`` (made in backward passes), less the gradients of weights, which are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.layout.dims import ParallelDims
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
-from archon_engine.mesh import Meshes, build_meshes
+from archon_engine.mesh import build_meshes
 from archon_engine.models.initialize import materialize_empty
 from archon_engine.parallel.fsdp import apply_fsdp
 from archon_engine.parallel.tensor import apply_tensor_parallel
@@ -51,7 +51,16 @@ class ActivationTracker(FSDPMemTracker):
         of_kind = self._curr_mem_snap.get(torch.device("cpu"), {})
         act, temp = of_kind.get(_FSDPRefType.ACT, 0), of_kind.get(_FSDPRefType.TEMP, 0)
         wg = self._weight_gradients() if temp else 0
-        self.log.append((str(func), self._mod_tracker.is_bw, act, temp, wg, [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]))
+        self.log.append(
+            (
+                str(func),
+                self._mod_tracker.is_bw,
+                act,
+                temp,
+                wg,
+                [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)],
+            )
+        )
         self.most = max(self.most, act + temp - wg)
         return result
 
@@ -79,7 +88,16 @@ def fake_ranks(n: int) -> Iterator[None]:
 
 
 def largest_activations(
-    entries: Mapping[str, Any], dims: ParallelDims, tokens: int, sequence: int, *, ac_mode="none", every=None, dtype=torch.bfloat16, reshard=True, meshes=None
+    entries: Mapping[str, Any],
+    dims: ParallelDims,
+    tokens: int,
+    sequence: int,
+    *,
+    ac_mode="none",
+    every=None,
+    dtype=torch.bfloat16,
+    reshard=True,
+    meshes=None,
 ):
     is_moe = entries["model_type"] == "qwen3_moe"
     config = AutoConfig.for_model(**entries)
@@ -102,8 +120,15 @@ def largest_activations(
                 builder.shard(part, meshes.experts.place)
     effective = SimpleNamespace(ac_mode=ac_mode, ac_every=every, compile=False, ac_debug=False)
     prepare_blocks(module, plan, effective, role="actor")
-    apply_fsdp(module, plan, meshes.fsdp, compute_dtype=dtype, reduce_dtype=torch.float32, reshard_after_forward=reshard,
-               expert_mesh=meshes.experts.fsdp if is_moe else None)
+    apply_fsdp(
+        module,
+        plan,
+        meshes.fsdp,
+        compute_dtype=dtype,
+        reduce_dtype=torch.float32,
+        reshard_after_forward=reshard,
+        expert_mesh=meshes.experts.fsdp if is_moe else None,
+    )
     with compat.without_storage():
         materialize_empty(module, "cpu")
         lengths = (sequence,) * (tokens // sequence)
