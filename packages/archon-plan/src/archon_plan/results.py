@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Axis = Literal["pp", "dp_replicate", "fsdp", "cp", "tp", "edp", "ep", "etp"]
+Axis = Literal["pp", "dp_replicate", "fsdp", "cp", "tp", "edp", "ep", "etp", "stage"]
 """The group of a collective. ``fsdp`` is dp_shard x cp, over which dense parameters are sharded; ``edp`` that of
-experts."""
+experts; ``ep`` of tokens on their way to experts is ep x etp; ``stage`` is all ranks of a pipeline rank."""
 
-Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send"]
+Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "broadcast"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,8 @@ class Transfer:
         purpose: such as ``weights``, ``gradients``, ``sequence shards``, ``heads``, ``tokens to experts``.
         calls: number of operations per step.
         bytes: that this rank sends to others in one step, all calls together. For ring algorithms: (n - 1) / n of the
-            whole buffer for all_gather, reduce_scatter and all_to_all, twice that for all_reduce.
+            whole buffer for all_gather, reduce_scatter and all_to_all, twice that for all_reduce; the buffer for a
+            broadcast, on the rank that has it. Where ranks of a group send different amounts, the most that one sends.
         overlaps: whether it runs beside computation.
         pipeline_rank: rank of the pipeline whose ranks send it.
     """

@@ -11,6 +11,7 @@ from archon_core.models.anatomy import ModelAnatomy
 from archon_core.models.stage import Stage
 
 Checkpointing = Literal["none", "selective", "full", "memory_budget"]
+AuxiliaryLoss = Literal["none", "sequence", "global_batch"]
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,10 @@ class Setting:
         offloads: whether parameters, gradients and optimizer states are in host memory.
         compiles: whether blocks are compiled.
         trains: whether the engine has gradients and an optimizer; a reference model has neither.
+        entropy: whether the loss asks the head for entropies, beside log-probabilities.
+        aux_loss: what the auxiliary loss of experts balances over (``actor.archon.moe_aux_loss``); ``none`` also where
+            its coefficient is 0.
+        z_loss: whether routers have a z-loss.
     """
 
     anatomy: ModelAnatomy
@@ -90,6 +95,9 @@ class Setting:
     offloads: bool = False
     compiles: bool = False
     trains: bool = True
+    entropy: bool = False
+    aux_loss: AuxiliaryLoss = "none"
+    z_loss: bool = False
 
     @property
     def stage_plan(self) -> StagePlan:

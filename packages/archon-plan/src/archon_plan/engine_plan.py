@@ -1,0 +1,166 @@
+"""Turns a checked engine into a ``Setting``, with every decision that a run would take."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.engine_config import MicroBatchSpec
+from archon_core.contracts.pipeline import RankActions, StagePlan
+from archon_core.layout import ParallelDims
+from archon_engine.data.packing import plan_micro_batches
+from archon_engine.options.effective import EffectiveConfig, resolve_effective
+from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
+from archon_plan.constraints import Check
+from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
+from archon_plan.setting import Setting, Tokens, Types
+
+BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class EnginePlan:
+    """One engine, ready to be planned.
+
+    Attributes:
+        request: what was asked.
+        parts: its parts.
+        effective: its options in effect.
+        setting: what the planning functions take.
+        decisions: the changes that a run would make, with reasons.
+        notes: assumptions of the plan.
+    """
+
+    request: EngineRequest
+    parts: Parts
+    effective: EffectiveConfig
+    setting: Setting
+    decisions: tuple[Decision, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def role(self) -> str:
+        """Section of the configuration."""
+        return self.request.role
+
+
+def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
+    """The plan of an engine that violates no constraint.
+
+    Raises:
+        ConfigError: options conflict; ``check_engine`` reports these before.
+    """
+    assert check.parts is not None, "only an engine without violations has a plan"
+    assert check.dims is not None, "only an engine without violations has a plan"
+    parts, dims, config = check.parts, check.dims, request.config
+    effective, decisions = resolve_effective(
+        config,
+        role=request.role,
+        device=request.device,
+        dims=dims,
+        explicit=request.explicit,
+        schedule=parts.schedule,
+    )
+    spec, stages = config.mb_spec, None
+    if parts.schedule is not None and parts.pipeline is not None:
+        stages = plan_stages(
+            parts.anatomy,
+            parts.pipeline,
+            parts.schedule,
+            n_ranks=dims.pp,
+            options=config.archon,
+            role=request.role,
+        )
+        decisions += micro_batch_decisions(
+            spec, parts.schedule, n_ranks=dims.pp, n_stages=len(stages), role=request.role
+        )
+        divisor = math.lcm(spec.n_mbs_divisor, micro_batch_divisor(parts.schedule, dims.pp))
+        spec = replace(spec, n_mbs=max(spec.n_mbs, len(stages)), n_mbs_divisor=divisor)
+    tokens, notes = count_tokens(request, spec, effective, dims)
+    trains = config.optimizer is not None
+    setting = Setting(
+        anatomy=parts.anatomy,
+        dims=dims,
+        tokens=tokens,
+        types=Types(
+            compute=BYTES[effective.compute_dtype],
+            master=BYTES[effective.master_dtype],
+            reduce=BYTES[effective.reduce_dtype],
+        ),
+        stages=stages,
+        schedule=parts.schedule,
+        actions=_actions(parts, stages, dims, tokens, trains=trains),
+        checkpointing=effective.ac_mode,
+        every=effective.ac_every,
+        budget=effective.ac_memory_budget,
+        optimizer=config.optimizer.type if config.optimizer is not None else "sgd",
+        # The optimizers allocate their states like the parameters that they update.
+        state_bytes=BYTES[effective.master_dtype],
+        momentum=config.optimizer is not None and config.optimizer.beta1 > 0,
+        reshards=effective.reshard_after_forward,
+        reshards_last=effective.reshard_last,
+        reduces_each=effective.reduce_each_micro_batch,
+        offloads=effective.offload_params,
+        compiles=effective.compile,
+        trains=trains,
+    )
+    return EnginePlan(request, parts, effective, setting, tuple(decisions), tuple(notes))
+
+
+def _actions(
+    parts: Parts, stages: StagePlan | None, dims: ParallelDims, tokens: Tokens, *, trains: bool
+) -> RankActions:
+    if stages is None or parts.schedule is None:
+        return ()
+    if not trains:
+        return forward_actions(stages, dims.pp, tokens.n_micro_batches)
+    return schedule_actions(parts.schedule, stages, dims.pp, tokens.n_micro_batches)
+
+
+def count_tokens(
+    request: EngineRequest, spec: MicroBatchSpec, effective: EffectiveConfig, dims: ParallelDims
+) -> tuple[Tokens, list[str]]:
+    """The micro-batches of one step, and assumptions about them.
+
+    Sequences of equal lengths are assigned to micro-batches by the engine's own function.
+
+    Args:
+        request: the engine.
+        spec: the split into micro-batches, with the constraints of a pipeline.
+        effective: the engine's options in effect, which have the padding.
+        dims: sizes of all axes.
+    """
+    sequences, notes = request.sequences, []
+    length, limit = sequences.length, spec.max_tokens_per_mb
+    if limit is not None and length > limit:
+        notes.append(
+            f"{request.role}: sequences of {length:,} tokens exceed mb_spec.max_tokens_per_mb {limit:,}, and a run "
+            f"stops at one; planned with {limit:,} tokens each"
+        )
+        length = limit
+    if sequences.number is None:
+        per_micro_batch = limit or length
+        number = math.ceil(spec.n_mbs / spec.n_mbs_divisor) * spec.n_mbs_divisor
+    else:
+        on_rank = math.ceil(sequences.number / (dims.dp_replicate * dims.dp_shard))
+        on_rank = math.ceil(on_rank / spec.granularity) * spec.granularity
+        bins = plan_micro_batches(
+            [length] * on_rank,
+            n_mbs=spec.n_mbs,
+            max_tokens_per_mb=None if limit is None else max(limit, length * spec.granularity),
+            granularity=spec.granularity,
+            n_mbs_divisor=spec.n_mbs_divisor,
+            algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
+        )
+        # The engine runs no empty micro-batches, except in a pipeline, which needs at least as many as stages.
+        number = len(bins) if dims.pp > 1 else sum(map(bool, bins))
+        per_micro_batch = max(map(len, bins)) * length
+        if on_rank < len(bins):
+            notes.append(
+                f"{request.role}: {on_rank} sequences on each data rank for {len(bins)} micro-batches; the others are "
+                "padding"
+            )
+    padded = max(per_micro_batch, effective.pad_at_least)
+    padded = math.ceil(padded / effective.pad_multiple) * effective.pad_multiple
+    return Tokens(padded, max(number, 1), min(length, padded), sequences.scored), notes

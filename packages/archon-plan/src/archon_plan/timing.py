@@ -1,0 +1,258 @@
+"""How long an optimizer step takes, what its time goes into, and what limits it.
+
+The times of the actions of every stage (``stage_times``) go through the pipeline package's replay of the schedule's
+lists. The reduction of gradients, their norm and the optimizer follow. The formulas are a roofline model: FLOPs over a
+share of the peak, bytes over a share of the bandwidth, latency and bytes for collectives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from archon_core.contracts.pipeline import PIPELINE, ActionKind, PipelineSpec, Replay, TimedActions
+from archon_plan.collectives import seconds_of
+from archon_plan.devices import Device
+from archon_plan.flops import stage_work
+from archon_plan.optimizer_time import norm_seconds, update_seconds
+from archon_plan.results import StepTime, Transfer
+from archon_plan.setting import Setting
+from archon_plan.stage_times import GRADIENTS, WEIGHTS, stage_times
+from archon_plan.traffic import transfers_once
+from archon_plan.unit_times import Spent, UnitTimes, add_up, times
+from archon_plan.units import units_of
+
+BUBBLE = "waiting for pipeline ranks"
+OPTIMIZER = "optimizer"
+NORM = "gradient norm"
+SUMS = "sums over ranks once per step"
+
+_LIMITS = {
+    "dense products": "the peak of dense products",
+    "products of experts": "the products of experts",
+    "attention": "attention",
+    "head": "the head's products",
+    "routers": "routers, which compute in fp32",
+    "norms, activations and sums": "memory bandwidth, in operations between products",
+    "recompute": "recomputation",
+    "launching operations": "the host, which launches operations more slowly than the device runs them",
+    "waiting for tensor ranks": "traffic between tensor ranks",
+    "waiting for context ranks": "traffic between context ranks",
+    "waiting for expert ranks": "traffic between expert ranks",
+    WEIGHTS: "gathering weights over data ranks",
+    GRADIENTS: "summing gradients over data ranks",
+    BUBBLE: "the bubble of the pipeline",
+    OPTIMIZER: "the optimizer",
+    NORM: "the gradient norm",
+    SUMS: "sums over ranks",
+}
+
+
+@dataclass(frozen=True)
+class PipelineTimes:
+    """A replayed step of the pipeline.
+
+    Attributes:
+        end: of the last action.
+        ends: for each pipeline rank, the end of its last action.
+        busy: for each pipeline rank, the sum of its actions.
+        bubble: idle over busy time.
+    """
+
+    end: float
+    ends: tuple[float, ...]
+    busy: tuple[float, ...]
+    bubble: float
+
+    @classmethod
+    def of(cls, timed: TimedActions) -> PipelineTimes:
+        """Of the actions of all ranks with their start and end."""
+        ends = tuple(max((end for _, _, end in rank), default=0.0) for rank in timed)
+        busy = tuple(sum(end - start for _, start, end in rank) for rank in timed)
+        total, end = sum(busy), max(ends)
+        return cls(end, ends, busy, (len(timed) * end - total) / total if total else 0.0)
+
+
+@lru_cache(maxsize=1)
+def installed_replay() -> Replay:
+    """The replay of the installed pipeline package.
+
+    Raises:
+        UnknownNameError, PluginError: there is none, or it cannot be imported.
+    """
+    from archon_core import registry
+
+    replay: Replay = registry().get(PipelineSpec, PIPELINE).load_part("replay")
+    return replay
+
+
+def step_time(setting: Setting, device: Device, units: UnitTimes | None = None) -> StepTime:
+    """Predict one optimizer step, or one forward pass over its tokens for a model that is not trained.
+
+    Args:
+        setting: what is planned.
+        device: of every rank.
+        units: times of units that earlier settings have left, on the same device.
+
+    Raises:
+        UnknownNameError, PluginError: a pipeline has no installed package.
+    """
+    return StepClock(setting, device, units).step()
+
+
+class StepClock:
+    """The times of one setting.
+
+    Args:
+        setting: what is planned.
+        device: of every rank.
+        units: times of units that earlier settings have left.
+    """
+
+    def __init__(self, setting: Setting, device: Device, units: UnitTimes | None = None) -> None:
+        self._setting, self._device = setting, device
+        units = units or UnitTimes(device)
+        plan = setting.stage_plan
+        self._groups = [units_of(setting, rank) for rank in range(setting.dims.pp)]
+        groups = {
+            stage: found
+            for rank, own in enumerate(self._groups)
+            for stage, found in zip(plan.held_by(rank), own, strict=True)
+        }
+        self._stages = [stage_times(setting, stage, groups[n], units) for n, stage in enumerate(plan.stages)]
+
+    def step(self) -> StepTime:
+        """The whole step."""
+        setting, device = self._setting, self._device
+        ranks = range(setting.dims.pp)
+        actions = [self._actions_of(rank) for rank in ranks]
+        pipeline = self._pipeline(actions)
+        after = [self.after_passes(rank) for rank in ranks]
+        updates = [self._update(rank) for rank in ranks]
+        # A later stage gathers its weights when the first micro-batch arrives.
+        first_gather = sum(self.first_gather(rank) for rank in ranks)
+        # The norm is a number of all ranks, so they wait for each other once more before the update.
+        summed = max(end + sum(own.values()) for end, own in zip(pipeline.ends, after, strict=True))
+        total = first_gather + summed + max(sum(own.values()) for own in updates)
+        busiest = max(ranks, key=lambda rank: pipeline.busy[rank] + sum(after[rank].values()))
+        parts = add_up(*self._spent_on(actions[busiest]), {WEIGHTS: first_gather}, after[busiest], updates[busiest])
+        parts[BUBBLE] = total - sum(parts.values())
+        # Without a pipeline, the rest is what rounding leaves.
+        parts = {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * total}
+        tokens = setting.tokens.per_micro_batch * setting.tokens.n_micro_batches
+        tokens *= setting.dims.dp_replicate * setting.dims.dp_shard
+        flops = model_flops(setting)
+        peak = device.peak(setting.types.compute) * setting.dims.world_size
+        return StepTime(
+            total=total,
+            parts=parts,
+            bubble=pipeline.bubble,
+            flops=flops,
+            mfu=flops / (peak * total) if total else 0.0,
+            tokens_per_second=tokens / total if total else 0.0,
+            limit=limit_of(parts, total),
+        )
+
+    def lower_bound(self) -> float:
+        """Seconds that the step takes at least, whatever the order of actions.
+
+        A pipeline rank cannot begin before a micro-batch has passed the stages before its first one, and gradients
+        pass them again behind its last backward pass, unless that may be half of one. It needs no action lists.
+        """
+        setting = self._setting
+        plan, n = setting.stage_plan, setting.tokens.n_micro_batches
+        splits = setting.schedule is not None and setting.schedule.splits_backward
+        forward = [sum(stage.forward.values()) for stage in self._stages]
+        backward = [sum(stage.backward.values()) for stage in self._stages]
+        slowest = last = 0.0
+        for rank in range(setting.dims.pp):
+            own = plan.held_by(rank)
+            seconds = n * sum(forward[stage] + backward[stage] for stage in own) + sum(forward[: own[0]])
+            if not splits:
+                seconds += sum(backward[: own[0]])
+            slowest = max(slowest, seconds + sum(self.after_passes(rank).values()))
+            last = max(last, sum(self._update(rank).values()))
+        return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
+
+    def _actions_of(self, rank: int) -> dict[tuple[int, ActionKind], int]:
+        """How often a rank runs each kind of action of each stage."""
+        setting = self._setting
+        n = setting.tokens.n_micro_batches
+        if setting.actions:
+            counts: dict[tuple[int, ActionKind], int] = {}
+            for action in setting.actions[rank]:
+                key = (action.stage, action.kind)
+                counts[key] = counts.get(key, 0) + 1
+            return counts
+        kinds = (ActionKind.FORWARD, ActionKind.BACKWARD) if setting.trains else (ActionKind.FORWARD,)
+        return {(stage, kind): n for stage in setting.stage_plan.held_by(rank) for kind in kinds}
+
+    def _spent_on(self, counts: dict[tuple[int, ActionKind], int]) -> list[Spent]:
+        return [times(self.action(stage, kind), count) for (stage, kind), count in counts.items()]
+
+    def action(self, stage: int, kind: ActionKind) -> Spent:
+        """Seconds of an action, part by part. The ends of a pipeline do not split their backward passes
+        (``archon_pipeline.stage_passes``): the first stage does all of it in W, the last one in I."""
+        own, last = self._stages[stage], len(self._stages) - 1
+        if kind is ActionKind.FORWARD:
+            return own.forward
+        if kind is ActionKind.BACKWARD:
+            return own.backward
+        if stage in (0, last):
+            return own.backward if (kind is ActionKind.BACKWARD_WEIGHT) == (stage == 0) else {}
+        return own.backward_input if kind is ActionKind.BACKWARD_INPUT else own.backward_weight
+
+    def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
+        setting = self._setting
+        if not setting.actions:
+            spent = sum(sum(part.values()) for part in self._spent_on(counts[0]))
+            return PipelineTimes(spent, (spent,), (spent,), 0.0)
+        stages = range(len(self._stages))
+        seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
+        replayed = installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message())
+        return PipelineTimes.of(replayed)
+
+    def _message(self) -> float:
+        """Seconds from the end of an action until another rank has its result."""
+        dims, number = self._setting.dims, self._setting.types.compute
+        sent = self._setting.local_tokens * self._setting.anatomy.hidden_size * number
+        return seconds_of(Transfer("pp", dims.pp, "send", "hidden states", 1, sent, overlaps=True), dims, self._device)
+
+    def after_passes(self, rank: int) -> Spent:
+        """What follows the passes: a pipeline's reduction of gradients, and sums over ranks."""
+        setting, device = self._setting, self._device
+        return {
+            GRADIENTS: sum(self._stages[stage].reduction for stage in setting.stage_plan.held_by(rank)),
+            SUMS: sum(seconds_of(each, setting.dims, device) for each in transfers_once(setting, rank)),
+        }
+
+    def first_gather(self, rank: int) -> float:
+        """Seconds that the first micro-batch waits for weights that a rank gathers once per step."""
+        return sum(self._stages[stage].first_gather for stage in self._setting.stage_plan.held_by(rank))
+
+    def _update(self, rank: int) -> Spent:
+        setting, device = self._setting, self._device
+        if not setting.trains:
+            return {}
+        return {
+            NORM: norm_seconds(setting, device, self._groups[rank]),
+            OPTIMIZER: update_seconds(setting, device, rank, self._groups[rank]),
+        }
+
+
+def model_flops(setting: Setting) -> float:
+    """Multiplications and additions of one step on all ranks, without anything recomputed: three times those of the
+    forward pass, or once for a model that is not trained."""
+    forward = 0.0
+    for stage in setting.stage_plan.stages:
+        forward += sum(count * passes.forward.flops for count, passes in stage_work(setting, stage))
+    passes = 3 if setting.trains else 1
+    return passes * forward * setting.dims.stage_size * setting.tokens.n_micro_batches
+
+
+def limit_of(parts: Spent, total: float) -> str:
+    """What takes most of a step, as a phrase with its share."""
+    if not parts or not total:
+        return "nothing to do"
+    name = max(parts, key=lambda part: parts[part])
+    return f"{_LIMITS.get(name, name)} ({parts[name] / total:.0%} of the step)"

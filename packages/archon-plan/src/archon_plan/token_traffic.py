@@ -1,0 +1,178 @@
+"""Traffic of tokens: tensor ranks gather and scatter sequence shards, context ranks exchange heads.
+
+Each function adds one kind of layer for all its passes in a step. Selective checkpointing keeps the results of
+collectives; a layer that is recomputed as a whole repeats those of its forward pass.
+
+Legend: T tokens of a micro-batch, t tensor ranks, c context ranks, H hidden size.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+
+from archon_core.models.anatomy import AttentionAnatomy, LayerAnatomy, WeightShape
+from archon_core.models.box import chunk_of
+from archon_plan.ledger import Group, Ledger
+from archon_plan.setting import Setting
+
+COUNT_BYTES = 8
+"""Of a number of tokens."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """How often the passes of equal layers run in one step.
+
+    Attributes:
+        forward: forward passes.
+        backward: backward passes.
+        again: forward passes that backward repeats.
+    """
+
+    forward: int
+    backward: int
+    again: int = 0
+
+
+class TokenSizes:
+    """Sizes of one micro-batch, in tokens and bytes per number.
+
+    Attributes:
+        local: tokens of one rank between tensor regions, T / (t c).
+        context: tokens of one context rank, T / c.
+        whole: T, padded to a multiple of t c.
+        compute: bytes of an activation.
+        exact: bytes of a number that is kept in at least fp32, such as a log-probability.
+    """
+
+    def __init__(self, setting: Setting) -> None:
+        self.local = setting.local_tokens
+        self.context = self.local * setting.dims.tp
+        self.whole = self.context * setting.dims.cp
+        self.compute = setting.types.compute
+        self.exact = max(4, setting.types.compute)
+
+
+def add_layer(ledger: Ledger, setting: Setting, layer: LayerAnatomy, passes: Passes) -> None:
+    """Add the tensor regions and core attention of a layer."""
+    sizes = TokenSizes(setting)
+    tensor = Group.of("tp", setting.dims)
+    hidden = sizes.context * setting.anatomy.hidden_size * sizes.compute
+    regions = 2 if layer.intermediate_size else 1
+    ledger.add(tensor, "all_gather", "sequence shards", hidden, regions * (passes.forward + passes.backward))
+    ledger.add(tensor, "reduce_scatter", "sequence shards", hidden, regions * (passes.forward + passes.backward))
+    ledger.add(tensor, "all_gather", "sequence shards, again", hidden, regions * passes.again)
+    scattered = regions if _needs_last_scatter(layer, setting) else regions - 1
+    ledger.add(tensor, "reduce_scatter", "sequence shards, again", hidden, scattered * passes.again)
+    _add_heads(ledger, setting, layer, sizes, passes)
+
+
+def _needs_last_scatter(layer: LayerAnatomy, setting: Setting) -> bool:
+    """Whether a recomputed layer repeats the scatter of its last region.
+
+    Torch stops recomputing once everything that backward needs is there, and the sum with the residual stream needs
+    nothing. A compiled layer cannot stop, and a norm behind the region needs its input.
+    """
+    has_norm = any("post_feedforward" in weight.name for weight in layer.weights)
+    return setting.compiles or has_norm or layer.experts is not None
+
+
+def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: TokenSizes, passes: Passes) -> None:
+    dims, attention = setting.dims, layer.attention
+    runs = passes.forward + passes.backward + passes.again
+    tensor, context = Group.of("tp", dims), Group.of("cp", dims)
+    norms = sum(map(_is_projection_norm, layer.weights))
+    squares = tensor.size * sizes.context * sizes.exact
+    ledger.add(tensor, "all_gather", "norms over heads", squares, norms * (passes.forward + passes.again))
+    ledger.add(tensor, "reduce_scatter", "norms over heads", squares, norms * passes.backward)
+    if attention.heads.key_value % dims.tp:
+        out, back = key_heads_sent(attention, dims.tp)
+        row = sizes.context * sizes.compute
+        sent = row * ((passes.forward + passes.again) * out + passes.backward * back)
+        ledger.add_sent(tensor, "all_to_all", "key heads", sent, 2 * runs)
+    before, after = heads_exchanged(attention, dims.tp, dims.cp)
+    row = sizes.local * dims.tp * sizes.compute
+    ledger.add(context, "all_to_all", "heads", row * before, runs)
+    ledger.add(context, "all_to_all", "heads", row * after, runs)
+
+
+def _is_projection_norm(weight: WeightShape) -> bool:
+    """Whether it is the weight of a norm over all heads of a projection, for which tensor ranks sum squares."""
+    return weight.role == "column" and len(weight.shape) == 1 and weight.name.endswith("norm.weight")
+
+
+def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int, int]:
+    """Numbers per token of one tensor rank that context ranks exchange before and after core attention.
+
+    Key heads are replicated where tensor or context ranks do not divide them, by the least number of copies that makes
+    them divide (``archon_engine.nn.ulysses``, ``archon_engine.nn.key_heads``).
+    """
+    queries = attention.heads.query // tp
+    keys = math.lcm(math.lcm(attention.heads.key_value, tp) // tp, cp)
+    size = attention.head_dim
+    return queries * size + keys * (size + attention.value_dim), queries * attention.value_dim
+
+
+@lru_cache(maxsize=4096)
+def key_heads_sent(attention: AttentionAnatomy, tp: int) -> tuple[int, int]:
+    """Numbers per token that a tensor rank sends to others so that each has the key and value heads of its queries.
+
+    Returns those of the forward and of the backward pass, of the rank that sends the most in both together.
+    """
+    n_heads = attention.heads.key_value
+    local = math.lcm(n_heads, tp) // tp
+    copies = math.lcm(n_heads, tp) // n_heads
+    best = (0, 0)
+    for rank in range(tp):
+        out = back = 0
+        for size in (attention.head_dim, attention.value_dim):
+            for other in range(tp):
+                if other != rank:
+                    out += _common(_owned(n_heads * size, tp, rank), _read(other, local, copies, size))
+                    back += _common(_owned(n_heads * size, tp, other), _read(rank, local, copies, size))
+        best = max(best, (out, back), key=sum)
+    return best
+
+
+def _owned(outputs: int, tp: int, rank: int) -> range:
+    return chunk_of(outputs, tp, rank)
+
+
+def _read(rank: int, local: int, copies: int, size: int) -> range:
+    """The outputs of the projection that the queries of ``rank`` read."""
+    first, last = rank * local // copies, ((rank + 1) * local - 1) // copies
+    return range(first * size, (last + 1) * size)
+
+
+def _common(a: range, b: range) -> int:
+    return max(0, min(a.stop, b.stop) - max(a.start, b.start))
+
+
+def add_embedding(ledger: Ledger, setting: Setting, passes: Passes) -> None:
+    """Add the scatter of embeddings, whose rows are sharded over tensor ranks."""
+    if any(weight.role == "vocabulary" for weight in setting.anatomy.embed):
+        sizes = TokenSizes(setting)
+        hidden = sizes.context * setting.anatomy.hidden_size * sizes.compute
+        tensor = Group.of("tp", setting.dims)
+        ledger.add(tensor, "reduce_scatter", "sequence shards", hidden, passes.forward)
+        ledger.add(tensor, "all_gather", "sequence shards", hidden, passes.backward)
+
+
+def add_head(ledger: Ledger, setting: Setting, passes: Passes) -> None:
+    """Add the exchanges of the head: hidden states, the normalisers of each rank's vocabulary rows, and outputs."""
+    sizes, anatomy = TokenSizes(setting), setting.anatomy
+    tensor, context = Group.of("tp", setting.dims), Group.of("cp", setting.dims)
+    outputs = 2 if setting.entropy and not anatomy.critic else 1
+    if anatomy.critic:
+        values = sizes.context * sizes.exact
+        ledger.add(tensor, "all_gather", "values", values, passes.forward)
+    else:
+        hidden = sizes.context * anatomy.hidden_size * sizes.compute
+        ledger.add(tensor, "all_gather", "sequence shards", hidden, passes.forward)
+        ledger.add(tensor, "reduce_scatter", "sequence shards", hidden, passes.backward)
+        # Of each rank's rows: log of the normaliser, logit of the target, and with entropies a third number.
+        statistics = tensor.size * (1 + outputs) * sizes.context * sizes.exact
+        ledger.add(tensor, "all_gather", "vocabulary", statistics, passes.forward)
+    ledger.add(context, "all_gather", "outputs", sizes.whole * sizes.exact, outputs * passes.forward)

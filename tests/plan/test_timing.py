@@ -1,0 +1,205 @@
+"""Times of steps: the pipeline's bubble, closed forms, and what a change of layout or device does."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+
+from archon_core import registry
+from archon_core.contracts.pipeline import PIPELINE, ActionKind
+from archon_core.layout.dims import ParallelDims
+from archon_core.plugins import PipelineSpec, ScheduleSpec
+from archon_pipeline.costs import Costs, StageCosts
+from archon_pipeline.simulator import simulate
+from archon_plan.collectives import seconds_of
+from archon_plan.devices import Device, Efficiency, find_device, override
+from archon_plan.parts import plan_stages, schedule_actions
+from archon_plan.setting import Setting, Tokens
+from archon_plan.timing import BUBBLE, StepClock, step_time
+from archon_plan.traffic import transfers, transfers_once
+from plan.planned_models import MOE, SMALL, anatomy_of
+
+H100 = find_device("h100")
+FREE = Device("free links", 1e15, 1e15, 1e15, 1e30, 1e30, 0, 1e30, 0, 1e30, 8, Efficiency(1, 1, 1, 1, 1, 1), launch=0)
+"""Infinitely fast but for products, which it computes at 10^15 FLOP/s."""
+
+
+def setting_of(
+    model: dict = SMALL, *, tokens: Tokens | None = None, schedule: str = "1F1B", dims: ParallelDims, **options
+) -> Setting:
+    anatomy = anatomy_of(model)
+    tokens = tokens or Tokens(4096, 8, 512)
+    if dims.pp == 1:
+        return Setting(anatomy, dims, tokens, **options)
+    spec = registry().get(ScheduleSpec, schedule)
+    split = SimpleNamespace(pp_layers_per_stage=None, pp_first_stage_less_layers=None, pp_last_stage_less_layers=None)
+    stages = plan_stages(anatomy, registry().get(PipelineSpec, PIPELINE), spec, n_ranks=dims.pp, options=split)
+    actions = schedule_actions(spec, stages, dims.pp, tokens.n_micro_batches)
+    options = {"reshards": False} | options
+    return Setting(anatomy, dims, tokens, stages=stages, schedule=spec, actions=actions, **options)
+
+
+SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_the_bubble_is_that_of_the_simulator(schedule):
+    setting = setting_of(dims=ParallelDims(pp=4, dp_shard=2), schedule=schedule, checkpointing="full")
+    clock = StepClock(setting, FREE)
+    seconds = [
+        {kind: sum(clock.action(stage, kind).values()) for kind in ActionKind} for stage in range(len(setting.stages))
+    ]
+    costs = Costs(
+        tuple(
+            StageCosts(
+                own[ActionKind.FORWARD],
+                own[ActionKind.BACKWARD_INPUT],
+                own[ActionKind.BACKWARD_WEIGHT],
+                own[ActionKind.BACKWARD],
+            )
+            for own in seconds
+        )
+    )
+    simulated = simulate(setting.actions, setting.stages.rank_of, costs)
+    step = clock.step()
+    assert step.bubble == pytest.approx(simulated.bubble, rel=1e-12)
+    assert step.total == pytest.approx(simulated.end, rel=1e-9)
+
+
+@pytest.mark.parametrize("micro_batches", [4, 16])
+def test_equal_stages_have_the_published_bubble_of_1f1b(micro_batches):
+    """(p - 1) / m of Narayanan et al., arXiv:2104.04473, section 2.2, for equal stages and free messages."""
+    model = SMALL | {"vocab_size": 8}
+    setting = setting_of(model, dims=ParallelDims(pp=4), tokens=Tokens(4096, micro_batches, 512), checkpointing="none")
+    # The tiny head makes the last stage one part in a thousand longer, for which three ranks wait.
+    assert step_time(setting, FREE).bubble == pytest.approx(3 / micro_batches, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [
+        ParallelDims(dp_shard=16),
+        ParallelDims(dp_replicate=2, dp_shard=4, tp=2),
+        ParallelDims(dp_shard=4, cp=2, tp=2, ep=8),
+        ParallelDims(pp=2, dp_shard=4, tp=2, ep=4, etp=2),
+    ],
+    ids=lambda dims: dims.describe(),
+)
+@pytest.mark.parametrize("options", [{}, {"trains": False}, {"optimizer": "muon"}, {"offloads": True}], ids=str)
+def test_parts_add_up_to_the_step(dims, options):
+    schedule = "1F1B"
+    setting = setting_of(MOE, dims=dims, tokens=Tokens(8192, 4, 4096), schedule=schedule, **options)
+    if not setting.trains and dims.pp > 1:
+        setting = replace(
+            setting, actions=tuple(tuple(a for a in own if a.kind is ActionKind.FORWARD) for own in setting.actions)
+        )
+    step = step_time(setting, H100)
+    assert sum(step.parts.values()) == pytest.approx(step.total, rel=1e-9)
+    assert all(seconds > 0 for seconds in step.parts.values())
+    assert 0 < step.mfu < 1
+    assert step.limit
+
+
+def test_one_rank_takes_its_flops_over_the_peak():
+    setting = setting_of(dims=ParallelDims(), checkpointing="none")
+    step = step_time(setting, FREE)
+    # The published FLOPs leave out that backward recomputes logits and scores.
+    head = 2 * 4096 * 8 * 1024 * 256
+    scores = 8 * 8 * 2 * 32 * 4096 * 8 * (513 / 2)
+    assert step.total == pytest.approx((step.flops + head + 2 * scores / 2) / 1e15, rel=1e-9)
+    assert BUBBLE not in step.parts
+
+
+@pytest.mark.parametrize("axis", ["dp_shard", "cp", "tp"])
+def test_free_links_halve_a_step_on_twice_the_ranks(axis):
+    one = step_time(setting_of(dims=ParallelDims()), FREE)
+    tokens = Tokens(4096, 4 if axis == "dp_shard" else 8, 512)
+    two = step_time(setting_of(dims=ParallelDims(**{axis: 2}), tokens=tokens), FREE)
+    assert two.total == pytest.approx(one.total / 2, rel=1e-9)
+    assert two.mfu == pytest.approx(one.mfu, rel=1e-9)
+
+
+def test_recomputation_costs_time_but_no_mfu_flops():
+    none, full = (
+        step_time(setting_of(dims=ParallelDims(dp_shard=8), checkpointing=mode), FREE) for mode in ("none", "full")
+    )
+    assert none.flops == full.flops
+    assert full.total > none.total
+    assert full.parts["recompute"] - none.parts["recompute"] == pytest.approx(full.total - none.total, rel=1e-6)
+
+
+def test_tensor_ranks_across_nodes_wait_longer():
+    setting = setting_of(MOE, dims=ParallelDims(dp_shard=2, tp=4), tokens=Tokens(8192, 2, 4096))
+    inside = step_time(setting, H100)
+    across = step_time(setting, override(H100, ["devices_per_node=2"]))
+    assert across.parts["waiting for tensor ranks"] > 3 * inside.parts["waiting for tensor ranks"]
+    assert across.parts["dense products"] == inside.parts["dense products"]
+
+
+def test_weights_are_gathered_behind_computation_unless_it_is_too_short():
+    dims = ParallelDims(dp_shard=64)
+    long = step_time(setting_of(MOE, dims=dims, tokens=Tokens(65536, 1, 4096)), H100)
+    short = step_time(setting_of(MOE, dims=dims, tokens=Tokens(512, 1, 512)), H100)
+    hidden = sum(part for name, part in long.parts.items() if name.startswith("waiting")) / long.total
+    shown = sum(part for name, part in short.parts.items() if name.startswith("waiting")) / short.total
+    assert hidden < 0.1
+    assert shown > 0.5
+    assert short.limit.startswith(("gathering weights", "summing gradients"))
+
+
+def test_a_cpu_waits_for_all_gathers():
+    setting = setting_of(dims=ParallelDims(dp_shard=2))
+    gpu = replace(find_device("cpu"), kind="gpu")
+    assert step_time(setting, find_device("cpu")).parts["waiting for weights"] > step_time(setting, gpu).parts.get(
+        "waiting for weights", 0
+    )
+
+
+def test_only_stages_between_others_split_their_backward_passes():
+    """archon_pipeline.stage_passes: the first stage does all in W, the last all in I. Halves recompute apart."""
+    setting = setting_of(dims=ParallelDims(pp=4), schedule="InterleavedZeroBubble", checkpointing="full")
+    clock = StepClock(setting, FREE)
+    whole = clock.action(3, ActionKind.BACKWARD)
+    inputs, weights = clock.action(3, ActionKind.BACKWARD_INPUT), clock.action(3, ActionKind.BACKWARD_WEIGHT)
+    assert inputs["recompute"] == whole["recompute"] < weights["recompute"]
+    assert sum(clock.action(0, ActionKind.BACKWARD_INPUT).values()) == 0
+    assert sum(clock.action(7, ActionKind.BACKWARD_WEIGHT).values()) == 0
+    assert clock.action(0, ActionKind.BACKWARD_WEIGHT) == clock.action(0, ActionKind.BACKWARD)
+
+
+@pytest.mark.parametrize("checkpointing", ["none", "full"])
+@pytest.mark.parametrize(
+    ("model", "dims", "schedule"),
+    [
+        (MOE, ParallelDims(dp_replicate=2, dp_shard=4, cp=2, tp=4, ep=8, etp=2), ""),
+        (MOE, ParallelDims(pp=2, dp_shard=2, cp=2, tp=2, ep=4), "ZBVZeroBubble"),
+        (SMALL, ParallelDims(pp=4, dp_shard=2, tp=2), "Interleaved1F1B"),
+    ],
+    ids=["moe", "moe-p2", "dense-p4"],
+)
+def test_collectives_of_all_actions_take_as_long_as_all_traffic(model, dims, schedule, checkpointing):
+    """Nothing is lost on the way from units to stages: a device that only communicates, and overlaps nothing, waits as
+    long as ``transfers`` takes."""
+    device = replace(override(H100, ["launch=0"]), kind="cpu")
+    setting = setting_of(model, dims=dims, tokens=Tokens(8192, 8, 4096), schedule=schedule, checkpointing=checkpointing)
+    clock = StepClock(setting, device)
+    counts = Counter(
+        (rank, action.stage, action.kind) for rank, own in enumerate(setting.actions) for action in own
+    ) or {(0, 0, kind): 8 for kind in (ActionKind.FORWARD, ActionKind.BACKWARD)}
+    for rank in range(dims.pp):
+        waited = clock.after_passes(rank)["waiting for sums of gradients"]
+        waited += sum(
+            count * sum(seconds for part, seconds in clock.action(stage, kind).items() if part.startswith("waiting"))
+            for (of, stage, kind), count in counts.items()
+            if of == rank
+        )
+        waited += clock.first_gather(rank)
+        sent = sum(
+            seconds_of(each, dims, device)
+            for each in transfers(setting)
+            if each.pipeline_rank == rank and each.axis != "pp" and each not in transfers_once(setting, rank)
+        )
+        assert waited == pytest.approx(sent, rel=1e-6)
