@@ -105,7 +105,7 @@ def _run(case: Case) -> Counted:
 
 def _engine(case: Case) -> Any:
     tiny = load_target(registry().get("model", case.model).tiny_config)()
-    archon = ArchonOptions(enable_compile=False)
+    archon = ArchonOptions(enable_compile=case.options.get("enable_compile", False))
     for name, value in case.options.items():  # those of the package of experts among them
         setattr(archon, name, value)
     config = ArchonEngineConfig(
