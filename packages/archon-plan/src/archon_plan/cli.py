@@ -10,6 +10,7 @@ import typer
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
+from archon_plan.commands import Output, answer_request
 from archon_plan.devices import find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
 from archon_plan.request import request_run
