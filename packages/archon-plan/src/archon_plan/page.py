@@ -131,7 +131,7 @@ def _engine(answer: Answer, engine: EngineAnswer) -> Iterator[str]:
     yield from _time(engine)
     yield from _traffic(engine.transfers, pipelined=setting.dims.pp > 1)
     if setting.actions:
-        timed = StepClock(setting, answer.device, engine.transfers).timeline()
+        timed = StepClock(setting, answer.device).timeline()
         yield "<h3>Pipeline</h3>"
         schedule = setting.schedule.name if setting.schedule and setting.trains else "forward passes"
         yield remark(f"{schedule}, {setting.tokens.n_micro_batches} micro-batches.")
