@@ -113,7 +113,9 @@ def _parts(setting: Setting, moment: Moment) -> Iterator[MemoryPart]:
     if moment.kept:
         yield MemoryPart("activations", moment.kept, how + flight)
     if moment.running:
-        yield MemoryPart("block in progress", moment.running, "recomputed results and gradients" if mode != "none" else "gradients")
+        yield MemoryPart(
+            "block in progress", moment.running, "recomputed results and gradients" if mode != "none" else "gradients"
+        )
     if moment.head:
         yield MemoryPart("head", moment.head, "chunks of logits and gradients" if moment.place == "head" else "kept")
     if moment.deferred:
@@ -250,9 +252,7 @@ def _replayed(setting: Setting, pipeline_rank: int, stages: list[_StageUsage]) -
         if runs:
             if stage.head is not None:
                 yield replace(now, place="head", head=now.head + stage.head.peak - stage.head.kept, messages=messages)
-            yield replace(
-                now, place="block", head=now.head - stage.head_kept, running=stage.running, messages=messages
-            )
+            yield replace(now, place="block", head=now.head - stage.head_kept, running=stage.running, messages=messages)
         if ends:
             now = now.plus(-1, stage)
         if action.kind is ActionKind.BACKWARD_INPUT and not ends:

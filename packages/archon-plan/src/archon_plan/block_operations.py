@@ -136,7 +136,7 @@ def _linear(name: str, source: str, size: float) -> Operation:
     return Operation(name, size, (source,), (source,), kept=True)
 
 
-def _region(name: str, source: str, inside, s: BlockSizes) -> Iterator[Operation]:  # noqa: ANN001
+def _region(name: str, source: str, inside, s: BlockSizes) -> Iterator[Operation]:
     """A tensor region gathers tokens and scatters the sum over ranks, each in a collective."""
     if s.tensor_ranks == 1:
         yield from inside(s, source, f"{name}.out")

@@ -63,13 +63,14 @@ def state_parts(setting: Setting, pipeline_rank: int, moment: Moment | None = No
     Args:
         setting: what is planned.
         pipeline_rank: which.
-        moment: one of ``archon_plan.moments.moments``; ``None`` for the largest of those with activations.
+        moment: one of ``archon_plan.moments.moments``; ``None`` for the largest of those with all
+            activations.
 
     Raises:
         ConfigError: the optimizer is unknown.
     """
     if moment is None:
-        with_activations = [found for found in moments(setting, pipeline_rank) if found.activations != "none"]
+        with_activations = [found for found in moments(setting, pipeline_rank) if found.activations != "kept"]
         moment = max(with_activations, key=lambda found: found.total)
     kept = held(setting, pipeline_rank)
     parts = []
