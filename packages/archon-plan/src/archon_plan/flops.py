@@ -196,7 +196,8 @@ def embedding_passes(setting: Setting) -> Passes:
 
 
 def head_passes(setting: Setting, elements: int) -> Passes:
-    """Work of norm and head, whose matrix has that many elements. Chunks of logits are read and written in fp32 (``archon_engine.nn.head``)."""
+    """Work of norm and head, whose matrix has that many elements. Chunks of logits are read and written in fp32
+    (``archon_engine.nn.head``)."""
     dims, tokens, anatomy = setting.dims, setting.tokens, setting.anatomy
     number = setting.types.compute
     local = tokens.per_micro_batch / (dims.tp * dims.cp)

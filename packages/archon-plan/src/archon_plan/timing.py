@@ -154,14 +154,25 @@ class StepClock:
         )
 
     def lower_bound(self) -> float:
-        """Seconds that the step takes at least: of the busiest pipeline rank, if it never waited for others."""
-        ranks = range(self._setting.dims.pp)
-        return max(
-            sum(sum(spent.values()) for spent in self._spent_on(self._actions_of(rank)))
-            + sum(self.after_passes(rank).values())
-            + sum(self._update(rank).values())
-            for rank in ranks
-        )
+        """Seconds that the step takes at least, whatever the order of actions.
+
+        A pipeline rank cannot begin before a micro-batch has passed the stages before its first one, and gradients
+        pass them again behind its last backward pass, unless that may be half of one. It needs no action lists.
+        """
+        setting = self._setting
+        plan, n = setting.stage_plan, setting.tokens.n_micro_batches
+        splits = setting.schedule is not None and setting.schedule.splits_backward
+        forward = [sum(stage.forward.values()) for stage in self._stages]
+        backward = [sum(stage.backward.values()) for stage in self._stages]
+        slowest = last = 0.0
+        for rank in range(setting.dims.pp):
+            own = plan.held_by(rank)
+            seconds = n * sum(forward[stage] + backward[stage] for stage in own) + sum(forward[: own[0]])
+            if not splits:
+                seconds += sum(backward[: own[0]])
+            slowest = max(slowest, seconds + sum(self.after_passes(rank).values()))
+            last = max(last, sum(self._update(rank).values()))
+        return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
 
     def _actions_of(self, rank: int) -> dict[tuple[int, ActionKind], int]:
         """How often a rank runs each kind of action of each stage."""
