@@ -15,10 +15,11 @@ from archon_core.layout import ParallelDims, parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import registry
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_plan.constraints import Check, check_engine
+from archon_plan.constraints import check_engine
 from archon_plan.layouts import nearest_layouts, write_layout
 from archon_plan.models import find_model
 from archon_plan.parts import EngineRequest
+from archon_plan.violations import Check
 
 MOE, DENSE = "qwen3-30b-a3b", "qwen3-8b"
 
