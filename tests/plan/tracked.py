@@ -51,7 +51,16 @@ class ActivationTracker(FSDPMemTracker):
         of_kind = self._curr_mem_snap.get(torch.device("cpu"), {})
         act, temp = of_kind.get(_FSDPRefType.ACT, 0), of_kind.get(_FSDPRefType.TEMP, 0)
         wg = self._weight_gradients() if temp else 0
-        self.log.append((str(func), self._mod_tracker.is_bw, act, temp, wg, [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)]))
+        self.log.append(
+            (
+                str(func),
+                self._mod_tracker.is_bw,
+                act,
+                temp,
+                wg,
+                [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)],
+            )
+        )
         self.most = max(self.most, act + temp - wg)
         return result
 
@@ -79,7 +88,16 @@ def fake_ranks(n: int) -> Iterator[None]:
 
 
 def largest_activations(
-    entries: Mapping[str, Any], dims: ParallelDims, tokens: int, sequence: int, *, ac_mode="none", every=None, dtype=torch.bfloat16, reshard=True, meshes=None
+    entries: Mapping[str, Any],
+    dims: ParallelDims,
+    tokens: int,
+    sequence: int,
+    *,
+    ac_mode="none",
+    every=None,
+    dtype=torch.bfloat16,
+    reshard=True,
+    meshes=None,
 ):
     is_moe = entries["model_type"] == "qwen3_moe"
     config = AutoConfig.for_model(**entries)
@@ -102,8 +120,15 @@ def largest_activations(
                 builder.shard(part, meshes.experts.place)
     effective = SimpleNamespace(ac_mode=ac_mode, ac_every=every, compile=False, ac_debug=False)
     prepare_blocks(module, plan, effective, role="actor")
-    apply_fsdp(module, plan, meshes.fsdp, compute_dtype=dtype, reduce_dtype=torch.float32, reshard_after_forward=reshard,
-               expert_mesh=meshes.experts.fsdp if is_moe else None)
+    apply_fsdp(
+        module,
+        plan,
+        meshes.fsdp,
+        compute_dtype=dtype,
+        reduce_dtype=torch.float32,
+        reshard_after_forward=reshard,
+        expert_mesh=meshes.experts.fsdp if is_moe else None,
+    )
     with compat.without_storage():
         materialize_empty(module, "cpu")
         lengths = (sequence,) * (tokens // sequence)
