@@ -6,10 +6,10 @@ and ``TEMP`` (made in backward passes), less the gradients of weights, which are
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.layout.dims import ParallelDims
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
-from archon_engine.mesh import Meshes, build_meshes
+from archon_engine.mesh import build_meshes
 from archon_engine.models.initialize import materialize_empty
 from archon_engine.parallel.fsdp import apply_fsdp
 from archon_engine.parallel.tensor import apply_tensor_parallel
