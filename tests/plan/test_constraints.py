@@ -15,10 +15,11 @@ from archon_core.layout import ParallelDims, parse_layout
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.plugins import registry
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_plan.constraints import Check, check_engine
+from archon_plan.constraints import check_engine
 from archon_plan.layouts import nearest_layouts, write_layout
 from archon_plan.models import find_model
 from archon_plan.parts import EngineRequest
+from archon_plan.violations import Check
 
 MOE, DENSE = "qwen3-30b-a3b", "qwen3-8b"
 
@@ -191,3 +192,10 @@ def test_a_wrong_optimizer_is_a_violation_with_the_allowed_ones() -> None:
     found = texts(replace(request, config=config))
     assert len(found) == 1
     assert "adamw, adam, sgd, muon" in found[0]
+
+
+def test_strict_turns_what_a_schedule_changes_into_a_violation() -> None:
+    (violation,) = check(asked("archon:p2d2", pp_schedule="ZBVZeroBubble", strict=True)).violations
+    assert violation.option == "actor.archon.strict"
+    for option in ("actor.archon.ac_mode", "actor.archon.enable_compile", "actor.mb_spec.n_mbs"):
+        assert option in violation.found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -76,7 +77,8 @@ def test_a_synchronous_step_is_the_sum_and_a_stale_one_nearly_the_larger_part(ru
     ahead = plan.paces[8]
     assert ahead.seconds == pytest.approx(max(plan.fleet.work, train), rel=0.05)
     steps = [plan.paces[bound].seconds for bound in sorted(plan.paces)]
-    assert steps == sorted(steps, reverse=True), "more staleness never makes steps slower"
+    for fewer, more in pairwise(steps):
+        assert more <= fewer * (1 + 1e-9), "more staleness never makes steps slower"
     assert plan.steps_per_hour == pytest.approx(3600 / plan.step_seconds)
 
 

@@ -73,8 +73,8 @@ def test_decoding_is_limited_by_memory_and_then_by_products() -> None:
     assert slow_memory == pytest.approx((server.read_weights(4) + 400 * server.cache_per_token) / 1e3)
     slow_products = replace(RATES, flops=1.0)
     assert server.decode_seconds(slow_products, 4, 400) == pytest.approx(4 * server.flops_per_token)
-    # Two experts of sixteen, and the head: two operations per weight.
-    met = sum(one.size for one in DENSE.weights) * 2 + EXPERTS * INNER * HIDDEN / 8 + VOCABULARY * HIDDEN
+    # Two experts of sixteen, and the head: two operations per weight of a matrix.
+    met = 2 * 16 * HIDDEN + EXPERTS * INNER * HIDDEN / 8 + VOCABULARY * HIDDEN
     assert server.flops_per_token == pytest.approx(2 * met)
 
 
@@ -106,7 +106,7 @@ def test_prefilling_counts_causal_attention_once() -> None:
     server = Server(replace(MODEL, layers=(DENSE,)))
     # Half of 100 x 100 pairs; 4 heads with 4 + 4 numbers, a multiplication and an addition each.
     assert server.attention_flops(100) == 2 * 4 * (4 + 4) * 100 * 100 / 2
-    expected = 3 * (100 * server.flops_per_token + server.attention_flops(100))
+    expected = 3 * (100 * 2 * 16 * HIDDEN + 2 * VOCABULARY * HIDDEN + server.attention_flops(100))
     assert server.prefill_seconds(RATES, 3, 100) == pytest.approx(expected / 1e9)
 
 

@@ -12,11 +12,12 @@ from archon_core.errors import ArchonError
 from archon_core.layout import ParallelDims
 from archon_core.plugins import Registry
 from archon_plan.answer import Answer, EngineAnswer
-from archon_plan.constraints import Check, check_engine
+from archon_plan.constraints import check_engine
 from archon_plan.engine_plan import plan_engine
 from archon_plan.layouts import nearest_layouts, write_layout
 from archon_plan.memory import rank_memory
 from archon_plan.parts import EngineRequest
+from archon_plan.violations import Check
 
 LARGEST_FACTOR = 64
 """Most times as many ranks to try."""

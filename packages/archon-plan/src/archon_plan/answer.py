@@ -8,7 +8,7 @@ from functools import cached_property
 
 from archon_core.errors import ConfigError
 from archon_core.plugins import Registry
-from archon_plan.constraints import Check, Violation, check_engine
+from archon_plan.constraints import check_engine
 from archon_plan.devices import Device
 from archon_plan.engine_plan import EnginePlan, plan_engine
 from archon_plan.layouts import nearest_layouts
@@ -19,6 +19,7 @@ from archon_plan.results import RankMemory, StepTime, Transfer
 from archon_plan.setting import Setting
 from archon_plan.timing import step_time
 from archon_plan.traffic import transfers
+from archon_plan.violations import Check, Violation
 
 RESIDENT = frozenset({"parameters", "optimizer"})
 """Parts of an engine's memory that stay while another engine works."""

@@ -13,9 +13,9 @@ from archon_engine.data.packing import plan_micro_batches
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
-from archon_plan.constraints import Check
 from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
 from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
+from archon_plan.violations import Check
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 

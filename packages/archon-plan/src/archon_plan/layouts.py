@@ -12,9 +12,10 @@ from archon_core.layout.grammar import working
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import Registry
-from archon_plan.constraints import Check, backends, check_engine
+from archon_plan.constraints import backends, check_engine
 from archon_plan.extents import expert_extents, sharded_extents
 from archon_plan.parts import EngineRequest
+from archon_plan.violations import Check
 
 SHOWN = 3
 """Number of layouts to suggest."""

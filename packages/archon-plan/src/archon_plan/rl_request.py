@@ -147,10 +147,9 @@ class _Reader:
     def _server(self, actor: Setting) -> Server:
         rollout, config = self._rollout, self._config
         launches = sum(
-            work.forward.operations * count
+            count * passes.forward.operations
             for stage in actor.stage_plan.stages
-            for found in [stage_work(actor, stage)]
-            for count, work in ((1, found.early), *found.blocks, (1, found.last))
+            for count, passes in stage_work(actor, stage)
         )
         number = actor.types.compute
         own = Server(actor.anatomy, weight_bytes=number, cache_bytes=number, launches=launches, memory_share=1.0)

@@ -92,10 +92,11 @@ class Fleet:
         if fitting < 1:
             needed = self.server.weights + self.server.cached(context, 1)
             found = self.server.capacity(self.rates) + self.server.weights
+            devices = f"{self.server.n_devices} device{'s' if self.server.n_devices > 1 else ''}"
             raise ConfigError(
-                f"servers of {self.server.n_devices} device{'s' if self.server.n_devices > 1 else ''}: found {found / 2**30:.1f} GiB on each for weights and KV "
-                f"cache; the weights and one sequence of {context:,.0f} tokens need {needed / 2**30:.1f} GiB; raise t "
-                "in rollout.backend, or use devices with more memory"
+                f"servers of {devices}: found {found / 2**30:.1f} GiB on each for weights and KV cache; the weights and "
+                f"one sequence of {context:,.0f} tokens need {needed / 2**30:.1f} GiB; raise t in rollout.backend, or use "
+                "devices with more memory"
             )
         return fitting
 

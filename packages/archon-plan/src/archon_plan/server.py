@@ -161,8 +161,9 @@ class Server:
         return max(memory, products, self.launches * rates.launch) + self.exchange_seconds(rates, sequences)
 
     def prefill_seconds(self, rates: Rates, prompts: float, length: float) -> float:
-        """Time to compute the keys and values of ``prompts`` texts of ``length`` tokens."""
-        flops = length * self.flops_per_token + self.attention_flops(length)
+        """Time to compute the keys and values of ``prompts`` texts of ``length`` tokens, and the logits of their last
+        ones."""
+        flops = length * self.layer_flops + self.head_flops + self.attention_flops(length)
         return prompts * flops / (self.n_devices * rates.flops)
 
     def exchange_seconds(self, rates: Rates, sequences: float) -> float:
@@ -175,15 +176,28 @@ class Server:
         one = messages * rates.link_latency + messages / self.tensor * states / rates.link_bandwidth
         return 2 * len(self.anatomy.layers) * one
 
-    @cached_property
+    @property
     def flops_per_token(self) -> float:
-        """Floating-point operations of all matrix products for one token: 2 per weight that it meets."""
-        total = _size(self.anatomy.last) + (_size(self.anatomy.embed) if self.anatomy.tied else 0)
+        """Floating-point operations of all matrix products for a token that is decoded: 2 per weight that it meets."""
+        return self.layer_flops + self.head_flops
+
+    @cached_property
+    def layer_flops(self) -> float:
+        """Those of the layers."""
+        total = 0.0
         for layer in self.anatomy.layers:
             experts = layer.experts
             met = experts.top_k / experts.n_experts if experts else 0.0
-            total += sum(weight.size * (met if weight.role == EXPERT else 1.0) for weight in layer.weights)
+            for weight in layer.weights:
+                if len(weight.shape) >= 2:
+                    total += weight.size * (met if weight.role == EXPERT else 1.0)
         return 2.0 * total
+
+    @cached_property
+    def head_flops(self) -> float:
+        """Those of the head, for one position with logits."""
+        matrices = [weight for weight in self.anatomy.last if len(weight.shape) >= 2]
+        return 2.0 * (_size(matrices) + (_size(self.anatomy.embed) if self.anatomy.tied else 0))
 
     def attention_flops(self, length: float) -> float:
         """Floating-point operations of causal attention within a text of ``length`` tokens."""
@@ -229,7 +243,7 @@ def _beside_experts(layer: LayerAnatomy) -> list[WeightShape]:
     return [weight for weight in layer.weights if weight.role != EXPERT]
 
 
-def _size(weights: tuple[WeightShape, ...]) -> int:
+def _size(weights: Iterable[WeightShape]) -> int:
     return sum(weight.size for weight in weights)
 
 
