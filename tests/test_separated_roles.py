@@ -13,12 +13,16 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_rl.trainer import collector_link
+from archon_rl.trajectory_files import read_step, steps_in
+from archon_rollout.served import launching
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from separated_runs import train
+from weather.fork_server import ForkServer, install
 
 TOLERANCE = 1e-9
 MODEL = """
@@ -107,6 +111,10 @@ def assert_equal(found: Path, expected: Path, n_steps: int = 3) -> None:
     assert len(rows(found)) == len(rows(expected)) == n_steps
     for ours, theirs in zip(rows(found), rows(expected), strict=True):
         assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
+    assert_equal_weights(found, expected)
+
+
+def assert_equal_weights(found: Path, expected: Path) -> None:
     assert weights(found).keys() == weights(expected).keys()
     for place, tensor in weights(expected).items():
         torch.testing.assert_close(weights(found)[place], tensor, rtol=0, atol=TOLERANCE, msg=place)
@@ -177,3 +185,53 @@ def test_a_resumed_run_may_move_its_critic(root: Path, alone: Callable[[str], Pa
     run_world(train, 3, (file, "parts", ("actor.backend=archon:d2", *apart(critic="d1"), *resumed), 2))
     run_world(train, 1, (file, "parts", resumed))
     assert_equal(root / "roles/parts", alone("ppo"))
+
+
+SERVED = (
+    "rollout.backend=served:d1",
+    "rollout.setup_timeout=120",
+    "rollout.health_check_timeout_seconds=30",
+    "cluster.n_gpus_per_node=3",
+)
+
+
+def train_collected(file: Path, trial: str, overrides: tuple[str, ...]) -> None:
+    """A run on this world's ranks; its server and its collector are forks of a process that has imported everything."""
+    install(ForkServer(lambda command, pid: None, forked=False), collector_link, launching)
+    train(file, trial, overrides)
+
+
+@pytest.mark.wide
+def test_with_a_collector_in_step_the_numbers_are_those_of_one_process(
+    root: Path, alone: Callable[[str], Path]
+) -> None:
+    options = (*apart(critic="d1"), *SERVED)
+    run_world(train_collected, 2, (write_file(root, "ppo"), "collected", options), time_limit=300)
+    found, expected = root / "roles/collected", alone("ppo")
+    assert len(rows(found)) == 3
+    for ours, theirs in zip(rows(found), rows(expected), strict=True):
+        assert ours["staleness_max"] == 0
+        shared = ours.keys() & theirs.keys()
+        assert {"loss", "reward", "gradient_norm", "critic/loss", "critic/explained_variance"} <= shared
+        assert {name: ours[name] for name in shared} == pytest.approx(
+            {name: theirs[name] for name in shared}, rel=TOLERANCE, abs=TOLERANCE
+        )
+    assert_equal_weights(found, expected)
+
+
+@pytest.mark.wide
+def test_a_critic_trains_on_what_a_collector_samples_ahead(root: Path) -> None:
+    ahead = ("rollout.max_head_offpolicyness=1", "rollout.dump_to_file=true", "trainer.max_steps=5")
+    options = (*apart(critic="d1"), *SERVED, *ahead)
+    run_world(train_collected, 2, (write_file(root, "ppo"), "ahead", options), time_limit=300)
+    folder = root / "roles/ahead"
+    consumed = [line for _, file in sorted(steps_in(folder).items()) for line in read_step(file)]
+    assert [line.group for line in consumed] == [group for group in range(20) for _ in range(2)], "each record once"
+    for line in consumed:
+        # A step updates the weights twice, once per mini-batch; those before it and before the last step are allowed.
+        assert {*line.weights} <= {2 * (line.step - 1), 2 * (line.step - 2)}
+    assert max(row["staleness_max"] for row in rows(folder)) == 1, "it samples ahead"
+    assert [row["version"] for row in rows(folder)] == [2, 4, 6, 8, 10]
+    for row in rows(folder):
+        assert row["critic/updates"] == 2
+        assert row["critic/gradient_norm"] > 1e-3

@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_rl.trajectory_files import Line, read_step, steps_in
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics
 
@@ -31,7 +32,12 @@ DEADLINE = 180.0
 
 COMPARED = ("loss", "gradient_norm", "reward", "rollout_kl_ref")
 
-SHORT = ("trainer.max_steps=2", "trainer.save_every=0", "trainer.verify_export=false")
+SHORT = (
+    "trainer.max_steps=2",
+    "trainer.save_every=0",
+    "trainer.verify_export=false",
+    "rollout.dump_to_file=true",
+)
 SERVED = (
     "rollout.backend=served:d1",
     "rollout.start_servers=false",
@@ -91,6 +97,11 @@ def wait_for(ranks, output: Path, *others: subprocess.Popen[bytes]) -> list[str]
     return texts
 
 
+def sampled(run: Path) -> list[Line]:
+    """The trajectories of all steps."""
+    return [line for _, file in sorted(steps_in(run).items()) for line in read_step(file)]
+
+
 def test_two_hosts_train_on_a_server_of_one_with_the_numbers_of_one_process(hosts, alone, tmp_path):
     file, expected = alone
     second = hosts[1]
@@ -125,9 +136,14 @@ def test_two_hosts_train_on_a_server_of_one_with_the_numbers_of_one_process(host
         for folder in (found, expected)
     )
     assert len(steps) == 2
-    # The loss uses the log-probabilities that the server gave its tokens.
     assert steps == [pytest.approx(row, rel=TOLERANCE, abs=TOLERANCE) for row in steps_alone]
     assert all(row["gradient_norm"] > 1e-3 for row in steps)
+
+    ours, theirs = sampled(found), sampled(expected)
+    assert [line.token_ids for line in ours] == [line.token_ids for line in theirs]
+    logprobs = [[line.logprobs for line in lines] for lines in (ours, theirs)]
+    assert logprobs[0] == [pytest.approx(line, rel=TOLERANCE, abs=TOLERANCE) for line in logprobs[1]]
+    assert min(min(line) for line in logprobs[1]) < -0.01, "tokens are drawn, not certain"
 
     text = log.read_text(encoding="utf-8")
     assert f"ready: http://{second.address}:" in text, "it announces the address of the cable"

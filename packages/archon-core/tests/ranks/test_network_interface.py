@@ -11,6 +11,7 @@ from archon_core.ranks import addresses
 from archon_core.ranks.addresses import (
     InterfaceAddress,
     address_towards,
+    free_port,
     interface_addresses,
     interface_of,
     is_loopback,
@@ -124,8 +125,18 @@ def test_the_own_address_is_one_that_the_machine_has_also_without_a_default_rout
     assert own_address() == "10.0.0.2"
     assert own_address("stale") == "10.0.0.2"
     assert own_address("", "good") == "192.168.1.2"
+    only_ipv6 = [("lo", "::1"), ("eth0", "fe80::2"), ("eth0", "2001:db8::2")]
+    monkeypatch.setattr(addresses, "interface_addresses", lambda: [InterfaceAddress(*one) for one in only_ipv6])
+    assert own_address() == "2001:db8::2", "a link-local address means nothing to other machines without its zone"
     monkeypatch.setattr(addresses, "interface_addresses", lambda: [InterfaceAddress("lo", "127.0.0.1")])
     assert is_loopback(own_address())
+
+
+@pytest.mark.parametrize("host", ["", "127.0.0.1", "::1"])
+def test_a_free_port_is_one_of_the_address(host):
+    if ":" in host and not any(one.address == host for one in interface_addresses()):
+        pytest.skip("this machine has no IPv6")
+    assert 0 < free_port(host) < 2**16
 
 
 SRUN = {

@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 
 from archon_core.errors import ConfigError
+from archon_core.ranks.addresses import free_port
 from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import RankError, read_error
 from archon_core.ranks.local_ranks import LocalRanks, RankStatus
@@ -120,9 +121,7 @@ class Machine:
 
     def free_port(self) -> int:
         """A port that nobody uses at the moment."""
-        with socket.socket() as one:
-            one.bind((self._address, 0))
-            return int(one.getsockname()[1])
+        return free_port(self._address)
 
     def start(self, programs: Sequence[Program]) -> Report:
         """Start processes."""

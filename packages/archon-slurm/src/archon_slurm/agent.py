@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from archon_core.errors import USER_ERROR, ArchonError, ConfigError
-from archon_core.ranks.addresses import own_address
+from archon_core.ranks.addresses import free_port, own_address
 from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import ERROR_FILE
 from archon_core.ranks.local_ranks import LocalRanks
@@ -109,7 +109,7 @@ class Agent:
     def _meet(self) -> tuple[str, int] | None:
         """Where the ranks meet; ``None`` if the attempt ends before all machines are there."""
         if self._node == 0:
-            self._attempt.write_rendezvous(own_address(self._host), _free_port())
+            self._attempt.write_rendezvous(own_address(self._host), free_port())
         while self._signal is None and self._attempt.end() is None:
             place = self._attempt.rendezvous()
             if place is not None:
@@ -241,12 +241,6 @@ def _has_failed(code: int | None) -> bool:
 
 def _known(environment: Mapping[str, str], name: str) -> dict[str, str]:
     return {name: environment[name]} if name in environment else {}
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("", 0))
-        return int(one.getsockname()[1])
 
 
 def main(path: str) -> int:

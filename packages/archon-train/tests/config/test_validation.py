@@ -79,6 +79,7 @@ def test_the_defaults_are_allowed(schema: Any) -> None:
         ("experiment_name", "a/b", "names of folders, without slashes"),
         ("trial_name", "..", "names of folders, without slashes"),
         ("trial_name", " ", "names of folders, without slashes"),
+        ("trial_name", "a\tb", "without slashes and control characters"),
     ],
 )
 def test_a_value_that_is_not_allowed_is_found_with_what_is(schema: Any, option: str, value: Any, allowed: str) -> None:

@@ -22,6 +22,9 @@ MAX_NAME_BYTES = 255
 MAX_PATH_LENGTH = 4000
 """Limits of file systems and kernels, rounded down."""
 
+NOT_IN_NAMES = frozenset({*"/\\", *map(chr, range(32)), chr(127)})
+"""Characters that a folder's name cannot have here: separators and control characters, which break lines of scripts."""
+
 MAX_SHOWN = 200
 """Largest number of characters of a value in a message."""
 
@@ -91,9 +94,9 @@ def each_one_of(*choices: str) -> Rule:
 
 def folder_name(value: str) -> str | None:
     """The value can name one folder."""
-    if value.strip() and value not in (".", "..") and not set(value) & set("/\\\0\n") and not _is_too_long(value):
+    if value.strip() and value not in (".", "..") and not set(value) & NOT_IN_NAMES and not _is_too_long(value):
         return None
-    return f"names of folders, without slashes, of at most {MAX_NAME_BYTES} bytes"
+    return f"names of folders, without slashes and control characters, of at most {MAX_NAME_BYTES} bytes"
 
 
 def path_or_id(value: str) -> str | None:

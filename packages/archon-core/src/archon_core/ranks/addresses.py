@@ -139,7 +139,15 @@ def own_address(*names: str) -> str:
     with contextlib.suppress(OSError):
         return address_towards(ELSEWHERE)
     others = [one.address for one in known if not one.is_loopback]  # a network without a default route
-    return next((address for address in others if ":" not in address), "127.0.0.1")
+    others.sort(key=lambda address: ":" in address)  # IPv4 first, if there is any
+    return next((address for address in others if not address.startswith("fe80")), "127.0.0.1")
+
+
+def free_port(host: str = "") -> int:
+    """A port that nobody uses at the moment, on an address of this machine; empty for all IPv4 addresses."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.bind((host, 0))
+        return int(one.getsockname()[1])
 
 
 def interface_of(address: str) -> str | None:

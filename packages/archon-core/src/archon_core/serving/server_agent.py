@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -29,6 +28,7 @@ from archon_core.errors import ServerError, UncertainCallError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import registry
 from archon_core.plugins.inference_engines import inference_engines
+from archon_core.ranks.addresses import free_port
 from archon_core.serving.discovery import Discovery
 from archon_core.serving.guard import guarded
 from archon_core.serving.model_folder import Architecture
@@ -143,7 +143,7 @@ class ServerAgent:
         token = run_token(self._servers)
         options = getattr(self._config, spec.name, None)
         driver: ServerDriver = spec.load()(self._config.rollout, options=options, token=token)
-        port = _free_port(self._host)
+        port = free_port(self._host)
         launch = driver.launch(
             str(model.folder),
             layout=layout,
@@ -159,7 +159,7 @@ class ServerAgent:
             stdin=subprocess.DEVNULL,
             start_new_session=True,
         )
-        return driver, f"{self._host}:{port}"
+        return driver, f"[{self._host}]:{port}" if ":" in self._host else f"{self._host}:{port}"
 
     def _wait_until_ready(self, driver: ServerDriver, address: str) -> ServerRecord | None:
         """The server's record; ``None`` if the server or the run ends before."""
@@ -210,9 +210,3 @@ def _announce(opened: ServerRegistry, record: ServerRecord) -> Announcement:
         except ServerError as error:
             print(f"cannot announce this server, trying again: {error}", file=sys.stderr, flush=True)
             time.sleep(1)
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
