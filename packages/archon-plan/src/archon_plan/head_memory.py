@@ -12,8 +12,9 @@ from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
-from archon_plan.block_operations import FP32, BlockSizes, norm
-from archon_plan.operations import INPUT, saved_bytes
+from archon_plan.block_operations import norm
+from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.liveness import INPUT, saved_by_autograd
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 64 * 2**20, 2**30
 """``archon_engine.nn.head``'s sizes of one [C, V] buffer in fp32, on a CPU and on other devices."""
@@ -57,7 +58,7 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     b, H = sizes.value_bytes, sizes.hidden
     final = tuple(norm("norm", INPUT, sizes.tokens, H, sizes))
     normed = sizes.input_bytes
-    kept = saved_bytes(final, sizes.input_bytes)
+    kept = sum(saved_by_autograd(final, sizes.input_bytes).values())
     if critic:
         return HeadUsage(kept + normed, 0.0, normed, kept + 2 * normed)
     rows = sizes.region_tokens
@@ -65,7 +66,7 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     positions = ceil(rows * scored)
     taken = positions * H * b if scored < 1 else 0.0
     # Hidden states of all tensor ranks, or the norm's result itself; the log-normaliser of every position.
-    kept += max(hidden, normed) if not taken else taken
+    kept += taken or max(hidden, normed)
     kept += positions * FP32
     chunk, several = _chunk(positions, vocabulary, on_cpu=sizes.on_cpu)
     fp32, product = chunk * vocabulary * FP32, chunk * vocabulary * b if b < FP32 else 0.0
