@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +11,7 @@ import pytest
 from archon_core import registry
 from archon_core.contracts.pipeline import PIPELINE, ActionKind
 from archon_core.layout.dims import ParallelDims
-from archon_core.models.anatomy import ModelAnatomy
-from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec
+from archon_core.plugins import PipelineSpec, ScheduleSpec
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.simulator import simulate
 from archon_plan.collectives import seconds_of
@@ -23,27 +20,11 @@ from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.setting import Setting, Tokens
 from archon_plan.timing import BUBBLE, StepClock, step_time
 from archon_plan.traffic import transfers, transfers_once
+from plan.planned_models import MOE, SMALL, anatomy_of
 
 H100 = find_device("h100")
 FREE = Device("free links", 1e15, 1e15, 1e15, 1e30, 1e30, 0, 1e30, 0, 1e30, 8, Efficiency(1, 1, 1, 1, 1, 1), launch=0)
 """Infinitely fast but for products, which it computes at 10^15 FLOP/s."""
-
-SMALL = {
-    "model_type": "qwen3",
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 32,
-    "vocab_size": 1024,
-    "tie_word_embeddings": False,
-}
-MOE = json.loads(Path(__file__, "../../data/qwen3-30b-a3b.json").resolve().read_text(encoding="utf-8"))
-
-
-def anatomy_of(model: dict) -> ModelAnatomy:
-    return registry().get(ModelSpec, model["model_type"]).load_part("anatomy")(model)
 
 
 def setting_of(

@@ -34,7 +34,7 @@ class RankShape:
 
 
 def rank_shapes(kind_of: Sequence[int], plan: StagePlan, *, splits: bool) -> tuple[RankShape, ...]:
-    """The different ranks of a pipeline.
+    """The different ranks of a pipeline that may be the slowest.
 
     Args:
         kind_of: for each layer of the model, its kind.
@@ -42,13 +42,14 @@ def rank_shapes(kind_of: Sequence[int], plan: StagePlan, *, splits: bool) -> tup
         splits: whether the schedule splits backward passes.
     """
     counts = [_units(kind_of, stage) for stage in plan.stages]
-    shapes = []
+    # Of ranks that hold the same units, the last one has the most before it.
+    shapes: dict[tuple[tuple[Kind, int], ...], RankShape] = {}
     for rank in sorted(set(plan.rank_of)):
         own = plan.held_by(rank)
         before = sum((counts[stage] for stage in range(own[0])), Counter())
-        held = sum((counts[stage] for stage in own), Counter())
-        shapes.append(RankShape(_sorted(held), _sorted(before), () if splits else _sorted(before)))
-    return tuple(dict.fromkeys(shapes))
+        held = _sorted(sum((counts[stage] for stage in own), Counter()))
+        shapes[held] = RankShape(held, _sorted(before), () if splits else _sorted(before))
+    return tuple(shapes.values())
 
 
 def _units(kind_of: Sequence[int], stage: Stage) -> Counter[Kind]:
@@ -68,7 +69,7 @@ class Bounds:
     """Bounds for the layouts of one model and one number of sequences.
 
     Args:
-        base: of what all settings share.
+        base: what all settings share, without a pipeline.
         units: times of units.
         sequences: of one step, on all ranks.
         shapes: size of the pipeline -> the ranks of each kind of split.
@@ -80,7 +81,9 @@ class Bounds:
         self._base, self._units, self._sequences, self._shapes = base, units, sequences, shapes
         self._per_node = units.device.devices_per_node
         self._sizes = sizes_of(base.anatomy)
-        self._seconds: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._kinds: tuple[Kind, ...] = (*range(len(base.anatomy.kinds)), "embed", "head")
+        self._blocks: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._exchanges: dict[tuple[object, ...], tuple[float, float]] = {}
         self._passes: dict[tuple[int, ...], float] = {}
         self._weights: dict[tuple[int, int, int], tuple[float, float]] = {}
 
@@ -95,14 +98,16 @@ class Bounds:
 
     def _time_of_passes(self, dims: ParallelDims, sequences: int) -> float:
         length = self._base.tokens.sequence
+        # One large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
+        whole = {kind: self._of_unit(dims, kind, sequences * length) for kind in self._kinds}
+        single = {kind: self._of_unit(dims, kind, length) for kind in self._kinds} if dims.pp > 1 else whole
         best = float("inf")
         for shapes in self._shapes[dims.pp]:
             slowest = 0.0
             for shape in shapes:
-                # One large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
-                seconds = sum(self._of_units(dims, shape.held, sequences * length))
-                seconds += self._of_units(dims, shape.before, length)[0]
-                seconds += self._of_units(dims, shape.behind, length)[1]
+                seconds = sum(count * sum(whole[kind]) for kind, count in shape.held)
+                seconds += sum(count * single[kind][0] for kind, count in shape.before)
+                seconds += sum(count * single[kind][1] for kind, count in shape.behind)
                 slowest = max(slowest, seconds)
             best = min(best, slowest)
         return best
@@ -122,27 +127,28 @@ class Bounds:
         sharded = elements * (stored - base.types.master)
         return sharded + self._whole(dims) * (base.types.reduce + base.types.compute)
 
-    def _of_units(self, dims: ParallelDims, units: tuple[tuple[Kind, int], ...], tokens: int) -> tuple[float, float]:
-        """Seconds of forward and backward passes of one micro-batch through units, without recomputation."""
-        forward = backward = 0.0
-        for kind, count in units:
-            key = kind, dims.tp, dims.cp, dims.ep, dims.etp, tokens, min(dims.world_size, self._per_node)
-            found = self._seconds.get(key)
-            if found is None:
-                found = self._seconds[key] = self._of_unit(dims, kind, tokens)
-            forward += count * found[0]
-            backward += count * found[1]
-        return forward, backward
-
     def _of_unit(self, dims: ParallelDims, kind: Kind, tokens: int) -> tuple[float, float]:
+        """Seconds of the forward and the backward pass of one micro-batch through a unit, without recomputation."""
+        world = min(dims.world_size, self._per_node)
+        key = kind, dims.tp, dims.cp, tokens, world
+        found = self._blocks.get(key)
+        if found is None:
+            time = self._units.of(self._setting(replace(dims, ep=1, etp=1), tokens), kind)
+            backward = sum(time.inputs.values()) + sum(time.weights.values())
+            found = self._blocks[key] = sum(time.forward.values()), backward
+        if dims.ep * dims.etp == 1:
+            return found
+        places = kind, dims.ep, dims.etp, -(-tokens // (dims.tp * dims.cp)), world
+        exchange = self._exchanges.get(places)
+        if exchange is None:
+            exchange = self._exchanges[places] = self._units.exchange(self._setting(dims, tokens), kind)
+        return found[0] + exchange[0], found[1] + exchange[1]
+
+    def _setting(self, dims: ParallelDims, tokens: int) -> Setting:
         multiple = dims.tp * dims.cp
         padded = -(-tokens // multiple) * multiple
         own = replace(self._base.tokens, per_micro_batch=padded, n_micro_batches=1)
-        setting = replace(
-            self._base, dims=dims, tokens=own, stages=None, schedule=None, actions=(), checkpointing="none"
-        )
-        time = self._units.of(setting, kind)
-        return sum(time.forward.values()), sum(time.inputs.values()) + sum(time.weights.values())
+        return replace(self._base, dims=dims, tokens=own, checkpointing="none")
 
     def _update(self, dims: ParallelDims) -> float:
         base, device = self._base, self._units.device

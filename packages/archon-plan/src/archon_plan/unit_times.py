@@ -6,7 +6,7 @@ in the sizes of axes, tokens, stages, schedule, checkpointing, compilation and r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from archon_plan.collectives import seconds_of
@@ -115,7 +115,6 @@ class UnitTimes:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._work: dict[tuple[object, ...], tuple[Spent, ...]] = {}
-        self._waits: dict[tuple[object, ...], tuple[Spent, ...]] = {}
         self._units: dict[tuple[object, ...], UnitTime] = {}
 
     def of(self, setting: Setting, kind: Kind, recomputed: float = 0.0) -> UnitTime:
@@ -143,9 +142,8 @@ class UnitTimes:
             each = passes.forward, passes.recompute, passes.backward_input, passes.backward_weight, passes.split_weight
             self._work[key] = tuple(spend(work, setting, self.device) for work in each)
         forward, again, inputs, weights, split = self._work[key]
-        wait, wait_backward, wait_again = (
-            self._wait(setting, kind, passes) for passes in (Passes(1, 0), Passes(0, 1), Passes(0, 0, 1))
-        )
+        each = Passes(1, 0), Passes(0, 1), Passes(0, 0, 1)
+        wait, wait_backward, wait_again = (self._wait(setting, kind, passes) for passes in each)
         recompute = {RECOMPUTE: sum(again.values())}
         repeated = add_up(recompute, times(wait_again, recomputed))
         return UnitTime(
@@ -159,6 +157,19 @@ class UnitTimes:
             backward_work=sum(inputs.values()) + sum(weights.values()) + recompute[RECOMPUTE],
         )
 
+    def exchange(self, setting: Setting, kind: Kind) -> tuple[float, float]:
+        """Seconds in which a unit exchanges tokens with expert ranks, in the forward and in the backward pass."""
+        layer = None if kind in ENDS else setting.anatomy.kinds[kind]
+        if layer is None or layer.experts is None:
+            return 0.0, 0.0
+        alone = replace(setting, aux_loss="none")
+        seconds = []
+        for passes in (Passes(1, 0), Passes(0, 1)):
+            ledger = Ledger()
+            add_experts(ledger, alone, layer.experts, passes)
+            seconds.append(sum(self._seconds_in(setting, ledger).values()))
+        return seconds[0], seconds[1]
+
     def _wait(self, setting: Setting, kind: Kind, passes: Passes) -> Spent:
         ledger = Ledger()
         if kind == "embed":
@@ -170,6 +181,9 @@ class UnitTimes:
             add_layer(ledger, setting, layer, passes)
             if layer.experts is not None:
                 add_experts(ledger, setting, layer.experts, passes)
+        return self._seconds_in(setting, ledger)
+
+    def _seconds_in(self, setting: Setting, ledger: Ledger) -> Spent:
         spent: Spent = {}
         for transfer in ledger.transfers(0):
             part = _WAITS[transfer.axis]

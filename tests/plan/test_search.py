@@ -1,0 +1,187 @@
+"""The search for layouts against looking at everything, and its constraints."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from archon_core.errors import ConfigError
+from archon_core.layout import parse_layout
+from archon_core.layout.dims import ParallelDims
+from archon_core.models.anatomy import ModelAnatomy
+from archon_plan.devices import Device, find_device, override
+from archon_plan.layout_space import micro_batch_numbers, valid_dims
+from archon_plan.search import Sought, _Search, fits_in_memory, least_devices, search
+from archon_plan.search_bounds import Bounds
+from archon_plan.setting import Setting, Tokens
+from archon_plan.timing import step_time
+from archon_plan.unit_times import UnitTimes
+from plan.planned_models import MOE, SMALL, anatomy_of
+
+H100 = find_device("h100")
+TINY_MOE = MOE | {
+    "num_hidden_layers": 4,
+    "hidden_size": 256,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "vocab_size": 2048,
+}
+SLOW_LINKS = override(H100, ["node_bandwidth=2e9", "network_bandwidth=1e9", "devices_per_node=4"])
+
+
+def sought_for(anatomy: ModelAnatomy, device: Device, sequences: int, **options) -> Sought:
+    base = Setting(anatomy, ParallelDims(), Tokens(1, 1, 256), compiles=True)
+    return Sought(anatomy, device, sequences, base, **options)
+
+
+def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
+    """The least time of each layout, over all options that fit, without bounds and without order."""
+    whole = _Search(sought, world, 5, fits_in_memory)
+    best: dict[ParallelDims, float] = {}
+    for dims in valid_dims(sought.anatomy, world, axes=sought.axes):
+        sequences = -(-sought.sequences // (dims.dp_replicate * dims.dp_shard))
+        for schedule, plan in whole._plans.of(dims.pp):
+            multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
+            for number in micro_batch_numbers(sequences, 1 if plan is None else len(plan), multiple):
+                tokens = whole._tokens(dims, -(-sequences // number), number)
+                if tokens is None:
+                    continue
+                setting = replace(
+                    whole._base,
+                    dims=dims,
+                    tokens=tokens,
+                    stages=plan,
+                    schedule=schedule,
+                    reshards=dims.pp == 1,
+                    compiles=schedule is None or not schedule.splits_backward,
+                )
+                for each in map(whole._with_actions, whole._modes(setting)):
+                    if fits_in_memory(each, sought.device):
+                        best[dims] = min(best.get(dims, float("inf")), step_time(each, sought.device).total)
+    return best
+
+
+CASES = [
+    pytest.param(SMALL, "h100", 16, 4, id="dense"),
+    pytest.param(TINY_MOE, "slow", 8, 4, id="moe"),
+    pytest.param(SMALL, "slow", 4, 8, id="few sequences", marks=pytest.mark.wide),
+    pytest.param(TINY_MOE, "slow", 64, 8, id="moe on eight", marks=pytest.mark.wide),
+]
+
+
+@pytest.mark.parametrize(("model", "links", "sequences", "world"), CASES)
+def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world):
+    anatomy = anatomy_of(model)
+    device = {"h100": H100, "slow": SLOW_LINKS}[links]
+    # Memory of which some layouts and modes need more.
+    device = override(device, ["context_bytes=0", "communicator_bytes=0", "memory=60e6"])
+    sought = sought_for(anatomy, device, sequences)
+    found = search(sought, world)
+    all_times = everything(sought, world)
+    assert found.layouts == sum(1 for _ in valid_dims(anatomy, world))
+    assert 0 < len(all_times) < found.layouts or links == "h100"
+    assert [each.time.total for each in found.candidates] == pytest.approx(sorted(all_times.values())[:5], rel=1e-12)
+    for each in found.candidates:
+        assert each.time.total == pytest.approx(all_times[each.setting.dims], rel=1e-12)
+
+
+@pytest.mark.parametrize("model", [SMALL, TINY_MOE], ids=["dense", "moe"])
+def test_no_layout_is_faster_or_smaller_than_its_bound(model):
+    anatomy = anatomy_of(model)
+    sought = sought_for(anatomy, SLOW_LINKS, 8)
+    whole = _Search(sought, 4, 5, fits_in_memory)
+    for pp in (1, 2, 4):
+        whole._plans.of(pp)
+    bounds = Bounds(whole._base, UnitTimes(SLOW_LINKS), 8, whole._plans.shapes)
+    for dims, seconds in everything(sought, 4).items():
+        assert bounds.time(dims) <= seconds * (1 + 1e-9)
+
+
+def test_candidates_are_layouts_that_parse_back_to_their_sizes_and_fit():
+    anatomy = anatomy_of(MOE)
+    found = search(sought_for(anatomy, H100, 64), 16, best=8)
+    assert len(found.candidates) == 8
+    times = [each.time.total for each in found.candidates]
+    assert times == sorted(times)
+    for each in found.candidates:
+        layout = parse_layout(each.layout)
+        assert layout.world_size == 16
+        assert layout.parallel_dims(moe=True, option="--layout") == each.setting.dims
+        assert max(rank.total for rank in each.memory) <= H100.memory
+        tokens = each.setting.tokens
+        ranks = each.setting.dims.dp_replicate * each.setting.dims.dp_shard
+        # All candidates process the 64 sequences of 256 tokens.
+        assert tokens.per_micro_batch * tokens.n_micro_batches * ranks == 64 * 256
+        assert each.tokens_per_second == pytest.approx(64 * 256 / each.time.total)
+
+
+def test_the_same_search_gives_the_same_answer():
+    sought = sought_for(anatomy_of(TINY_MOE), H100, 16)
+    first, second = (search(sought, 8) for _ in range(2))
+    assert [each.layout for each in first.candidates] == [each.layout for each in second.candidates]
+    assert first.settings == second.settings
+
+
+def test_valid_layouts_follow_the_rules_of_layouts_and_the_sizes_of_the_model():
+    anatomy = anatomy_of(TINY_MOE)
+    found = list(valid_dims(anatomy, 16))
+    assert len(set(found)) == len(found)
+    for dims in found:
+        assert dims.world_size == 16
+        assert dims.pp <= 4 + 2
+        assert 4 % (dims.tp * dims.cp) == 0  # attention heads
+        assert 8 % dims.ep == 0
+        assert 64 % dims.etp == 0
+        assert dims.sharding_size % (dims.ep * dims.etp) == 0
+    assert ParallelDims(dp_shard=4, tp=4, ep=4, etp=2) in found
+    assert ParallelDims(pp=2, dp_replicate=2, dp_shard=2, cp=2) in found
+
+
+def test_axes_that_are_not_supported_stay_at_one():
+    anatomy = anatomy_of(TINY_MOE)
+    for dims in valid_dims(anatomy, 8, axes="dt"):
+        assert (dims.pp, dims.cp, dims.dp_replicate, dims.ep) == (1, 1, 1, 1)
+        assert dims.etp == dims.tp
+
+
+def test_micro_batches_are_powers_of_two_of_whole_sequences_and_fill_the_pipeline():
+    assert micro_batch_numbers(12, 1, 1) == (1, 2, 4, 8, 12)
+    assert micro_batch_numbers(12, 4, 1) == (4, 8, 12)
+    assert micro_batch_numbers(2, 4, 1) == (4,)
+    assert micro_batch_numbers(6, 2, 4) == (4, 8)
+
+
+def test_micro_batches_stay_below_the_most_tokens():
+    found = search(sought_for(anatomy_of(SMALL), H100, 64, most_tokens=1024), 4)
+    assert all(each.setting.tokens.per_micro_batch <= 1024 for each in found.candidates)
+
+
+def test_less_memory_means_more_devices():
+    anatomy = anatomy_of(MOE)
+    large = least_devices(sought_for(anatomy, H100, 64), 64)
+    small = least_devices(sought_for(anatomy, find_device("a100-40g"), 64), 64)
+    assert large is not None
+    assert small is not None
+    assert large < small
+    # 30.5 billion weights of 16 bytes with gradients and optimizer, over the devices' memory.
+    assert large * H100.memory > 16 * anatomy.n_parameters
+    assert least_devices(sought_for(anatomy, H100, 64), 2) is None
+
+
+def test_nothing_fits_where_states_are_too_large():
+    found = search(sought_for(anatomy_of(MOE), H100, 64), 2)
+    assert found.candidates == ()
+    assert found.too_large == found.layouts > 0
+
+
+def test_a_search_for_nothing_is_refused():
+    sought = sought_for(anatomy_of(SMALL), H100, 0)
+    with pytest.raises(ConfigError, match="found 0 sequences per step"):
+        search(sought, 4)
+    with pytest.raises(ConfigError, match="found 0 devices"):
+        search(replace(sought, sequences=1), 0)
