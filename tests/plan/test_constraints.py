@@ -192,3 +192,10 @@ def test_a_wrong_optimizer_is_a_violation_with_the_allowed_ones() -> None:
     found = texts(replace(request, config=config))
     assert len(found) == 1
     assert "adamw, adam, sgd, muon" in found[0]
+
+
+def test_strict_turns_what_a_schedule_changes_into_a_violation() -> None:
+    (violation,) = check(asked("archon:p2d2", pp_schedule="ZBVZeroBubble", strict=True)).violations
+    assert violation.option == "actor.archon.strict"
+    for option in ("actor.archon.ac_mode", "actor.archon.enable_compile", "actor.mb_spec.n_mbs"):
+        assert option in violation.found

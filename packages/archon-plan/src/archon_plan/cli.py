@@ -10,7 +10,7 @@ import typer
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
-from archon_plan.commands import Output, answer_request
+from archon_plan.commands import Output, answer_request, answer_search
 from archon_plan.devices import find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
 from archon_plan.request import request_run
@@ -92,6 +92,15 @@ def plan(
             help="Mean length of sequences; default: 4096, and with a file the longest that it allows.",
         ),
     ] = None,
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            "--sequences",
+            min=1,
+            metavar="N",
+            help="Sequences of a step, on all ranks together; default: as many as fill the micro-batches.",
+        ),
+    ] = None,
     schedule: Annotated[
         str | None, typer.Option("--schedule", metavar="NAME", help="Pipeline schedule; default: Interleaved1F1B.")
     ] = None,
@@ -151,6 +160,7 @@ def plan(
         "--critic": critic or None,
         "--tokens": tokens,
         "--n-mbs": n_mbs,
+        "--sequences": sequences,
         "--schedule": schedule,
         "--ac-mode": ac_mode,
         "--dtype": dtype,
@@ -173,6 +183,7 @@ def plan(
             tokens=tokens,
             n_mbs=n_mbs,
             seq=seq,
+            sequences=sequences,
             schedule=schedule,
             ac_mode=ac_mode,
             dtype=dtype,
@@ -185,8 +196,11 @@ def plan(
         given = None if device is None else kind_of(find_device(device))
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
-    measured = Measured(prompt_tokens, completion_tokens, spread)
     output = Output(as_json=as_json, page=html)
+    if search:
+        number = world or (ranks_of(request.engines[0].layout) if request.engines else None) or 1
+        raise typer.Exit(answer_search(request, chosen, output, world=number))
+    measured = Measured(prompt_tokens, completion_tokens, spread)
     raise typer.Exit(answer_request(request, chosen, measured, output))
 
 

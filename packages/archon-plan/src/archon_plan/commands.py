@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from archon_core.cli.console import print_json, print_remark
@@ -11,11 +11,13 @@ from archon_core.plugins import registry
 from archon_plan.answer import Answer, Refused, find_answer
 from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.devices import Device
-from archon_plan.page import write_page
+from archon_plan.page import Found, write_page
 from archon_plan.planned_run import PlannedRun, plan_run
 from archon_plan.request import RunRequest
 from archon_plan.rl_report import rl_data
 from archon_plan.rl_request import Measured
+from archon_plan.search_report import found_table, print_search, search_data
+from archon_plan.search_request import find_layouts, request_candidate
 from archon_plan.text_report import print_answer, print_refused, print_shortfall
 
 DOES_NOT_FIT = 1
@@ -57,10 +59,32 @@ def answer_request(request: RunRequest, device: Device, measured: Measured, outp
     return 0 if found.fits and not run.problem else DOES_NOT_FIT
 
 
-def _write_page(path: Path, answer: Answer, run: PlannedRun) -> None:
+def answer_search(request: RunRequest, device: Device, output: Output, *, world: int) -> int:
+    """Print the best layouts; returns the exit code. The page shows the first of them in detail."""
+    found = find_layouts(request, device, registry(), world=world)
+    if isinstance(found, Refused):
+        if output.as_json:
+            print_json(refused_data(found))
+        print_refused(found)
+        return USER_ERROR
+    if output.as_json:
+        print_json(search_data(found, request))
+    else:
+        print_search(found, request)
+    if not found.result.candidates:
+        return DOES_NOT_FIT
+    if output.page is not None:
+        best = replace(request, engines=(request_candidate(found, found.result.candidates[0]),))
+        answer = find_answer(best, device, registry())
+        assert isinstance(answer, Answer), "a layout that a search finds violates no constraint"
+        _write_page(output.page, answer, PlannedRun(), found_table(found))
+    return 0
+
+
+def _write_page(path: Path, answer: Answer, run: PlannedRun, found: Found | None = None) -> None:
     """Raises ConfigError: the file cannot be written."""
     try:
-        write_page(path, answer, rl=run.plan, splits=run.splits, notes=run.notes)
+        write_page(path, answer, rl=run.plan, splits=run.splits, found=found, notes=run.notes)
     except OSError as error:
         raise ConfigError(
             f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "

@@ -25,8 +25,9 @@ from archon_core.plugins import Registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.selection import select_model
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
-from archon_engine.options.combinations import refusals
+from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
+from archon_engine.options.pipelines import micro_batch_decisions
 from archon_plan.extents import expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
 from archon_plan.parts import EngineRequest, Parts, choose_pipeline, plan_stages
@@ -70,9 +71,10 @@ class _Checker:
         if anatomy is not None:
             self._check_sizes(layout, dims, anatomy)
         schedule, pipeline = self._pipeline(layout, engine)
+        n_stages = None
         if anatomy is not None and schedule is not None and pipeline is not None:
-            self._check_stages(layout, anatomy, schedule, pipeline)
-        self._check_options(layout, schedule)
+            n_stages = self._stages(layout, anatomy, schedule, pipeline)
+        self._check_options(layout, schedule, n_stages)
         parts = None
         if model is not None and anatomy is not None and (layout.dims["p"] == 1 or pipeline is not None):
             parts = Parts(layout, engine, model, anatomy, schedule, pipeline)
@@ -215,18 +217,21 @@ class _Checker:
             self._add_error(error, self._option)
         return None, None
 
-    def _check_stages(
+    def _stages(
         self, layout: Layout, anatomy: ModelAnatomy, schedule: ScheduleSpec, pipeline: PipelineSpec
-    ) -> None:
+    ) -> int | None:
+        """The number of stages; ``None`` if the model cannot be split like that."""
         role = self._request.role
         try:
-            plan_stages(
-                anatomy,
-                pipeline,
-                schedule,
-                n_ranks=layout.dims["p"],
-                options=self._request.config.archon,
-                role=role,
+            return len(
+                plan_stages(
+                    anatomy,
+                    pipeline,
+                    schedule,
+                    n_ranks=layout.dims["p"],
+                    options=self._request.config.archon,
+                    role=role,
+                )
             )
         except LayoutError as error:
             self._add_error(LayoutError(str(error).removeprefix(f"{role}.backend: ")), self._option)
@@ -235,16 +240,24 @@ class _Checker:
             self._add_error(ConfigError(text), option)
         except PluginError as error:
             self._add_error(error, self._option)
+        return None
 
-    def _check_options(self, layout: Layout, schedule: ScheduleSpec | None) -> None:
-        request = self._request
+    def _check_options(self, layout: Layout, schedule: ScheduleSpec | None, n_stages: int | None) -> None:
+        request, n_ranks = self._request, layout.dims["p"]
         context = OptionContext.of(
             request.config,
             request.role,
             request.explicit,
             device=request.device,
-            pipeline_ranks=layout.dims["p"],
+            pipeline_ranks=n_ranks,
             schedule=schedule,
         )
         for option, text in refusals(context):
             self._add(text.removeprefix("found "), option=f"{request.role}.{option}")
+        _, decisions = changes(context, role=request.role)
+        if schedule is not None and n_stages is not None:
+            spec = request.config.mb_spec
+            decisions += micro_batch_decisions(spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=request.role)
+        if refusal := refuse_when_strict(request.config, decisions, role=request.role):
+            option, _, text = refusal.partition(": found ")
+            self._add(text, option=option)

@@ -45,6 +45,7 @@ class EngineFlags:
         tokens: tokens of a micro-batch on each data rank.
         n_mbs: micro-batches of each data rank.
         seq: mean length of a sequence.
+        sequences: of one step on all ranks together.
         schedule: pipeline schedule.
         ac_mode: mode of activation checkpointing.
         dtype: compute type.
@@ -60,6 +61,7 @@ class EngineFlags:
     tokens: int | None = None
     n_mbs: int | None = None
     seq: int | None = None
+    sequences: int | None = None
     schedule: str | None = None
     ac_mode: str | None = None
     dtype: str | None = None
@@ -97,7 +99,7 @@ def request_engine(flags: EngineFlags, *, device: str = "cuda") -> RunRequest:
     options = {name.removeprefix("archon."): value for name, value in written.items() if name.startswith("archon.")}
     config = ArchonEngineConfig(
         backend=flags.layout,
-        is_critic=flags.critic or flags.role == "critic",
+        is_critic=flags.critic or flags.role in ("critic", "reward_model"),
         dtype=flags.dtype,
         gradient_checkpointing=trains,
         mb_spec=MicroBatchSpec(n_mbs=_or(flags.n_mbs, 1), max_tokens_per_mb=_or(flags.tokens, TOKENS)),
@@ -110,7 +112,7 @@ def request_engine(flags: EngineFlags, *, device: str = "cuda") -> RunRequest:
         layout=flags.layout,
         model=model,
         config=config,
-        sequences=Sequences(length=length),
+        sequences=Sequences(flags.sequences, length),
         explicit=frozenset(f"{flags.role}.{name}" for name in written),
         device=device,
     )
@@ -128,3 +130,17 @@ def in_flags(text: str, role: str) -> str:
         if option.startswith("archon."):
             text = text.replace(f"{option}=", f"{flag} ").replace(option, flag)
     return text
+
+
+def as_flags(options: Mapping[str, str]) -> list[str]:
+    """Options of an engine's section as words of the command line."""
+    words: list[str] = []
+    for option, value in options.items():
+        flag = OPTIONS.get(option)
+        if flag is None:
+            continue  # the command line has none, as for gradient_checkpointing, which follows from --ac-mode
+        if value in ("true", "false"):
+            words.append(flag if value == "true" else f"--no-{flag.removeprefix('--')}")
+        else:
+            words += [flag, value]
+    return words

@@ -45,6 +45,7 @@ class RunRequest:
         notes: what this machine lacks for the run, and assumptions; they do not prevent a plan.
         title: the file, or the model.
         hosts: role -> the role on whose ranks it runs, which may be itself.
+        overrides: of the file, as written.
     """
 
     engines: tuple[EngineRequest, ...]
@@ -57,6 +58,7 @@ class RunRequest:
     notes: tuple[str, ...] = ()
     title: str = ""
     hosts: Mapping[str, str] = field(default_factory=dict)
+    overrides: tuple[str, ...] = ()
 
 
 def request_run(
@@ -143,6 +145,7 @@ def request_run(
         notes=tuple(dict.fromkeys(notes)),
         title=str(path),
         hosts={share.role: share.hosted_by or share.role for share in plan.shares},
+        overrides=tuple(overrides),
     )
 
 

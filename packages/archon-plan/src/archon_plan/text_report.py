@@ -12,7 +12,7 @@ from archon_core.plugins import Registry
 from archon_plan.alternatives import find_alternatives
 from archon_plan.answer import Answer, EngineAnswer, Refusal, Refused
 from archon_plan.cost_report import print_memory, print_parts, print_time, print_traffic
-from archon_plan.engine_flags import in_flags
+from archon_plan.engine_flags import as_flags, in_flags
 from archon_plan.layout_report import print_layout
 from archon_plan.numbers import count, gib
 from archon_plan.planned_run import PlannedRun
@@ -129,22 +129,10 @@ def print_shortfall(answer: Answer, registry: Registry) -> None:
     found = find_alternatives(answer, engine, registry)
     for options in found.settings:
         text = " ".join(f"{role}.{option}={value}" for option, value in options.items())
-        print_remark(text if in_file else _as_flags(options), label="fits with ", style="bold")
+        print_remark(text if in_file else " ".join(as_flags(options)), label="fits with ", style="bold")
     if found.layouts:
         print_remark(", ".join(found.layouts), label="fits on as many ranks: ", style="bold")
     if found.larger:
         print_remark(found.larger, label="fits on more ranks: ", style="bold")
     if not (found.settings or found.layouts or found.larger):
         print_remark("nothing near fits; search with more devices: --world N --search", label="")
-
-
-def _as_flags(options: dict[str, str]) -> str:
-    """Options of an engine's section, as the command line sets them."""
-    words = []
-    for option, value in options.items():
-        flag = in_flags(f"actor.{option}", "actor")
-        if flag == "--offload":
-            words.append(flag)
-        elif flag.startswith("--"):
-            words.append(f"{flag} {value}")
-    return " ".join(words)
