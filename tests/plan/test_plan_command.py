@@ -226,7 +226,7 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--model", MOE, "--layout", "archon:p4t2c2e4"), (AREAL,)], ids=["flags", "file"]
+    "arguments", [("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"), (AREAL,)], ids=["flags", "file"]
 )
 def test_a_fresh_interpreter_answers_without_torch(arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", ANSWER, "plan", *arguments]

@@ -22,7 +22,7 @@ from archon_plan.rl import Pass, RLRun, plan_rl
 from archon_plan.sampling import Samples
 from archon_plan.server import Server
 from archon_plan.setting import Setting
-from archon_plan.splits import find_splits, scaled_setting
+from archon_plan.splits import divide_devices, scaled_setting
 from archon_plan.timing import step_time
 
 H100 = find_device("h100")
@@ -105,7 +105,7 @@ def test_transports_take_as_long_as_their_slowest_part(run: RLRun) -> None:
 
     assert seconds("gloo") == pytest.approx(4 * size / network), "one connection for each server"
     assert seconds("nccl", 4) == seconds("nccl", 1) == pytest.approx(size / network), "one broadcast"
-    assert seconds("disk") == pytest.approx(2 * size / 2e9), "servers read a complete folder"
+    assert seconds("disk") == pytest.approx(2 * size / H100.disk_bandwidth), "servers read a complete folder"
     parts = publication_parts(run.actor, H100, transport="shm", servers=1)
     assert seconds("shm") == max(parts.values())
     assert parts["copy to the host"] == pytest.approx(size / H100.host_bandwidth)
@@ -147,7 +147,7 @@ def test_a_scaled_pipeline_has_the_lists_of_its_micro_batches() -> None:
 
 
 def test_the_best_split_balances_sampling_and_training(run: RLRun) -> None:
-    splits = find_splits(run, H100, 32)
+    splits = divide_devices(run, H100, 32)
     assert {split.servers + split.trainer for split in splits} == {32}
     best = splits[0]
     assert best.plan.step_seconds == min(split.plan.step_seconds for split in splits)
@@ -158,8 +158,45 @@ def test_the_best_split_balances_sampling_and_training(run: RLRun) -> None:
     assert most.pace.servers_wait > best.plan.pace.servers_wait
 
 
+def test_a_layout_that_does_not_divide_the_devices_is_searched_for(run: RLRun) -> None:
+    """Six devices beside one server of two leave four for a layout of eight."""
+    fixed = replace(run, passes=tuple(replace(one, setting=scaled_or_fail(one.setting, 8)) for one in run.passes))
+    whole = replace(fixed, passes=tuple(replace(one, setting=replicated(one.setting)) for one in fixed.passes))
+    splits = divide_devices(whole, H100, 10)
+    assert {split.trainer for split in splits} >= {8, 4}
+    for split in splits:
+        update, reference = split.plan.run.passes
+        assert update.setting.dims == reference.setting.dims
+        assert not reference.setting.trains
+        assert update.setting.dims.world_size == split.trainer
+        tokens = [
+            one.times
+            * one.setting.tokens.per_micro_batch
+            * one.setting.tokens.n_micro_batches
+            * data_ranks(one.setting)
+            for one in (update, reference)
+        ]
+        assert tokens[0] == pytest.approx(SAMPLES.sequences * LENGTH, rel=0.15)
+        assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
+
+
+def scaled_or_fail(setting: Setting, devices: int) -> Setting:
+    found = scaled_setting(setting, devices)
+    assert found is not None
+    return found
+
+
+def replicated(setting: Setting) -> Setting:
+    """The setting with all data ranks as replicas, whose number scaling keeps."""
+    dims = setting.dims
+    return replace(setting, dims=replace(dims, dp_replicate=dims.dp_shard, dp_shard=1))
+
+
+def data_ranks(setting: Setting) -> int:
+    return setting.dims.dp_replicate * setting.dims.dp_shard
+
+
 def test_devices_that_cannot_be_divided_are_explained(run: RLRun) -> None:
-    with pytest.raises(
-        ConfigError, match="found 3 for trainer and servers; a server has 2, and the trainer a multiple of 2"
-    ):
-        find_splits(run, H100, 3)
+    small = H100.with_figures({"memory": 30e9}, source="test")
+    with pytest.raises(ConfigError, match="found 3 for trainer and servers; a server has 2, and no layout"):
+        divide_devices(run, small, 3)

@@ -146,7 +146,7 @@ def _memory(answer: Answer, engine: EngineAnswer) -> Iterator[str]:
         if others > 0:
             parts["other engines"] = others
         label = f"rank {memory.pipeline_rank}" if len(engine.memory) > 1 else "each rank"
-        bars.append(Bar(label, parts, gib(sum(parts.values()))))
+        bars.append(Bar(label, with_others(parts, answer.device.memory / 150), gib(sum(parts.values()))))
     yield "<h3>Memory</h3>"
     which = "Of the fullest rank of each pipeline rank, at the peak." if len(bars) > 1 else "At the peak."
     yield remark(f"{which} The line is the memory of {answer.device.name}, {gib(answer.device.memory)}.")

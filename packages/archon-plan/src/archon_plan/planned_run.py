@@ -12,7 +12,7 @@ from archon_plan.results import RankMemory
 from archon_plan.rl import RLPlan, plan_rl
 from archon_plan.rl_request import Measured, request_rl
 from archon_plan.sampling_memory import sampling_memory
-from archon_plan.splits import Split, find_splits
+from archon_plan.splits import Split, divide_devices
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def plan_run(answer: Answer, registry: Registry, measured: Measured | None = Non
     if not run.colocated:
         total = answer.request.n_nodes * answer.request.devices_per_node
         try:
-            splits = tuple(find_splits(run, device, total or run.trainer_devices + run.server_devices))
+            splits = tuple(divide_devices(run, device, total or run.trainer_devices + run.server_devices))
         except ConfigError as error:  # a trainer that does not fit has an answer, too
             notes = (*notes, str(error))
     memory = sampling_memory(plan, answer)

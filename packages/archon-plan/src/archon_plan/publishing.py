@@ -15,13 +15,8 @@ from archon_plan.setting import Setting
 Transport = Literal["shm", "ipc", "disk", "gloo", "nccl"]
 """``rollout.weight_transport``, with ``distributed`` divided by ``rollout.weight_group``."""
 
-DISK_BANDWIDTH = 2e9
-"""Bytes/s of a shared file system; assumed."""
 
-
-def publication_parts(
-    setting: Setting, device: Device, *, transport: Transport, servers: int, disk_bandwidth: float = DISK_BANDWIDTH
-) -> dict[str, float]:
+def publication_parts(setting: Setting, device: Device, *, transport: Transport, servers: int) -> dict[str, float]:
     """The parts of a publication, which run beside each other, in seconds.
 
     Args:
@@ -29,7 +24,6 @@ def publication_parts(
         device: of trainer and servers.
         transport: of the weights.
         servers: number of servers.
-        disk_bandwidth: bytes/s of the shared file system, for ``disk``.
     """
     moved = publication_bytes(setting, groups=servers)
     share = device.efficiency
@@ -46,14 +40,12 @@ def publication_parts(
     elif transport == "gloo":
         parts |= {"copy to the host": host, "send": moved.sent / network, "copy to the servers": host}
     else:
-        parts |= {"write": moved.whole / disk_bandwidth, "read": moved.whole / disk_bandwidth}
+        parts |= {"write": moved.whole / device.disk_bandwidth, "read": moved.whole / device.disk_bandwidth}
     return parts
 
 
-def publication_seconds(
-    setting: Setting, device: Device, *, transport: Transport, servers: int, disk_bandwidth: float = DISK_BANDWIDTH
-) -> float:
+def publication_seconds(setting: Setting, device: Device, *, transport: Transport, servers: int) -> float:
     """The longest part; of a file, which servers read when it is complete, writing and reading in turn."""
-    parts = publication_parts(setting, device, transport=transport, servers=servers, disk_bandwidth=disk_bandwidth)
+    parts = publication_parts(setting, device, transport=transport, servers=servers)
     read = parts.pop("read", 0.0)
     return max(parts.values()) + read

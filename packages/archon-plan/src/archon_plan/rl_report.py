@@ -108,7 +108,8 @@ def _pace_cells(pace: Pace, limit: str) -> tuple[str, ...]:
 
 
 def _trainer(split: Split, plan: RLPlan) -> str:
-    return f"{split.trainer}{' *' if split.trainer == plan.run.trainer_devices else ''}"
+    is_this = split.plan.run.passes == plan.run.passes and split.plan.run.servers == plan.run.servers
+    return f"{split.trainer}: {split.layout}{' *' if is_this else ''}"
 
 
 def rl_data(plan: RLPlan, splits: Sequence[Split] = ()) -> dict[str, Any]:
@@ -134,7 +135,8 @@ def rl_data(plan: RLPlan, splits: Sequence[Split] = ()) -> dict[str, Any]:
         **_pace_data(plan.pace),
         "by_staleness": {str(bound): _pace_data(pace) for bound, pace in plan.paces.items()},
         "splits": [
-            {"trainer": split.trainer, "servers": split.servers, **_pace_data(split.plan.pace)} for split in splits
+            {"trainer": split.trainer, "servers": split.servers, "layout": split.layout, **_pace_data(split.plan.pace)}
+            for split in splits
         ],
     }
 

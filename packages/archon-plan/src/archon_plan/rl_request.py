@@ -178,6 +178,9 @@ class _Reader:
         name, _ = choose_transport(
             config.rollout.weight_transport, rollout, driver, self._registry, elsewhere=not on_one
         )
+        if name == "disk":
+            speed = self._answer.device.disk_bandwidth
+            self._notes.append(f"weights go through a disk of {speed / 1e9:g} GB/s (--set disk_bandwidth=...)")
         if name == "distributed":
             return "nccl" if config.rollout.weight_group == "nccl" else "gloo"
         if name not in ("shm", "ipc", "disk"):

@@ -78,6 +78,7 @@ def _splits(plan: RLPlan, splits: Sequence[Split]) -> Iterator[str]:
     rows = [
         (
             f"{split.servers} sample, {split.trainer} train",
+            split.layout,
             f"{split.plan.steps_per_hour:,.1f}",
             seconds(split.plan.step_seconds),
             percent(split.plan.pace.trainer_waits),
@@ -86,5 +87,5 @@ def _splits(plan: RLPlan, splits: Sequence[Split]) -> Iterator[str]:
         )
         for split in shown
     ]
-    head = ("devices", "steps/h", "step", "trainer waits", "places empty", "limit")
+    head = ("devices", "layout", "steps/h", "step", "trainer waits", "places empty", "limit")
     yield draw_table(head, rows, marked=shown.index(splits[0]))

@@ -8,13 +8,21 @@ from dataclasses import dataclass, replace
 
 from archon_core.errors import ConfigError, LayoutError
 from archon_plan.devices import Device
+from archon_plan.layouts import write_layout
 from archon_plan.memory import whole_memory
 from archon_plan.parts import forward_actions, schedule_actions
 from archon_plan.rl import Pass, RLPlan, RLRun, plan_rl
+from archon_plan.search import Sought, search
 from archon_plan.setting import Setting, Tokens
 
 Rebuild = Callable[[int], tuple[Pass, ...] | None]
 """The passes of a trainer with this number of devices; ``None`` if no layout of it works."""
+
+ENOUGH = 3
+"""Divisions with the layout of a run from which no others are searched for."""
+
+MOST_SEARCHED = 6
+"""Divisions for which layouts are searched for: each takes a fraction of a second."""
 
 
 @dataclass(frozen=True)
@@ -31,41 +39,56 @@ class Split:
     servers: int
     plan: RLPlan
 
+    @property
+    def layout(self) -> str:
+        """The layout of the trainer."""
+        actor = self.plan.run.actor
+        return write_layout(actor.dims, moe=actor.anatomy.has_experts)
 
-def find_splits(run: RLRun, device: Device, total: int, rebuild: Rebuild | None = None) -> list[Split]:
-    """All divisions of ``total`` devices, the fastest first; of equally fast ones, the one with fewer servers.
 
-    Servers keep their size, and the trainer keeps all sizes of its layout but the data ranks.
+def divide_devices(run: RLRun, device: Device, total: int) -> list[Split]:
+    """The divisions of ``total`` devices, the fastest first; of equally fast ones, the one with fewer servers.
+
+    Servers keep their size, and the trainer keeps all sizes of its layout but the data ranks. Where that leaves fewer
+    than three divisions, layouts for the trainer are searched for.
 
     Args:
         run: with the batch of a step, which all divisions share.
         device: of trainer and servers.
         total: number of devices.
-        rebuild: gives the trainer's passes; by default they are those of ``run`` on more or fewer data ranks.
 
     Raises:
         ConfigError: no division works.
     """
     assert not run.colocated, "where the trainer's ranks sample, there is nothing to divide"
-    rebuild = rebuild or (lambda devices: scaled_passes(run.passes, devices))
-    found = list(_splits(run, device, total, rebuild))
+    counts = list(range(1, (total - 1) // run.server.n_devices + 1))
+    found = list(_splits(run, device, total, counts, lambda devices: scaled_passes(run.passes, devices)))
+    if len(found) < ENOUGH:
+        known = {split.trainer for split in found}
+        others = [count for count in counts if total - count * run.server.n_devices not in known]
+        found += _splits(run, device, total, _spread(others), lambda devices: searched_passes(run, device, devices))
     if not found:
-        actor = run.actor.dims
         raise ConfigError(
-            f"devices: found {total} for trainer and servers; a server has {run.server.n_devices}, and the trainer a "
-            f"multiple of {actor.world_size // actor.dp_shard} that holds the model; add devices, or make servers or "
-            "trainer smaller"
+            f"devices: found {total} for trainer and servers; a server has {run.server.n_devices}, and no layout of "
+            "the others holds the model; add devices, or make servers smaller"
         )
     return sorted(found, key=lambda split: (split.plan.step_seconds, split.servers))
 
 
-def _splits(run: RLRun, device: Device, total: int, rebuild: Rebuild) -> Iterator[Split]:
-    size = run.server.n_devices
-    for count in range(1, total // size + 1):
-        trainer = total - count * size
-        passes = rebuild(trainer) if trainer > 0 else None
+def _splits(run: RLRun, device: Device, total: int, counts: list[int], rebuild: Rebuild) -> Iterator[Split]:
+    for count in counts:
+        trainer = total - count * run.server.n_devices
+        passes = rebuild(trainer)
         if passes is not None and _fits(passes[0].setting, device):
-            yield Split(trainer, count * size, plan_rl(replace(run, passes=passes, servers=count), device))
+            plan = plan_rl(replace(run, passes=passes, servers=count), device)
+            yield Split(trainer, count * run.server.n_devices, plan)
+
+
+def _spread(counts: list[int]) -> list[int]:
+    """At most ``MOST_SEARCHED`` of these, evenly spread."""
+    if len(counts) <= MOST_SEARCHED:
+        return counts
+    return [counts[place * (len(counts) - 1) // (MOST_SEARCHED - 1)] for place in range(MOST_SEARCHED)]
 
 
 def _fits(setting: Setting, device: Device) -> bool:
@@ -94,16 +117,50 @@ def scaled_setting(setting: Setting, devices: int) -> Setting | None:
         scaled = replace(dims, dp_shard=devices // unit)
     except LayoutError:  # expert ranks do not fit
         return None
-    tokens = _scaled_tokens(setting, scaled.dp_shard)
-    if not setting.actions:
-        return replace(setting, dims=scaled, tokens=tokens)
-    number = tokens.n_micro_batches
+    return _with_actions(replace(setting, dims=scaled, tokens=_scaled_tokens(setting, scaled.dp_shard), actions=()))
+
+
+def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...] | None:
+    """The passes of ``run`` with the layout that updates the actor fastest; ``None`` if none fits."""
+    update = run.passes[0]
+    tokens = update.setting.tokens
+    sought = Sought(
+        run.actor.anatomy,
+        device,
+        sequences=-(-run.samples.sequences // update.times),
+        base=update.setting,
+        most_tokens=tokens.per_micro_batch,
+    )
+    candidates = search(sought, devices, best=1).candidates
+    if not candidates:
+        return None
+    best = candidates[0].setting
+    return (replace(update, setting=best), *(_like(best, update.times, one) for one in run.passes[1:]))
+
+
+def _like(best: Setting, times: int, one: Pass) -> Pass:
+    """A pass with the layout of ``best``, whose ``times`` passes train on the tokens of a step."""
+    number = -(-best.tokens.n_micro_batches * times // one.times)
+    setting = replace(
+        one.setting,
+        dims=best.dims,
+        tokens=replace(best.tokens, n_micro_batches=number),
+        stages=best.stages,
+        schedule=best.schedule,
+        reshards=best.reshards,
+        actions=(),
+    )
+    return replace(one, setting=_with_actions(setting))
+
+
+def _with_actions(setting: Setting) -> Setting:
+    """The setting with the lists of its schedule."""
+    if setting.schedule is None:
+        return setting
+    pp, number = setting.dims.pp, setting.tokens.n_micro_batches
     if setting.trains:
-        assert setting.schedule is not None, "lists of actions belong to a schedule"
-        actions = schedule_actions(setting.schedule, setting.stage_plan, dims.pp, number)
-    else:
-        actions = forward_actions(setting.stage_plan, dims.pp, number)
-    return replace(setting, dims=scaled, tokens=tokens, actions=actions)
+        return replace(setting, actions=schedule_actions(setting.schedule, setting.stage_plan, pp, number))
+    return replace(setting, actions=forward_actions(setting.stage_plan, pp, number))
 
 
 def _scaled_tokens(setting: Setting, data_ranks: int) -> Tokens:
