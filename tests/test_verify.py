@@ -72,7 +72,11 @@ def cases_of(model, layout):
 def is_wide(model, layout):
     dims = read_layout(layout).layout.dims
     n_ranks = read_layout(layout).layout.world_size
-    return model == "qwen3_moe" or n_ranks in (3, 8) or (n_ranks == 4 and (dims["r"] == 2 or dims["p"] > 1))
+    return (
+        model == "qwen3_moe"
+        or n_ranks in (3, 8)
+        or (n_ranks == 4 and (model == "qwen2" or dims["r"] == 2 or dims["p"] > 1))
+    )
 
 
 def describe(verdict):
