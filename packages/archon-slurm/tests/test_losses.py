@@ -88,6 +88,27 @@ def test_a_run_that_loses_one_machine_after_another_without_a_checkpoint_ends(
     assert run.notes[-1].startswith("m5 lost; the run ends, because it lost machines 4 times without a new checkpoint")
 
 
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_preempted_job_that_slurm_does_not_requeue_is_requeued(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch, requeue: bool
+) -> None:
+    """``PreemptMode=CANCEL``."""
+    run.options = SlurmOptions(poll_seconds=0.05, requeue=requeue)
+    slurm.set_job("1", JobState="PREEMPTED")
+    run.report(run.attempt(), 143, 143, 143, 143)
+    requeued = []
+
+    def requeue_job(id: str, *, exclude: Any = ()) -> None:
+        requeued.append((id, list(exclude)))
+        slurm.set_job(id, JobState="COMPLETED", Restarts=1)
+        run.report(run.attempt(1), 0, 0, 0, 0)
+
+    monkeypatch.setattr(client, "requeue", requeue_job)
+    exits = run.launcher().run(resume=False)
+    assert {exit.code for exit in exits} == ({0} if requeue else {143})
+    assert requeued == ([("1", [])] if requeue else [])
+
+
 def test_without_requeueing_a_lost_machine_ends_the_run_with_its_name(slurm: FakeSlurm, run: Run) -> None:
     run.options = SlurmOptions(poll_seconds=0.05, node_timeout=5, requeue=False)
     slurm.set_job("1", JobState="NODE_FAIL")
