@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from archon_core.errors import USER_ERROR, ArchonError
+from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.ranks.addresses import own_address
 from archon_core.serving.server_agent import ServerAgent
 from archon_slurm import client
@@ -75,8 +75,8 @@ class TrainerWatch:
         now = time.monotonic()
         if now >= self._next_question:
             self._next_question = now + self._patience / 3
-            self._trainer = self._jobs.read().trainer
-            with contextlib.suppress(SlurmError):
+            with contextlib.suppress(SlurmError, ConfigError):
+                self._trainer = self._jobs.read().trainer
                 gone = not self._trainer or client.job_state(self._trainer).has_ended
                 self._gone_since = (self._gone_since or now) if gone else 0.0
         limit = self._patience * (1 if self._trainer else NEVER_SUBMITTED_FACTOR)
