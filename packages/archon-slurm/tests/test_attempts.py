@@ -83,3 +83,15 @@ def test_a_beat_that_does_not_change_becomes_silence() -> None:
     now[0] = 19
     assert not silence.of("n1", 2)
     assert not silence.of("n2", None), "each machine is watched apart"
+
+
+def test_a_reader_that_was_suspended_itself_waits_for_a_beat_again() -> None:
+    now = [0.0]
+    silence = Silence(10, clock=lambda: now[0])
+    assert not silence.of("n1", 1)
+    now[0] = 1000
+    assert not silence.of("n1", 1), "the whole job was suspended"
+    for now[0] in (1005, 1009):
+        assert not silence.of("n1", 1)
+    now[0] = 1010
+    assert silence.of("n1", 1)

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from archon_core.errors import ConfigError
 from archon_slurm.cli import app
 from archon_slurm.jobs_file import JobsFile
+from archon_slurm.server_job import TrainerWatch
 
 from .conftest import FakeSlurm, Run
 
@@ -63,6 +64,15 @@ class TestCommands:
     def test_cancel_ends_all_jobs(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
         assert self.call("cancel", run.folder).stdout == "cancelled: 8, 9\n"
         assert slurm.calls == ["scancel 8 9"]
+
+    def test_a_damaged_list_of_jobs_is_named(self, run: Run, jobs: JobsFile, slurm: FakeSlurm) -> None:
+        path = run.folder / "slurm" / "jobs.json"
+        path.write_text(path.read_text()[:-4])
+        done = self.call("status", run.folder)
+        assert isinstance(done.exception, ConfigError)
+        assert f"{path}: cannot read it (JSONDecodeError" in str(done.exception)
+        watch = TrainerWatch(run.folder / "slurm", 60.0)
+        assert not watch.has_ended(), "a server does not end for that"
 
     def test_a_folder_without_jobs_is_refused(self, tmp_path: Path, slurm: FakeSlurm) -> None:
         done = self.call("status", tmp_path)

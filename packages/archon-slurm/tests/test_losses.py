@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from typing import Any
 
 import pytest
@@ -11,8 +12,10 @@ from archon_core.contracts.scheduling import SchedulingSpec
 from archon_core.ranks.local_ranks import RankStatus
 from archon_slurm import client, following
 from archon_slurm.attempt import End, NodeStatus
+from archon_slurm.jobs_file import JobsFile
 from archon_slurm.launcher import MOST_LOSSES
 from archon_slurm.options import SlurmOptions
+from archon_slurm.server_job import TrainerWatch
 from archon_slurm.states import JobState
 
 from .conftest import FakeSlurm, Run
@@ -86,6 +89,44 @@ def test_a_run_that_loses_one_machine_after_another_without_a_checkpoint_ends(
     assert len(restarts) == 2 + MOST_LOSSES
     assert any(exit.cause == "m5 does not report any more" for exit in exits)
     assert run.notes[-1].startswith("m5 lost; the run ends, because it lost machines 4 times without a new checkpoint")
+
+
+@pytest.mark.parametrize("requeue", [True, False])
+def test_a_preempted_job_that_slurm_does_not_requeue_is_requeued(
+    slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch, requeue: bool
+) -> None:
+    """``PreemptMode=CANCEL``."""
+    run.options = SlurmOptions(poll_seconds=0.05, requeue=requeue)
+    slurm.set_job("1", JobState="PREEMPTED")
+    run.report(run.attempt(), 143, 143, 143, 143)
+    requeued = []
+
+    def requeue_job(id: str, *, exclude: Any = ()) -> None:
+        requeued.append((id, list(exclude)))
+        slurm.set_job(id, JobState="COMPLETED", Restarts=1)
+        run.report(run.attempt(1), 0, 0, 0, 0)
+
+    monkeypatch.setattr(client, "requeue", requeue_job)
+    exits = run.launcher().run(resume=False)
+    assert {exit.code for exit in exits} == ({0} if requeue else {143})
+    assert requeued == ([("1", [])] if requeue else [])
+
+
+def test_servers_end_when_the_trainers_job_has_ended_or_was_never_submitted(slurm: FakeSlurm, run: Run) -> None:
+    jobs = JobsFile(run.folder / "slurm")
+    never, patient = (TrainerWatch(run.folder / "slurm", patience) for patience in (0.01, 60.0))
+    while not never.has_ended():
+        time.sleep(0.01)
+    assert not patient.has_ended()
+    jobs.set_trainer("1")
+    slurm.set_job("1")
+    watch = TrainerWatch(run.folder / "slurm", 0.01)
+    for _ in range(5):
+        assert not watch.has_ended()
+        time.sleep(0.01)
+    slurm.set_job("1", JobState="COMPLETED")
+    while not watch.has_ended():
+        time.sleep(0.01)
 
 
 def test_without_requeueing_a_lost_machine_ends_the_run_with_its_name(slurm: FakeSlurm, run: Run) -> None:

@@ -8,8 +8,9 @@ from archon_core.cluster.clocks import ClockOffset, RoundTrip, compare_clocks, e
 from archon_core.cluster.facts import RankFacts, compare_versions, sources_of
 from archon_core.cluster.links import Link, axes_of, compare_links, ring_rounds
 from archon_core.cluster.naming import by_value, majority, name_ranks, spans
-from archon_core.cluster.shared_folder import FolderView, compare_folders
+from archon_core.cluster.shared_folder import FolderView, compare_folders, look_into
 from archon_core.layout import ParallelDims
+from archon_core.ranks.ranks import Ranks
 
 HOSTS = ["a", "a", "b", "b"]
 
@@ -169,3 +170,9 @@ def test_names_are_short():
     assert majority(["x", "y", "x"]) == "x"
     assert majority(["x", "y"]) is None
     assert by_value(["y", "x", "x"]) == {"x": [1, 2], "y": [0]}
+
+
+def test_a_folder_that_was_missing_is_removed_with_its_parents(tmp_path):
+    (tmp_path / "there").mkdir()
+    assert look_into(tmp_path / "there" / "mistyped" / "runs", Ranks()) == [FolderView()]
+    assert [*tmp_path.rglob("*")] == [tmp_path / "there"]

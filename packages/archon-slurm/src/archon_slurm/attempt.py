@@ -10,9 +10,9 @@ is a counter, and a reader measures by its own clock how long it has not changed
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,9 +21,7 @@ from typing import Any, Literal
 from archon_core.ranks.error_file import read_error
 from archon_core.ranks.first_failure import RankExit
 from archon_core.ranks.local_ranks import RankStatus
-
-READ_TRIES = 3
-READ_PAUSE_SECONDS = 0.05
+from archon_slurm.shared_files import read_json
 
 EndKind = Literal["failure", "stop", "kill", "lost", "superseded"]
 
@@ -156,15 +154,8 @@ class Attempt:
         temporary.replace(self.folder / name)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        for _ in range(READ_TRIES):
-            try:
-                data: dict[str, Any] = json.loads((self.folder / name).read_text(encoding="utf-8"))
-            except (FileNotFoundError, json.JSONDecodeError):
-                return None
-            except OSError:  # on NFS, a file that another machine replaces can become stale while it is read
-                time.sleep(READ_PAUSE_SECONDS)
-            else:
-                return data
+        with contextlib.suppress(OSError, json.JSONDecodeError):
+            return read_json(self.folder / name)
         return None
 
 

@@ -33,13 +33,13 @@ class Outcome:
 
     Attributes:
         exits: the ranks that ended by themselves, or were lost.
-        kind: ``ended`` with its job; ``lost`` with a machine, while SLURM believes that the job runs; ``killed`` by the
-            user.
+        kind: ``ended`` with its job; ``lost`` with a machine, while SLURM believes that the job runs; ``preempted``,
+            and SLURM does not start the job again; ``killed`` by the user.
         hosts: the lost machines.
     """
 
     exits: Sequence[RankExit]
-    kind: Literal["ended", "lost", "killed"] = "ended"
+    kind: Literal["ended", "lost", "preempted", "killed"] = "ended"
     hosts: Sequence[str] = ()
 
 
@@ -119,7 +119,8 @@ class Follower:
         silent = self._unreported(attempt) if state.state in DIED else {}
         causes = {**dict.fromkeys(range(len(self._ranks)), str(state)), **silent}
         hosts = [self._host(attempt, node, state) for node in silent]
-        return Outcome(self._exits(attempt, state, causes), "lost" if silent else "ended", hosts)
+        kind: Literal["lost", "preempted", "ended"] = "preempted" if state.state == "PREEMPTED" else "ended"
+        return Outcome(self._exits(attempt, state, causes), "lost" if silent else kind, hosts)
 
     def _failed(self, attempt: Attempt, state: JobState) -> Outcome:
         """The outcome of an attempt that is over while SLURM believes that the job runs."""

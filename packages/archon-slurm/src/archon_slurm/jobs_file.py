@@ -10,6 +10,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+from archon_core.errors import ConfigError
+from archon_slurm.shared_files import read_json
+
 
 @dataclass(frozen=True)
 class Jobs:
@@ -44,12 +47,20 @@ class JobsFile:
         return self._path.exists()
 
     def read(self) -> Jobs:
-        """The jobs; none without the file."""
+        """The jobs; none without the file.
+
+        Raises:
+            ConfigError: it is damaged, or cannot be read.
+        """
         try:
-            data = json.loads(self._path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return Jobs()
-        return Jobs(data["trainer"], {int(number): id for number, id in data["servers"].items()})
+            data = read_json(self._path)
+            if data is None:
+                return Jobs()
+            return Jobs(str(data["trainer"]), {int(number): str(id) for number, id in data["servers"].items()})
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ConfigError(
+                f"{self._path}: cannot read it ({error!r}); if `squeue --me` shows no job of the run, delete the file"
+            ) from error
 
     def set_trainer(self, id: str) -> None:
         """Record the trainer's job."""

@@ -70,18 +70,21 @@ class SlurmLauncher:
         while True:
             outcome = self._follower().follow()
             self._excluded += outcome.hosts
-            if outcome.kind != "lost" or not self._options.requeue or self._launch.stop.number is not None:
+            ended = outcome.kind in ("ended", "killed")
+            if ended or not self._options.requeue or self._launch.stop.number is not None:
                 return outcome.exits
+            reason = f"{', '.join(outcome.hosts)} lost" if outcome.kind == "lost" else "preempted"
             before, progress = progress, self._checkpoints()
-            losses = 1 if progress != before else losses + 1
+            if progress != before or outcome.kind == "preempted":
+                losses = 0
+            losses += outcome.kind == "lost"
             if losses > MOST_LOSSES:
                 self._launch.note(
-                    f"{', '.join(outcome.hosts)} lost; the run ends, because it lost machines {losses} times without a "
-                    "new checkpoint"
+                    f"{reason}; the run ends, because it lost machines {losses} times without a new checkpoint"
                 )
                 return outcome.exits
-            # SLURM would do the same, but it notices minutes later that a machine is gone.
-            self._launch.note(f"{', '.join(outcome.hosts)} lost; job {self._job} is started again on other machines")
+            # After the loss of a machine, SLURM would do the same, but it notices minutes later.
+            self._launch.note(f"{reason}; job {self._job} is started again, without lost machines")
             self._start_again()
 
     def close(self) -> None:

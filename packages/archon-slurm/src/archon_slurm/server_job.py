@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from archon_core.errors import USER_ERROR, ArchonError
+from archon_core.errors import USER_ERROR, ArchonError, ConfigError
 from archon_core.ranks.addresses import own_address
 from archon_core.serving.server_agent import ServerAgent
 from archon_slurm import client
@@ -51,6 +51,11 @@ class ServerJob:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
+NEVER_SUBMITTED_FACTOR = 10
+"""A trainer's job that is not submitted after so many times the patience never will be: its launcher was killed between
+the submissions of the servers and of the trainer, which take seconds each."""
+
+
 class TrainerWatch:
     """Notices that the trainer's job has ended. A job that is started again has not.
 
@@ -61,6 +66,7 @@ class TrainerWatch:
 
     def __init__(self, folder: Path, patience: float) -> None:
         self._jobs, self._patience = JobsFile(folder), patience
+        self._trainer = ""
         self._gone_since = 0.0
         self._next_question = 0.0
 
@@ -69,11 +75,12 @@ class TrainerWatch:
         now = time.monotonic()
         if now >= self._next_question:
             self._next_question = now + self._patience / 3
-            trainer = self._jobs.read().trainer
-            with contextlib.suppress(SlurmError):
-                gone = bool(trainer) and client.job_state(trainer).has_ended
+            with contextlib.suppress(SlurmError, ConfigError):
+                self._trainer = self._jobs.read().trainer
+                gone = not self._trainer or client.job_state(self._trainer).has_ended
                 self._gone_since = (self._gone_since or now) if gone else 0.0
-        return self._gone_since != 0.0 and now - self._gone_since >= self._patience
+        limit = self._patience * (1 if self._trainer else NEVER_SUBMITTED_FACTOR)
+        return self._gone_since != 0.0 and now - self._gone_since >= limit
 
 
 def main(path: str) -> int:

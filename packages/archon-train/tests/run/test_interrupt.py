@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import nullcontext
 
 import pytest
 
+from archon_core.ranks.environment import LAUNCHER_PID, RankEnvironment
+from archon_train.cli import training
 from archon_train.run.interrupt import StopSignal
 
 
@@ -91,3 +94,18 @@ def test_the_second_signal_can_be_kept_instead_of_raised(capfd):
         os.kill(os.getpid(), signal.SIGINT)
         assert (stop.number, stop.insisted) == (signal.SIGTERM, True)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("launched", [True, False])
+def test_ranks_of_archons_launchers_stop_once_however_late_a_signal_is_repeated(monkeypatch, launched):
+    """Launchers kill ranks that must end at once, and clusters repeat signals."""
+    monkeypatch.setattr(training, "SAME_SIGNAL_SECONDS", 0.0)
+    monkeypatch.delenv(LAUNCHER_PID, raising=False)
+    if launched:
+        monkeypatch.setenv(LAUNCHER_PID, str(os.getppid()))
+    with training._rank_stop(RankEnvironment(1, 2, 1, 2)) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with nullcontext() if launched else pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        assert stop.insisted != launched

@@ -45,7 +45,8 @@ def look_into(folder: Path, ranks: Ranks, *, patience: float = VISIBLE_SECONDS) 
         patience: seconds to wait for files of other ranks.
     """
     token = ranks.broadcast(uuid.uuid4().hex)
-    place, created = folder / f".archon-doctor-{token}", not folder.exists()
+    place = folder / f".archon-doctor-{token}"
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     contents = ranks.gather(f"{token} {ranks.rank} {time.time()}\n")
     error = _describe_failure(lambda: _write(place / f"rank-{ranks.rank}", contents[ranks.rank]))
     written = [not text for text in ranks.gather(error)]
@@ -54,7 +55,7 @@ def look_into(folder: Path, ranks: Ranks, *, patience: float = VISIBLE_SECONDS) 
     with contextlib.suppress(OSError):
         (place / f"rank-{ranks.rank}").unlink()
     ranks.barrier()
-    for path in (place, *([folder] if created else [])):
+    for path in (place, *created):
         with contextlib.suppress(OSError):  # not empty, or removed by another rank
             path.rmdir()
     return views

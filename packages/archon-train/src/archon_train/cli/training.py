@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
@@ -114,8 +115,11 @@ def run_training(
 
 
 def _rank_stop(place: RankEnvironment) -> StopSignal:
-    # Archon's launcher answers the user itself, since a rank may be in a long collective.
-    return StopSignal(announce=place.rank == 0 and not started_by_archon(), same_within=SAME_SIGNAL_SECONDS)
+    if not started_by_archon():
+        return StopSignal(announce=place.rank == 0, same_within=SAME_SIGNAL_SECONDS)
+    # Archon's launchers answer the user, since a rank may be in a long collective, and kill ranks that must end at
+    # once. A repeated signal means nothing: SLURM's may come long after the same one by way of another machine.
+    return StopSignal(announce=False, same_within=math.inf)
 
 
 def _joined(
