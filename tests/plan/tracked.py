@@ -1,27 +1,28 @@
-"""Runs a model under torch's memory tracker: shapes and memory without values, on a fake process group.
-
-``FSDPMemTracker`` files memory under kinds. Activations are the kinds ``ACT`` (made in forward passes and recomputed)
-and ``TEMP`` (made in backward passes), less the gradients of weights, which are ``TEMP`` until FSDP2 reduces them.
-"""
+"""Runs models under torch's memory tracker, with shapes but without values, on one rank of a fake process group."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
-from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType  # private; for tests only
+from torch import nn
+
+# Private: torch has no public memory tracker.
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType, _FSDPState
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig
 
 from archon_core.contracts.packed import HeadInputs, PackedSequences
-from archon_core.layout.dims import ParallelDims
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
-from archon_engine.mesh import build_meshes
+from archon_engine.mesh import Meshes, build_meshes
 from archon_engine.models.initialize import materialize_empty
 from archon_engine.parallel.fsdp import apply_fsdp
 from archon_engine.parallel.tensor import apply_tensor_parallel
@@ -30,116 +31,119 @@ from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 from archon_models_qwen.moe_decoder import QwenMoEDecoder
 from archon_models_qwen.parallel_plan import moe_parallel_plan, parallel_plan
+from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
+from archon_plan.routing import distinct_places
+from archon_plan.setting import Setting
 
 
 class ActivationTracker(FSDPMemTracker):
-    """Records the largest sum of activations over time.
+    """Records the largest sum of activations over time: of what forward passes and recomputation made (``ACT``) and
+    what backward passes made (``TEMP``), which includes the gradients of a block's weights until FSDP2 takes them.
 
     Attributes:
-        most: bytes.
+        most: that sum, in bytes.
     """
 
-    def __init__(self, module: torch.nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__(module)
         self.most = 0
-        self._weights: list[torch.nn.Parameter] = []
-        self.log: list[Any] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs or {})
-        of_kind = self._curr_mem_snap.get(torch.device("cpu"), {})
-        act, temp = of_kind.get(_FSDPRefType.ACT, 0), of_kind.get(_FSDPRefType.TEMP, 0)
-        wg = self._weight_gradients() if temp else 0
-        self.log.append(
-            (
-                str(func),
-                self._mod_tracker.is_bw,
-                act,
-                temp,
-                wg,
-                [tuple(t.shape) for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, torch.Tensor)],
-            )
-        )
-        self.most = max(self.most, act + temp - wg)
+        # Buffers of FSDP2's collectives count as ACT or TEMP until these have started.
+        if self._fsdp_state not in (_FSDPState.PRE_FW, _FSDPState.PRE_BW, _FSDPState.POST_BW):
+            of_kind = self._curr_mem_snap.get(torch.device("cpu"), {})
+            self.most = max(self.most, of_kind.get(_FSDPRefType.ACT, 0) + of_kind.get(_FSDPRefType.TEMP, 0))
         return result
-
-    def _weight_gradients(self) -> int:
-        if not self._weights:
-            self._weights = compat.whole_parameters(self._root_mod)
-        total = 0
-        for weight in self._weights:
-            gradient = weight.grad
-            if gradient is not None:
-                local = getattr(gradient, "_local_tensor", gradient)
-                winfo, _ = self._WINFO.get(local.untyped_storage(), (None, None))
-                if winfo is not None and winfo.reftype in (_FSDPRefType.ACT, _FSDPRefType.TEMP):
-                    total += winfo.mem_consumed
-        return total
 
 
 @contextmanager
-def fake_ranks(n: int) -> Iterator[None]:
-    dist.init_process_group("fake", rank=0, world_size=n, store=FakeStore())
+def fake_ranks(number: int) -> Iterator[None]:
+    """This process as the first of ``number``, whose collectives return without the others."""
+    dist.init_process_group("fake", rank=0, world_size=number, store=FakeStore())
     try:
         yield
     finally:
         dist.destroy_process_group()
 
 
-def largest_activations(
-    entries: Mapping[str, Any],
-    dims: ParallelDims,
-    tokens: int,
-    sequence: int,
-    *,
-    ac_mode="none",
-    every=None,
-    dtype=torch.bfloat16,
-    reshard=True,
-    meshes=None,
-):
-    is_moe = entries["model_type"] == "qwen3_moe"
-    config = AutoConfig.for_model(**entries)
-    meshes = meshes or build_meshes(dims, "cpu", experts=is_moe)
-    with torch.device("meta"):
-        if is_moe:
-            arguments = QwenMoEArguments.from_hf_config(config, critic=False)
-            builder = MoEBlocks(SimpleNamespace(moe_grouped_gemm=True))
-            module = QwenMoEDecoder(arguments, None, builder)
-            plan = moe_parallel_plan(arguments)
-        else:
-            arguments = QwenArguments.from_hf_config(config, critic=False)
-            module = QwenDecoder(arguments)
-            plan = parallel_plan(arguments)
-    if meshes.tp is not None:
-        apply_tensor_parallel(module, plan, meshes.tp)
-    if is_moe:
-        for part in module.modules():
-            if type(part).__name__ == "MoEBlock":
-                builder.shard(part, meshes.experts.place)
-    effective = SimpleNamespace(ac_mode=ac_mode, ac_every=every, compile=False, ac_debug=False)
-    prepare_blocks(module, plan, effective, role="actor")
+def largest_activations(entries: Mapping[str, Any], setting: Setting) -> int:
+    """The largest sum of activations in bytes, in one forward and backward pass of the model of ``entries``, the
+    content of a ``config.json``, sharded as in ``setting``. Needs ``fake_ranks``.
+
+    Experts run as ``grouped_mm``, because the loop over experts reads values.
+    """
+    dims, dtype = setting.dims, torch.bfloat16 if setting.types.compute == 2 else torch.float32
+    meshes = build_meshes(dims, "cpu", experts=setting.anatomy.has_experts)  # has values, so before the fake mode
+    module, plan = _sharded(entries, setting, meshes)
+    effective = SimpleNamespace(ac_mode=setting.checkpointing, ac_every=setting.every, compile=False, ac_debug=False)
+    prepare_blocks(module, plan, effective, role="actor")  # type: ignore[arg-type]
     apply_fsdp(
         module,
         plan,
         meshes.fsdp,
         compute_dtype=dtype,
         reduce_dtype=torch.float32,
-        reshard_after_forward=reshard,
-        expert_mesh=meshes.experts.fsdp if is_moe else None,
+        reshard_after_forward=setting.reshards,
+        expert_mesh=None if meshes.experts is None else meshes.experts.fsdp,
     )
-    with compat.without_storage():
+    with ExitStack() as stack:
+        stack.enter_context(compat.without_storage())
         materialize_empty(module, "cpu")
-        lengths = (sequence,) * (tokens // sequence)
-        targets = torch.zeros(tokens, dtype=torch.int64)
-        packed = PackedSequences.from_lengths(lengths, head=HeadInputs(("logprobs",), targets))
-        ids = torch.zeros(tokens, dtype=torch.int64)
-        if meshes.context is not None:
-            ids, packed = meshes.context.local_tokens(ids), packed.cut(meshes.context)
+        ids, packed = _batch(setting, meshes)
         tracker = ActivationTracker(module)
-        tracker.track_inputs((ids, targets))
+        tracker.track_inputs((ids, packed.head.targets if packed.head else None, packed.positions, packed.cu_seqlens))
+        if dims.ep * dims.etp > 1:
+            stack.enter_context(_balanced_rows(setting))
         with tracker:
-            out = module(ids, packed)["logprobs"].sum()
-            out.backward()
-    return tracker
+            outputs = module(ids, packed)
+            next(iter(outputs.values())).sum().backward()
+        return tracker.most
+
+
+def _sharded(entries: Mapping[str, Any], setting: Setting, meshes: Meshes) -> tuple[nn.Module, ParallelPlan]:
+    config, critic = AutoConfig.for_model(**entries), setting.anatomy.critic
+    module: nn.Module
+    builder = MoEBlocks(SimpleNamespace(moe_grouped_gemm=True))
+    with torch.device("meta"):
+        if setting.anatomy.has_experts:
+            arguments = QwenMoEArguments.from_hf_config(config, critic=critic)
+            module, plan = QwenMoEDecoder(arguments, None, builder), moe_parallel_plan(arguments)
+        else:
+            dense = QwenArguments.from_hf_config(config, critic=critic)
+            module, plan = QwenDecoder(dense), parallel_plan(dense)
+    if meshes.tp is not None:
+        apply_tensor_parallel(module, plan, meshes.tp)
+    for part in module.modules():
+        if isinstance(part, MoEBlock) and meshes.experts is not None:
+            builder.shard(part, meshes.experts.place)
+    return module, plan
+
+
+def _batch(setting: Setting, meshes: Meshes) -> tuple[torch.Tensor, PackedSequences]:
+    tokens, sequence = setting.tokens.per_micro_batch, setting.tokens.sequence
+    ids = torch.zeros(tokens, dtype=torch.int64)
+    head = HeadInputs(("values",) if setting.anatomy.critic else ("logprobs",), torch.zeros_like(ids))
+    packed = PackedSequences.from_lengths((sequence,) * (tokens // sequence), head=head)
+    if meshes.context is None:
+        return ids, packed
+    return meshes.context.local_tokens(ids), packed.cut(meshes.context)
+
+
+@contextmanager
+def _balanced_rows(setting: Setting) -> Iterator[None]:
+    """Give ranks the numbers of rows and pairs of a balanced router, which they would read from the device."""
+    [experts] = {layer.experts for layer in setting.anatomy.layers if layer.experts is not None}
+    ep, tokens = setting.dims.ep, setting.local_tokens
+    rows = round(tokens * distinct_places(experts.n_experts, experts.top_k, ep) / ep)
+    pairs = tokens * experts.top_k // ep
+    original = FakeTensor.tolist
+
+    def tolist(self: FakeTensor) -> Any:
+        if self.ndim == 3:  # AllToAllDispatch: [direction, (rows, pairs), rank]
+            return [[[rows] * self.shape[2], [pairs] * self.shape[2]]] * 2
+        return original(self)
+
+    with patch.object(FakeTensor, "tolist", tolist):
+        yield

@@ -1,86 +1,20 @@
-"""The operations of decoder blocks as archon-engine and archon-moe compute them.
+"""The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.norm``,
+``attention``, ``rotary``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
 
-The tables follow the modules line by line: ``archon_engine.nn.norm``, ``attention``, ``rotary``, ``ulysses``,
-``key_heads``, ``swiglu`` and ``tensor_parallel``, and ``archon_moe.block``, ``router``, ``dispatch.all_to_all`` and
-``kernels``. Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or
-write is in memory.
+Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
+memory.
 
-Legend, as in the modules: n tokens of a rank between tensor regions, T tokens inside (n t), H hidden size, D head
-dimension, K experts per token, E experts, F intermediate size of an expert on this rank, N rows that reach this rank's
-experts, S rows that it sends, M pairs of a row and one of its experts.
+Legend: n tokens of a rank between tensor regions, T tokens inside (n t), H hidden size, D head dimension.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import lcm
-from typing import NamedTuple
 
-from archon_plan.operations import INPUT, Operation, Operations, fuse
-from archon_plan.routing import distinct_places
-
-FP32, INT64, INT32 = 4, 8, 4
-
-
-class ExpertSizes(NamedTuple):
-    """Experts of a block on one rank. See ``archon_core.models.anatomy.ExpertsAnatomy``."""
-
-    n_experts: int
-    top_k: int
-    intermediate: float
-    shared_intermediate: int
-    ep: int
-    etp: int
-    imbalance: float
-
-
-class BlockSizes(NamedTuple):
-    """A block on one rank: everything that its memory depends on.
-
-    Attributes:
-        tokens: n.
-        hidden: H.
-        query_heads: of this rank; ``key_heads`` likewise, repeated ones counted.
-        owned_key_heads: of the key projection on this rank, which can be a part of a head.
-        key_dim: size of a query or key head.
-        value_dim: size of a value head.
-        head_norms: whether query and key heads are normalised.
-        intermediate: width of the dense feed-forward block on this rank; 0 without one.
-        gated: whether it has a gate.
-        experts: ``None`` for a dense block.
-        value_bytes: bytes of an activation.
-        tensor_ranks: t.
-        context_ranks: c.
-        compiled: whether elementwise operations are fused.
-        on_cpu: whether CPU kernels run.
-    """
-
-    tokens: int
-    hidden: int
-    query_heads: float
-    key_heads: float
-    owned_key_heads: float
-    key_dim: int
-    value_dim: int
-    head_norms: bool
-    intermediate: float
-    gated: bool
-    experts: ExpertSizes | None
-    value_bytes: int
-    tensor_ranks: int
-    context_ranks: int
-    compiled: bool
-    on_cpu: bool
-
-    @property
-    def region_tokens(self) -> int:
-        """T, tokens inside a tensor region."""
-        return self.tokens * self.tensor_ranks
-
-    @property
-    def input_bytes(self) -> float:
-        """Bytes of the hidden states between regions."""
-        return float(self.tokens * self.hidden * self.value_bytes)
+from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.expert_operations import expert_operations
+from archon_plan.liveness import INPUT, Operation, Operations, fuse
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
@@ -99,10 +33,11 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
         yield from _region("mlp", "mlp_norm", _feed_forward, s)
         summands: tuple[str, ...] = ("mlp.out",)
     else:
-        yield from _experts(s, s.experts, "mlp_norm")
+        yield from expert_operations(s, s.experts, "mlp_norm", "experts.out")
         summands = ("experts.out",)
         if s.experts.shared_intermediate:
-            yield from _shared_expert(s, s.experts, "mlp_norm")
+            width = s.experts.shared_intermediate
+            yield from _gated(s, "mlp_norm", "shared.out", s.tokens, width, True, prefix="shared.")
             summands = ("experts.out", "shared.out")
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
 
@@ -114,8 +49,9 @@ def norm(name: str, source: str, rows: float, width: float, s: BlockSizes) -> It
     derivative of the square, a product that is summed to the gradient of the root, and one for that of the weight.
     """
     wide, own = rows * width * FP32, rows * width * s.value_bytes
+    weights = width * s.value_bytes
     if s.compiled:
-        yield Operation(name, own, (source,), (source,), extra=rows * FP32, behind=own, fused=True)
+        yield Operation(name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True)
         return
     upcast = source
     if s.value_bytes < FP32:
@@ -128,15 +64,18 @@ def norm(name: str, source: str, rows: float, width: float, s: BlockSizes) -> It
     if s.value_bytes < FP32:
         rounded = f"{name}.rounded"
         yield Operation(rounded, own, (f"{name}.scaled",))
-    yield Operation(name, own, (rounded,), (rounded,), behind=own)
+    yield Operation(name, own, (rounded,), (rounded,), behind=own, weights=weights)
 
 
-def _linear(name: str, source: str, size: float) -> Operation:
-    """A projection saves its input."""
-    return Operation(name, size, (source,), (source,), kept=True)
+def _linear(s: BlockSizes, name: str, source: str, rows: float, given: float, made: float) -> Operation:
+    """A projection of [rows, given] to [rows, made] saves its input."""
+    b = s.value_bytes
+    return Operation(name, b * rows * made, (source,), (source,), kept=True, weights=b * given * made)
 
 
-def _region(name: str, source: str, inside, s: BlockSizes) -> Iterator[Operation]:  # noqa: ANN001
+def _region(
+    name: str, source: str, inside: Callable[[BlockSizes, str, str], Iterator[Operation]], s: BlockSizes
+) -> Iterator[Operation]:
     """A tensor region gathers tokens and scatters the sum over ranks, each in a collective."""
     if s.tensor_ranks == 1:
         yield from inside(s, source, f"{name}.out")
@@ -151,11 +90,10 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
     T, b, c = s.region_tokens, s.value_bytes, s.context_ranks
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
-    scale = s.owned_key_heads / s.key_heads
     exchanges = s.owned_key_heads != s.key_heads
-    yield _linear("q", source, b * queries)
-    yield _linear("k", source, b * keys * scale)
-    yield _linear("v", source, b * values * scale)
+    yield _linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim)
+    yield _linear(s, "k", source, T, s.hidden, s.owned_key_heads * s.key_dim)
+    yield _linear(s, "v", source, T, s.hidden, s.owned_key_heads * s.value_dim)
     key, value = "k", "v"
     if exchanges:
         # Parts that other ranks read, sent, then joined to heads with the features of a token side by side.
@@ -196,7 +134,7 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         yield Operation("attended.exchanged", attended, ("attended",), kept=True, behind=attended, eager=True)
         yield Operation("attended.tokens", attended, ("attended.exchanged",), eager=True)
         joined = "attended.tokens"
-    yield _linear(result, joined, b * T * s.hidden)
+    yield _linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
 
 
 def _flash_backward(s: BlockSizes, T: int, queries: float) -> float:
@@ -217,80 +155,16 @@ def _gated(
     inner, up = s.value_bytes * tokens * width, f"{prefix}up"
     names = (f"{prefix}gate", f"{prefix}activated", f"{prefix}inner")
     if not gated:
-        yield _linear(up, source, inner)
+        yield _linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[1], inner, (up,), (up,))
-        yield _linear(result, names[1], s.value_bytes * tokens * s.hidden)
+        yield _linear(s, result, names[1], tokens, width, s.hidden)
         return
-    yield _linear(names[0], source, inner)
+    yield _linear(s, names[0], source, tokens, s.hidden, width)
     if s.compiled:
-        yield _linear(up, source, inner)
+        yield _linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[2], inner, (names[0], up), (names[0], up), behind=inner, fused=True)
     else:
         yield Operation(names[1], inner, (names[0],), (names[0],))
-        yield _linear(up, source, inner)
+        yield _linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[2], inner, (names[1], up), (names[1], up))
-    yield _linear(result, names[2], s.value_bytes * tokens * s.hidden)
-
-
-def _shared_expert(s: BlockSizes, e: ExpertSizes, source: str) -> Iterator[Operation]:
-    yield from _gated(s, source, "shared.out", s.tokens, e.shared_intermediate, True, prefix="shared.")
-
-
-def _experts(s: BlockSizes, e: ExpertSizes, source: str) -> Iterator[Operation]:
-    """Router, dispatch, grouped products and combine."""
-    n, b, H, K, E = s.tokens, s.value_bytes, s.hidden, e.top_k, e.n_experts
-    upcast = source
-    if b < FP32:
-        upcast = "router.fp32"
-        yield Operation(upcast, n * H * FP32, (source,))
-    # The router's weight in fp32 is saved, too.
-    yield Operation("logits", n * E * FP32, (upcast,), (upcast,), kept=True, extra=E * H * FP32 if b < FP32 else 0.0)
-    yield Operation("scores", n * E * FP32, ("logits",), ("scores",))
-    yield Operation("chosen", n * K * FP32, ("scores",), extra=n * K * INT64, beside=n * K * FP32)
-    yield Operation("weights", n * K * FP32, ("chosen",), ("chosen",), extra=n * FP32)
-
-    rows, weights, N = source, "weights", float(n)
-    M = n * K * e.imbalance * e.etp
-    S = 0.0
-    if e.ep * e.etp > 1:
-        S = n * distinct_places(E, K, e.ep) * e.etp
-        N = S * e.imbalance
-        # Saved: the token of every row, and which of its experts are at the receiver.
-        yield Operation("rows.sent", S * H * b, (source,), extra=S * (INT64 + K))
-        yield Operation("rows", N * H * b, ("rows.sent",), kept=True)
-        yield Operation("rows.weights.sent", S * K * FP32, ("weights",), beside=S * K * (FP32 + INT64))
-        yield Operation("rows.weights", N * K * FP32, ("rows.weights.sent",), kept=True)
-        rows, weights = "rows", "rows.weights"
-    else:
-        M = n * K
-    result = "experts.out" if S == 0.0 else "rows.outputs"
-    inner = 2 * b * M * e.intermediate
-    yield Operation(
-        result,
-        N * H * b,
-        (rows, weights),
-        (rows, weights),
-        kept=True,
-        extra=inner + M * INT64,
-        extra_kept=inner,
-        beside=b * M * (2 * H + 2 * e.intermediate),
-        behind=_grouped_backward(M, N, H, e.intermediate, b, K),
-    )
-    if S > 0.0:
-        yield Operation("rows.returned", S * H * b, (result,), kept=True)
-        yield Operation("rows.fp32", S * H * FP32, ("rows.returned",))
-        yield Operation("sums", n * H * FP32, ("rows.fp32",))
-        yield Operation("experts.out", n * H * b, ("sums",))
-
-
-def _grouped_backward(M: float, N: float, H: int, F: float, b: int, K: int) -> float:
-    """Temporaries of ``archon_moe.kernels.grouped_mm.backward`` at its peak.
-
-    At the end live: gradients of outputs and the rows of every pair, both terms of the gradient of the rows [M, H];
-    activated, h, dh, dup and dgate [M, F]; and indices. Earlier, for the gradient of the weights: gradients of outputs,
-    activated, dh, h, and the last two in fp32.
-    """
-    weights = M * FP32
-    last = 4 * b * M * H + 5 * b * M * F + 2 * M * INT64
-    early = b * M * H + 3 * b * M * F + 2 * FP32 * M * F + M * INT64
-    return max(last, early) + weights
+    yield _linear(s, result, names[2], tokens, width, s.hidden)

@@ -21,9 +21,9 @@ from archon_plan.setting import Setting
 from archon_plan.shards import NOTHING, Shards
 from archon_plan.units import Block, StageUnits, units_of
 
-LiveActivations = Literal["all", "kept", "none"]
-"""The activations at a moment: all, with those of the group that runs; only those that other groups keep for their
-backward passes; none."""
+Activations = Literal["head", "block", "any", "kept"]
+"""The activations at a moment: those while the head or the block with most of them runs backward, the most at any
+time, or those that blocks keep for their backward passes."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +37,28 @@ class Moment:
         accumulated: unsharded gradients of the micro-batches so far, in a pipeline.
         weights: unsharded weights, and buffers of all-gathers.
         reductions: unsharded gradients of the running backward pass, and inputs of reduce-scatters.
-        buffers: of the optimizer.
+        buffers: of the optimizer's update.
+        published: buckets in which weights are published.
+        kept: the share of what blocks keep that still lives.
+        running: unsharded gradients of the running head or block, which ``archon_plan.activations`` counts.
     """
 
     name: str
-    activations: LiveActivations
+    activations: Activations
     gradients: float = 0
     accumulated: float = 0
     weights: float = 0
     reductions: float = 0
     buffers: float = 0
+    published: float = 0
+    kept: float = 1.0
+    running: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it except activations."""
-        return self.gradients + self.accumulated + self.weights + self.reductions + self.buffers
+        """All of it, except activations and ``running``."""
+        parts = (self.gradients, self.accumulated, self.weights, self.reductions, self.buffers, self.published)
+        return sum(parts)
 
 
 def moments(setting: Setting, pipeline_rank: int) -> tuple[Moment, ...]:
@@ -76,7 +83,7 @@ def _forward(setting: Setting, stages: tuple[StageUnits, ...]) -> Moment:
     kept = 0 if setting.reshards else sum(stage.total.gathered for stage in stages)
     running = max(_running_forward(setting, stage) for stage in stages)
     size = setting.types.compute if setting.is_sharded else 0
-    return Moment("forward", "all", weights=size * (kept + running))
+    return Moment("forward", "any", weights=size * (kept + running))
 
 
 def _running_forward(setting: Setting, stage: StageUnits) -> int:
@@ -103,7 +110,7 @@ def _without_fsdp(setting: Setting, stage: StageUnits) -> Iterator[Moment]:
     size = setting.types.master
     several = setting.tokens.n_micro_batches > 1
     first = stage.total if several else stage.last + stage.root
-    yield Moment("backward", "all", gradients=first.elements * size)
+    yield Moment("backward", "any", gradients=first.elements * size)
 
 
 class _Sequential:
@@ -117,65 +124,114 @@ class _Sequential:
         # A group of one rank is not gathered: its weights are cast.
         self._gather = self._compute if dims.dp_shard * dims.cp > 1 else 0
         self._gather_experts = self._compute if dims.edp > 1 else 0
-        stored = 0 if setting.offloads else types.master
-        self._all_gradients = stage.total.stored * stored
-        # With one micro-batch, gradients appear as activations disappear.
-        several = setting.tokens.n_micro_batches > 1
-        self._no_gradients = self._all_gradients if several else 0
-        self._last_gradients = self._all_gradients if several else stage.last.stored * stored
+        self._stored = 0 if setting.offloads else types.master
+        self._several = setting.tokens.n_micro_batches > 1
 
     def moments(self) -> Iterator[Moment]:
-        yield from self._in_head()
-        # All activations live in the last block; equal blocks need the same.
-        largest = max(self._stage.blocks, key=lambda block: (block.dense + block.experts).gathered)
-        yield from self._in_block(largest)
+        stage = self._stage
+        # Equal blocks need the same; of others, the largest may run at any time.
+        block = max(stage.blocks, key=lambda block: (block.dense + block.experts).gathered)
+        n_blocks = sum(block.count for block in stage.blocks)
+        one, last = block.dense + block.experts, stage.last
+        yield from self._in_head(block.dense)
+        # The last block runs when all activations live. After it, the reduce-scatter of a block is in flight, not that
+        # of the head. While the first one runs, the embedding is gathered, which may be larger than a block.
+        coming = block.dense if n_blocks > 1 else stage.early
+        yield from self._in_block(block, before=last, coming=coming, done=last, left=1.0, share=1 / n_blocks)
+        if n_blocks > 2:
+            done, left = last + one, 1 - 1 / n_blocks
+            coming = max((block.dense for block in stage.blocks), key=lambda dense: dense.gathered)
+            yield from self._in_block(
+                block, before=block.dense, coming=coming, done=done, left=left, share=1 / n_blocks
+            )
+        if n_blocks > 1:
+            done, left = last + one.times(n_blocks - 1), 1 / n_blocks
+            yield from self._in_block(
+                block, before=block.dense, coming=stage.early, done=done, left=left, share=1 / n_blocks
+            )
         yield self._at_end()
 
-    def _in_head(self) -> Iterator[Moment]:
+    def _gradients(self, done: Shards) -> int:
+        """Sharded gradients, while the backward pass is through with some groups. With one micro-batch, gradients
+        appear as activations disappear."""
+        return (self._stage.total if self._several else done).stored * self._stored
+
+    def _in_head(self, coming: Shards) -> Iterator[Moment]:
         """Backward begins here; the weights of the last block are already on their way."""
         stage, last = self._stage, self._stage.last
         own = last.gathered * self._compute
+        if stage.root.tensors:
+            coming = NOTHING  # a tied head runs before the last group, which gathers the block
         if self._frees:
-            weights = stage.root.gathered * self._compute + own + stage.blocks[-1].dense.gathered * self._gather
+            weights = stage.root.gathered * self._compute + own + coming.gathered * self._gather
         else:
             weights = stage.total.gathered * self._compute
         gradients = (last + stage.root).whole * self._compute
-        yield Moment("backward of the head", "all", self._no_gradients, 0, weights, gradients)
+        sharded = self._gradients(NOTHING)
+        yield Moment("backward of the head", "head", sharded, 0, weights, running=gradients)
         reduced = gradients + last.gathered * self._reduce
-        yield Moment("reduction of the head", "kept", self._no_gradients, 0, weights - own, reduced)
+        yield Moment("reduction of the head", "kept", sharded, 0, weights - own, reduced)
 
-    def _in_block(self, block: Block) -> Iterator[Moment]:
-        stage, dense, experts = self._stage, block.dense, block.experts
-        own, own_experts = dense.gathered * self._compute, experts.gathered * self._compute
-        # While the experts are gathered, the next block is not yet.
-        coming = dense.gathered * self._gather if self._frees else 0
-        arriving = (experts.gathered + experts.rearranged) * self._gather_experts if self._frees else 0
-        if self._frees:
-            weights = stage.root.gathered * self._compute + own + own_experts
-        else:
-            weights = (stage.total.gathered - stage.last.gathered) * self._compute
-        shared = stage.root.whole * self._compute  # a tied weight has gradients until the pass ends
-        gradients = self._last_gradients
-        before = stage.last.gathered * self._reduce
-        yield Moment("backward of a block", "all", gradients, 0, weights + max(coming, arriving), shared + before)
+    def _in_block(
+        self, block: Block, *, before: Shards, coming: Shards, done: Shards, left: float, share: float
+    ) -> Iterator[Moment]:
+        """The backward pass of a block: its beginning, without gradients yet, and the ends of its groups, before and
+        after their weights are freed.
+
+        Args:
+            before: the group whose reduce-scatter is in flight.
+            coming: the group that is gathered.
+            done: all groups behind this block.
+            left: share of the blocks that have yet to run, this one included.
+            share: of one block.
+        """
+        dense, experts = block.dense, block.experts
+        buffer = coming.gathered * self._gather if self._frees else 0
+        gradients, shared = self._gradients(done), self._shared(before)
+        weights = self._whole(dense + experts, done)
+        if experts.tensors and self._frees:
+            # The next block is gathered later, and the experts have no gradients yet. What the block has recomputed by
+            # now takes less than these.
+            arriving = weights + (experts.gathered + experts.rearranged) * self._gather_experts
+            yield Moment("gathering of experts", "kept", gradients, 0, arriving, shared, kept=left)
+        yield Moment("backward of a block", "block", gradients, 0, weights + buffer, shared, kept=left)
+
+        def moment(name: str, whole: Shards, group: Shards, reduced: Shards) -> Moment:
+            freed = done + dense + experts - whole
+            weights = self._whole(whole, freed) + buffer
+            reductions = self._shared(reduced) + group.whole * self._compute
+            return Moment(name, "kept", gradients, 0, weights, reductions, kept=left - share)
+
         if experts.tensors:
-            reduced = experts.whole * self._compute + experts.gathered * self._reduce
-            left = weights - own_experts + coming
-            yield Moment("reduction of experts", "kept", gradients, 0, left, shared + reduced)
-        reduced = dense.whole * self._compute + dense.gathered * self._reduce
-        left = weights - own - own_experts + coming
-        yield Moment("reduction of a block", "kept", gradients, 0, left, shared + reduced)
+            yield moment("end of experts", dense + experts, experts, before)
+            yield moment("reduction of experts", dense, experts, experts)
+            before = experts
+        yield moment("end of a block", dense, dense, before)
+        yield moment("reduction of a block", NOTHING, dense, dense)
+
+    def _whole(self, running: Shards, freed: Shards) -> int:
+        """Unsharded weights: those of the running groups, or, if they stay after the forward pass, all but the freed
+        ones."""
+        stage = self._stage
+        groups = stage.root + running if self._frees else stage.total - freed
+        return groups.gathered * self._compute
+
+    def _shared(self, reduced: Shards) -> int:
+        """Gradients of tied weights, which live until the pass ends, and the input of a reduce-scatter."""
+        return self._stage.root.whole * self._compute + reduced.gathered * self._reduce
 
     def _at_end(self) -> Moment:
-        """The embedding's gradient is complete last."""
+        """The embedding's gradient comes last. That of a tied head waits for it, to be added."""
         stage = self._stage
         ends, first = stage.root + stage.early, stage.blocks[0].dense
-        weights, before = ends.gathered * self._compute, first.gathered * self._reduce
-        reduced = ends.gathered * self._reduce
-        gradients = ends.whole * self._compute
-        if weights + before > reduced:
-            return Moment("backward of the embedding", "none", self._all_gradients, 0, weights, gradients + before)
-        return Moment("reduction of the embedding", "none", self._all_gradients, 0, 0, gradients + reduced)
+        # Gradients of the embedding are the only ones that are not sharded yet.
+        sharded = self._gradients(stage.total - ends)
+        weights = ends.gathered * self._compute
+        gradients = (ends + stage.root).whole * self._compute + first.gathered * self._reduce
+        running = Moment("backward of the embedding", "kept", sharded, 0, weights, gradients, kept=0.0)
+        reductions = ends.whole * self._compute + ends.gathered * self._reduce
+        reduced = Moment("reduction of the embedding", "kept", sharded, 0, 0, reductions, kept=0.0)
+        return max(running, reduced, key=lambda moment: moment.total)
 
 
 class _Pipelined:
@@ -196,10 +252,11 @@ class _Pipelined:
         largest = max((stage.total for stage in self._stages), key=lambda total: total.whole)
         accumulated = (largest if each else self._total).whole * self._reduce
         sharded = self._total.stored * self._master if each else 0
-        # Gradients in the type of reductions are accumulated where they are.
-        cast = self._compute if self._reduce != self._compute else 0
-        fresh = max(group.whole for stage in self._stages for group in _groups(stage)) * cast
-        yield Moment("backward", "all", sharded, accumulated, self._weights, fresh)
+        fresh = 0
+        if not each and self._reduce != self._compute:
+            # The newest gradients are added to the accumulated ones group by group.
+            fresh = max(group.whole for stage in self._stages for group in _groups(stage)) * self._compute
+        yield Moment("backward", "any", sharded, accumulated, self._weights, running=fresh)
         yield max(self._reductions(), key=lambda moment: moment.total)
 
     def _reductions(self) -> Iterator[Moment]:
@@ -215,15 +272,16 @@ class _Pipelined:
                 accumulated = stage.total.whole
             for group in _groups(stage):
                 weights -= group.gathered * self._compute if frees else 0
+                accumulated -= group.whole
                 yield Moment(
                     "reduction of a stage" if each else "reduction of all stages",
-                    "kept" if each else "none",
+                    "kept",
                     sharded * self._master,
                     accumulated * self._reduce,
                     weights,
-                    group.gathered * self._reduce,
+                    (group.whole + group.gathered) * self._reduce,
+                    kept=1.0 if each else 0.0,
                 )
-                accumulated -= group.whole
                 sharded += 0 if each else group.stored
 
 
@@ -237,7 +295,7 @@ def _optimizer_step(setting: Setting, stages: tuple[StageUnits, ...], pipeline_r
     on_device = 0 if setting.offloads else setting.types.master
     gradients = sum(stage.total.stored for stage in stages) * on_device
     buffers = _muon_buffers(setting, stages, pipeline_rank) * on_device if setting.optimizer == "muon" else 0
-    return Moment("optimizer step", "none", gradients=gradients, buffers=buffers)
+    return Moment("optimizer step", "kept", gradients=gradients, buffers=buffers, kept=0.0)
 
 
 def _muon_buffers(setting: Setting, stages: tuple[StageUnits, ...], pipeline_rank: int) -> float:

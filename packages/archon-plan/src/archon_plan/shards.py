@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
-from operator import add
+from operator import add, sub
 
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import WeightShape
@@ -45,6 +45,9 @@ class Shards:
 
     def __add__(self, other: Shards) -> Shards:
         return Shards(*map(add, self.numbers, other.numbers))
+
+    def __sub__(self, other: Shards) -> Shards:
+        return Shards(*map(sub, self.numbers, other.numbers))
 
     def times(self, count: int) -> Shards:
         """The numbers of ``count`` equal sets of weights."""

@@ -1,0 +1,115 @@
+"""The sizes of a block on one rank."""
+
+from __future__ import annotations
+
+from math import lcm
+from typing import NamedTuple
+
+from archon_core.models.anatomy import LayerAnatomy
+from archon_plan.setting import Setting
+
+FP32, INT64 = 4, 8
+"""Bytes of a number."""
+
+
+class ExpertSizes(NamedTuple):
+    """Experts of a block on one rank. See ``archon_core.models.anatomy.ExpertsAnatomy``."""
+
+    n_experts: int
+    top_k: int
+    intermediate: float
+    shared_intermediate: int
+    ep: int
+    etp: int
+    imbalance: float
+
+
+class BlockSizes(NamedTuple):
+    """A block on one rank: everything that its memory depends on.
+
+    Attributes:
+        tokens: n.
+        hidden: H.
+        query_heads: of this rank; ``key_heads`` likewise, repeated ones counted.
+        owned_key_heads: of the key projection on this rank, which can be a part of a head.
+        key_dim: size of a query or key head.
+        value_dim: size of a value head.
+        head_norms: whether query and key heads are normalised.
+        intermediate: width of the dense feed-forward block on this rank; 0 without one.
+        gated: whether it has a gate.
+        experts: ``None`` for a dense block.
+        value_bytes: bytes of an activation.
+        tensor_ranks: t.
+        context_ranks: c.
+        compiled: whether elementwise operations are fused.
+        on_cpu: whether CPU kernels run.
+    """
+
+    tokens: int
+    hidden: int
+    query_heads: float
+    key_heads: float
+    owned_key_heads: float
+    key_dim: int
+    value_dim: int
+    head_norms: bool
+    intermediate: float
+    gated: bool
+    experts: ExpertSizes | None
+    value_bytes: int
+    tensor_ranks: int
+    context_ranks: int
+    compiled: bool
+    on_cpu: bool
+
+    @property
+    def region_tokens(self) -> int:
+        """T, tokens inside a tensor region."""
+        return self.tokens * self.tensor_ranks
+
+    @property
+    def input_bytes(self) -> float:
+        """Bytes of the hidden states between regions."""
+        return float(self.tokens * self.hidden * self.value_bytes)
+
+
+def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu: bool) -> BlockSizes:
+    """A block of a rank of ``setting``.
+
+    Args:
+        layer: the block in the whole model.
+        imbalance: rows of the busiest rank of experts over the mean.
+        on_cpu: whether CPU kernels run.
+    """
+    dims, attention, experts = setting.dims, layer.attention, layer.experts
+    owned = attention.heads.key_value / dims.tp
+    read = owned if attention.heads.key_value % dims.tp == 0 else lcm(attention.heads.key_value, dims.tp) / dims.tp
+    sizes = None
+    if experts is not None:
+        sizes = ExpertSizes(
+            experts.n_experts,
+            experts.top_k,
+            experts.intermediate_size / dims.etp,
+            experts.shared_intermediate_size,
+            dims.ep,
+            dims.etp,
+            imbalance,
+        )
+    return BlockSizes(
+        tokens=setting.local_tokens,
+        hidden=setting.anatomy.hidden_size,
+        query_heads=attention.heads.query / dims.tp,
+        key_heads=read,
+        owned_key_heads=owned,
+        key_dim=attention.head_dim,
+        value_dim=attention.value_dim,
+        head_norms=attention.head_norms,
+        intermediate=layer.intermediate_size / dims.tp,
+        gated=layer.gated,
+        experts=sizes,
+        value_bytes=setting.types.compute,
+        tensor_ranks=dims.tp,
+        context_ranks=dims.cp,
+        compiled=setting.compiles,
+        on_cpu=on_cpu,
+    )

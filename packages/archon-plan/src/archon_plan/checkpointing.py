@@ -1,0 +1,117 @@
+"""Memory of a block in each mode of activation checkpointing, from the list of its operations.
+
+Gradients of weights in the compute type are counted while their block runs backward; afterwards FSDP2 reduces them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from archon_plan.liveness import (
+    INPUT,
+    Operations,
+    backward_peak,
+    forward_peak,
+    recomputed,
+    result_sizes,
+    saved_by_autograd,
+)
+
+
+class Usage(NamedTuple):
+    """Memory of a block for one micro-batch, in bytes.
+
+    Attributes:
+        kept: from forward to backward.
+        dispatched: the part of ``kept`` that is rows for experts.
+        peak: while it runs backward, recomputation included; includes ``kept`` and the gradient of its output.
+        half: likewise in the first half of a split backward pass, without ``deferred``.
+        deferred: gradients that the first half leaves to the second, which computes those of weights from them.
+        forward: while it runs forward for the first time; includes its input.
+    """
+
+    kept: float
+    dispatched: float
+    peak: float
+    half: float
+    deferred: float
+    forward: float
+
+
+def saved_bytes(operations: Operations, input_bytes: float) -> float:
+    """What autograd saves of a forward pass, each result once."""
+    return sum(saved_by_autograd(operations, input_bytes).values())
+
+
+def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
+    """Memory of a block whose saved results all stay."""
+    saved = saved_by_autograd(operations, input_bytes)
+    return Usage(
+        kept=sum(saved.values()),
+        dispatched=_dispatched(operations, saved),
+        peak=backward_peak(operations, input_bytes),
+        half=backward_peak(operations, input_bytes, is_half=True, frees=False),
+        deferred=_deferred(operations),
+        forward=forward_peak(operations, input_bytes, stay=saved, exist={}),
+    )
+
+
+def fully_recomputed(operations: Operations, input_bytes: float) -> Usage:
+    """Memory of a block of which only the input stays."""
+    saved = saved_by_autograd(operations, input_bytes)
+    again = operations[-1].bytes + forward_peak(recomputed(operations), input_bytes, stay=saved, exist={})
+    return Usage(
+        kept=input_bytes,
+        dispatched=0.0,
+        peak=max(again, backward_peak(operations, input_bytes, held=(INPUT,))),
+        half=max(again, backward_peak(operations, input_bytes, held=(INPUT,), is_half=True)),
+        deferred=_deferred(operations),
+        forward=forward_peak(operations, input_bytes, stay={}, exist={}),
+    )
+
+
+def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
+    """Memory of a block of which the input and marked results stay.
+
+    Recomputation takes a kept result where its operation would run again. The results of operations that do not run
+    again stay to the end.
+    """
+    cached = {o.name: o.extra_kept + (o.bytes if o.kept else 0.0) for o in operations if o.kept or o.extra_kept}
+    ran = recomputed(operations)
+    rest = sum(cached.pop(operation.name, 0.0) for operation in operations[len(ran) :])
+    again = forward_peak(ran, input_bytes, stay=saved_by_autograd(operations, input_bytes), exist=cached)
+    back = backward_peak(operations, input_bytes, held=(INPUT,))
+    peak = rest + max(operations[-1].bytes + again, back)
+    return Usage(
+        kept=input_bytes + sum(cached.values()) + rest,
+        dispatched=_dispatched(operations, cached),
+        peak=peak,
+        half=peak,
+        deferred=_deferred(operations),
+        forward=rest + forward_peak(operations, input_bytes, stay=cached, exist={}),
+    )
+
+
+def within_budget(operations: Operations, input_bytes: float, budget: float) -> Usage:
+    """Upper bound of the memory of a compiled block that keeps a share of what it can recompute.
+
+    Each graph keeps at most ``smallest + budget x (largest - smallest)``: AOTAutograd solves a knapsack problem
+    (``torch._functorch.partitioners``). The smallest are the inputs of the block and what its eager parts save, which
+    no graph recomputes. The peak is that of a block which keeps everything.
+    """
+    most = without_checkpointing(operations, input_bytes)
+    sizes = result_sizes(operations, input_bytes)
+    eager = [operation for operation in operations if operation.eager]
+    names = {INPUT, *(name for operation in eager for name in operation.saves)}
+    least = sum(sizes[name] for name in names) + sum(operation.extra for operation in eager)
+    return most._replace(kept=least + budget * (most.kept - least))
+
+
+def _dispatched(operations: Operations, kept: Mapping[str, float]) -> float:
+    return sum(kept.get(operation.name, 0.0) for operation in operations if operation.is_dispatch)
+
+
+def _deferred(operations: Operations) -> float:
+    """The gradients from which those of weights are computed (``torch.distributed.pipelining.backward_peak``)."""
+    return sum(operation.bytes for operation in operations if operation.weights)

@@ -1,0 +1,125 @@
+"""Activations of one pipeline stage for one micro-batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from archon_core.models.stage import Stage
+from archon_plan.block_operations import block_operations
+from archon_plan.block_sizes import BlockSizes, block_sizes
+from archon_plan.checkpointing import (
+    Usage,
+    fully_recomputed,
+    selectively_recomputed,
+    within_budget,
+    without_checkpointing,
+)
+from archon_plan.head_memory import HeadUsage, head_usage
+from archon_plan.setting import Checkpointing, Setting
+
+EMBEDDING_BYTES = 9
+"""Per token, what a vocabulary sharded over tensor ranks keeps: the row on this rank, and whether another has it."""
+
+
+@dataclass(frozen=True)
+class StageUsage:
+    """Memory of one stage for one micro-batch, in bytes.
+
+    Attributes:
+        kept: by blocks, from forward to backward, with the stage's input and output.
+        dispatched: the part of ``kept`` that is rows for experts.
+        running: the most that a running block adds in backward while the blocks before it still keep theirs.
+        half: likewise in the first half of a split backward pass.
+        deferred: gradients that the first half leaves to the second.
+        head: the final norm and the head; ``None`` on a stage without.
+        forward: peak of a forward pass that keeps nothing.
+        message: hidden states that go to another stage.
+        is_first: whether it starts from token ids.
+        is_last: whether losses are computed on it.
+    """
+
+    kept: float
+    dispatched: float
+    running: float
+    half: float
+    deferred: float
+    head: HeadUsage | None
+    forward: float
+    message: float
+    is_first: bool
+    is_last: bool
+
+    @property
+    def head_kept(self) -> float:
+        """What the head keeps from forward to backward."""
+        return 0.0 if self.head is None else self.head.kept
+
+
+def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: bool) -> StageUsage:
+    """The memory of ``stage`` on one of its ranks. The arguments are those of ``activations.activation_parts``."""
+    anatomy, dims, value_bytes = setting.anatomy, setting.dims, setting.types.compute
+    kinds = tuple(block_sizes(setting, kind, imbalance=imbalance, on_cpu=on_cpu) for kind in anatomy.kinds)
+    blocks = [
+        _usage(kinds[anatomy.kind_of[layer]], _checkpointing(setting, layer), setting.budget) for layer in stage.layers
+    ]
+    message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
+    region_tokens = setting.local_tokens * dims.tp
+    # Cosines and sines, which all layers share.
+    around = float(region_tokens * max((kind.key_dim for kind in kinds), default=0) * value_bytes)
+    # A stage's input is a leaf of its graph, and its output the root: both live as long as the graph.
+    around += message * ((not stage.has_embed) + (not stage.has_head))
+    if stage.has_embed and dims.tp > 1:
+        around += region_tokens * EMBEDDING_BYTES
+    head = None
+    if stage.has_head:
+        eager = kinds[0]._replace(compiled=False, experts=None)
+        rows = -(-anatomy.vocab_size // dims.tp)
+        head = head_usage(eager, rows, setting.tokens.scored, critic=anatomy.critic)
+    running, half = _running(blocks)
+    deferred = sum(block.deferred for block in blocks)
+    return StageUsage(
+        kept=around + sum(block.kept for block in blocks),
+        dispatched=sum(block.dispatched for block in blocks),
+        running=running,
+        half=deferred + half,
+        # The first stage leaves everything to the second half, so only the gradient of its output waits.
+        deferred=message if stage.has_embed else deferred,
+        head=head,
+        forward=max((block.forward for block in blocks), default=0.0),
+        message=message,
+        is_first=stage.has_embed,
+        is_last=stage.has_head,
+    )
+
+
+def _running(blocks: list[Usage]) -> tuple[float, float]:
+    """What running blocks add at most, in whole and in split backward passes."""
+    running = half = after = 0.0
+    for block in reversed(blocks):
+        running = max(running, block.peak - block.kept - after)
+        half = max(half, block.half - block.kept)
+        after += block.kept
+    return running, half
+
+
+def _checkpointing(setting: Setting, layer: int) -> Checkpointing:
+    """The mode of one layer; N of every Nth counts over the whole model."""
+    if not setting.trains:
+        return "none"
+    if setting.checkpointing == "selective" and setting.every is not None:
+        return "full" if (layer + 1) % setting.every == 0 else "none"
+    return setting.checkpointing
+
+
+@lru_cache(maxsize=4096)
+def _usage(sizes: BlockSizes, mode: Checkpointing, budget: float) -> Usage:
+    operations, given = block_operations(sizes), sizes.input_bytes
+    if mode == "memory_budget":
+        return within_budget(operations, given, budget)
+    if mode == "full":
+        return fully_recomputed(operations, given)
+    # Compiled graphs recompute by themselves, also by default: products stay, elementwise results do not.
+    if mode == "selective" and not sizes.compiled:
+        return selectively_recomputed(operations, given)
+    return without_checkpointing(operations, given)

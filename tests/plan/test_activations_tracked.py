@@ -1,0 +1,130 @@
+"""Planned memory of activations against torch's memory tracker, which runs the real modules without values."""
+
+from __future__ import annotations
+
+import pytest
+
+from archon_core.layout.dims import ParallelDims
+from archon_models_qwen.anatomy import anatomy
+from archon_plan.activations import activation_parts
+from archon_plan.setting import Checkpointing, Setting, Tokens, Types
+from plan.tracked import fake_ranks, largest_activations
+
+TOLERANCE = 0.003
+"""Sizes are sums of named tensors, so they agree but for the rounding of rows per rank, and indices."""
+
+DENSE = {
+    "model_type": "qwen3",
+    "vocab_size": 512,
+    "hidden_size": 256,
+    "intermediate_size": 768,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+}
+QWEN2 = {**{name: value for name, value in DENSE.items() if name != "head_dim"}, "model_type": "qwen2"}
+EXPERTS = {
+    **DENSE,
+    "model_type": "qwen3_moe",
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 128,
+    "norm_topk_prob": True,
+    "mlp_only_layers": [0],
+}
+"""One dense layer and two with experts."""
+
+DATA = ParallelDims(dp_shard=8)
+TENSOR = ParallelDims(dp_shard=4, tp=2)
+CONTEXT = ParallelDims(dp_shard=4, cp=2)
+EXPERT = ParallelDims(dp_shard=8, ep=4)
+EXPERT_TENSOR = ParallelDims(dp_shard=4, tp=2, ep=4, etp=2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ranks():
+    with fake_ranks(8):
+        yield
+
+
+def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024) -> None:
+    setting = Setting(
+        anatomy=anatomy(entries, critic=critic),
+        dims=dims,
+        tokens=Tokens(tokens, sequence=512),
+        types=Types(compute=value_bytes),
+        checkpointing=mode,
+        every=every,
+    )
+    planned = sum(part.bytes for part in activation_parts(setting, 0, imbalance=1.0, on_cpu=True))
+    assert planned == pytest.approx(largest_activations(entries, setting), rel=TOLERANCE)
+
+
+MODES = [("none", None), ("selective", None), ("selective", 2), ("full", None)]
+
+
+def test_a_dense_model_keeps_and_recomputes_what_is_planned():
+    check(DENSE, DATA, "selective")
+
+
+def test_experts_over_ranks_keep_and_recompute_what_is_planned():
+    check({**EXPERTS, "num_hidden_layers": 2}, EXPERT, "full")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(("mode", "every"), MODES)
+@pytest.mark.parametrize(
+    ("entries", "dims"),
+    [(DENSE, DATA), (DENSE, TENSOR), (DENSE, CONTEXT), (EXPERTS, DATA), (EXPERTS, EXPERT), (EXPERTS, EXPERT_TENSOR)],
+    ids=["dense-d8", "dense-d4t2", "dense-d4c2", "experts-d8", "experts-d8e4", "experts-d4t2e4etp2"],
+)
+def test_every_mode_keeps_and_recomputes_what_is_planned(entries, dims, mode, every):
+    check(entries, dims, mode, every)
+
+
+@pytest.mark.wide
+def test_activations_in_fp32():
+    check(DENSE, DATA, "none", value_bytes=4)
+
+
+@pytest.mark.wide
+def test_heads_without_norms():
+    check(QWEN2, DATA, "none")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_tensor_ranks_exchange_parts_of_key_heads(mode):
+    check(DENSE, ParallelDims(dp_shard=2, tp=4), mode)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_context_ranks_copy_key_heads(mode):
+    check(DENSE, ParallelDims(dp_shard=2, cp=4), mode)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("value_bytes", [2, 4])
+def test_a_large_vocabulary_peaks_in_chunks_of_logits(value_bytes):
+    check({**DENSE, "vocab_size": 65536}, DATA, "full", value_bytes=value_bytes)
+
+
+@pytest.mark.wide
+def test_a_critic_has_no_logits():
+    check(DENSE, TENSOR, "none", critic=True)
+
+
+@pytest.mark.wide
+def test_a_model_of_real_sizes():
+    """The measured example: 166 million parameters and 4,096 tokens."""
+    check(
+        {**DENSE, "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 3072, "num_attention_heads": 16}
+        | {"num_key_value_heads": 8, "num_hidden_layers": 8},
+        DATA,
+        "none",
+        tokens=4096,
+    )
