@@ -261,7 +261,9 @@ def test_a_measured_device_is_written_and_can_be_planned_for(
     assert asked[0][0] is not None
     assert ((3072, 1024) in asked[0][0].matrices, asked[0][1]) == (True, "cpu")
     assert "measured" in capsys.readouterr().out
-    assert answer_of(capsys, *SMALL, "--device", str(file))["device"] == {"name": "mine", "memory_bytes": 5e9}
+    planned = answer_of(capsys, *SMALL, "--device", str(file))["device"]
+    assert (planned["name"], planned["memory_bytes"]) == ("mine", 5e9)
+    assert planned["figures"]["memory"] == {"value": 5e9, "source": "measured"}
     assert run("--calibrate", str(tmp_path / "mine.txt")) == 2
     assert run("--calibrate", str(file), "--device", "h100") == 2
     assert run("--calibrate", str(tmp_path / "no" / "mine.yaml")) == 2
