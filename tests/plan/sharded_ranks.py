@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,7 +23,6 @@ from archon_core.models.name_pattern import matches_any
 from archon_core.models.stage import Stage
 from archon_engine.mesh import build_meshes
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.options.archon import ArchonOptions
 from archon_engine.parallel.activation_checkpointing import apply_full_checkpointing
 from archon_engine.parallel.fsdp import FsdpGroups, apply_fsdp
 from archon_engine.parallel.tensor import apply_tensor_parallel
@@ -91,7 +91,9 @@ def shard_stages(
     spec = _spec(entries["model_type"])
     loaded = spec.load()
     arguments = loaded.arguments.from_hf_config(load_hf_config(dict(entries)), critic=critic)
-    builder = registry().get("moe", "moe").load()(ArchonOptions()) if loaded.has_experts else None
+    builder = (
+        registry().get("moe", "moe").load()(SimpleNamespace(moe_grouped_gemm=True)) if loaded.has_experts else None
+    )
     plan = loaded.parallel_plan(arguments)
     meshes = build_meshes(dims, "cpu", experts=loaded.has_experts)
     found = []

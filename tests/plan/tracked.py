@@ -51,8 +51,8 @@ class ActivationTracker(FSDPMemTracker):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = super().__torch_dispatch__(func, types, args, kwargs or {})
-        # While FSDP2 reduces gradients, the inputs of its collectives count as TEMP until these have started.
-        if self._fsdp_state is not _FSDPState.POST_BW:
+        # Buffers of FSDP2's collectives count as ACT or TEMP until these have started.
+        if self._fsdp_state not in (_FSDPState.PRE_FW, _FSDPState.PRE_BW, _FSDPState.POST_BW):
             of_kind = self._curr_mem_snap.get(torch.device("cpu"), {})
             self.most = max(self.most, of_kind.get(_FSDPRefType.ACT, 0) + of_kind.get(_FSDPRefType.TEMP, 0))
         return result

@@ -62,7 +62,7 @@ def activation_parts(
         on_cpu: count the temporaries of CPU kernels instead of CUDA's.
     """
     moments = activation_moments(setting, pipeline_rank, imbalance=imbalance, on_cpu=on_cpu)
-    return tuple(_parts(setting, max(moments, key=lambda moment: moment.total)))
+    return tuple(moment_parts(setting, max(moments, key=lambda moment: moment.total)))
 
 
 def activation_moments(
@@ -152,7 +152,8 @@ def _inference(stage: StageUsage) -> ActivationMoment:
     return ActivationMoment(head=head) if head > stage.forward else ActivationMoment(running=stage.forward)
 
 
-def _parts(setting: Setting, moment: ActivationMoment) -> Iterator[MemoryPart]:
+def moment_parts(setting: Setting, moment: ActivationMoment) -> Iterator[MemoryPart]:
+    """A moment as lines of a report; lines of 0 bytes are left out."""
     pipelined = setting.dims.pp > 1
     flight = f" of {moment.in_flight} micro-batches in flight, counted per stage" if pipelined else ""
     for name, size, note in (

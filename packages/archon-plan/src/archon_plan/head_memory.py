@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from archon_plan.block_operations import norm
 from archon_plan.block_sizes import FP32, BlockSizes
-from archon_plan.liveness import INPUT, saved_by_autograd
+from archon_plan.liveness import INPUT, backward_peak, saved_by_autograd
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 64 * 2**20, 2**30
 """``archon_engine.nn.head``'s sizes of one [C, V] buffer in fp32, on a CPU and on other devices."""
@@ -29,20 +29,13 @@ class HeadUsage(NamedTuple):
 
     Attributes:
         kept: from forward to backward.
-        logits: chunks of logits and their gradients, at the peak of the backward pass.
-        gradients: of the hidden states, and of the head's weight in fp32, at that peak.
+        peak: while they run backward, the gradient of the head's weight included.
         forward: peak of the forward pass.
     """
 
     kept: float
-    logits: float
-    gradients: float
+    peak: float
     forward: float
-
-    @property
-    def peak(self) -> float:
-        """The peak of the backward pass."""
-        return self.kept + self.logits + self.gradients
 
 
 @lru_cache(maxsize=256)
@@ -57,17 +50,15 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     """
     b, H = sizes.value_bytes, sizes.hidden
     final = tuple(norm("norm", INPUT, sizes.tokens, H, sizes))
-    normed = sizes.input_bytes
-    kept = sum(saved_by_autograd(final, sizes.input_bytes).values())
+    saved = sum(saved_by_autograd(final, sizes.input_bytes).values())
+    in_norm = backward_peak(final, sizes.input_bytes)
     if critic:
-        return HeadUsage(kept + normed, 0.0, normed, kept + 2 * normed)
+        kept = saved + sizes.input_bytes
+        return HeadUsage(kept, max(kept + sizes.input_bytes, in_norm), kept + sizes.input_bytes)
     rows = sizes.region_tokens
-    hidden = rows * H * b
     positions = ceil(rows * scored)
-    taken = positions * H * b if scored < 1 else 0.0
-    # Hidden states of all tensor ranks, or the norm's result itself; the log-normaliser of every position.
-    kept += taken or max(hidden, normed)
-    kept += positions * FP32
+    # Hidden states of all tensor ranks, which are the norm's result without tensor ranks; the log-normaliser.
+    kept = saved + positions * (H * b + FP32)
     chunk, several = _chunk(positions, vocabulary, on_cpu=sizes.on_cpu)
     fp32, product = chunk * vocabulary * FP32, chunk * vocabulary * b if b < FP32 else 0.0
     matrix = vocabulary * H
@@ -77,7 +68,7 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     casts = fp32 + product + max(chunk * H * b, matrix * b if b < FP32 else 0.0)
     gradients = positions * (H * b + POSITION_BYTES) + matrix * FP32
     forward = kept + max((2 if several else 1) * fp32 + product, 2 * fp32)
-    return HeadUsage(kept, max(chunks, casts), gradients, forward)
+    return HeadUsage(kept, max(kept + max(chunks, casts) + gradients, in_norm + matrix * b), forward)
 
 
 def _chunk(positions: int, vocabulary: int, *, on_cpu: bool) -> tuple[int, bool]:

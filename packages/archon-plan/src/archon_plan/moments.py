@@ -37,8 +37,10 @@ class Moment:
         accumulated: unsharded gradients of the micro-batches so far, in a pipeline.
         weights: unsharded weights, and buffers of all-gathers.
         reductions: unsharded gradients of the running backward pass, and inputs of reduce-scatters.
-        buffers: of the optimizer.
-        kept: with ``kept``, the share of these activations that still lives.
+        buffers: of the optimizer's update.
+        published: buckets in which weights are published.
+        kept: the share of what blocks keep that still lives.
+        running: unsharded gradients of the running head or block, which ``archon_plan.activations`` counts.
     """
 
     name: str
@@ -48,12 +50,15 @@ class Moment:
     weights: float = 0
     reductions: float = 0
     buffers: float = 0
-    kept: float = 0.0
+    published: float = 0
+    kept: float = 1.0
+    running: float = 0.0
 
     @property
     def total(self) -> float:
-        """All of it except activations."""
-        return self.gradients + self.accumulated + self.weights + self.reductions + self.buffers
+        """All of it, except activations and ``running``."""
+        parts = (self.gradients, self.accumulated, self.weights, self.reductions, self.buffers, self.published)
+        return sum(parts)
 
 
 def moments(setting: Setting, pipeline_rank: int) -> tuple[Moment, ...]:
@@ -132,14 +137,18 @@ class _Sequential:
         # The last block runs when all activations live. After it, the reduce-scatter of a block is in flight, not that
         # of the head. While the first one runs, the embedding is gathered, which may be larger than a block.
         coming = block.dense if n_blocks > 1 else stage.early
-        yield self._start(block, before=last, coming=coming, done=last)
-        yield from self._in_block(block, before=last, coming=coming, done=last, kept=1 - 1 / n_blocks)
+        yield from self._in_block(block, before=last, coming=coming, done=last, left=1.0, share=1 / n_blocks)
         if n_blocks > 2:
-            kept = 1 - 2 / n_blocks
-            yield from self._in_block(block, before=block.dense, coming=block.dense, done=last + one, kept=kept)
+            done, left = last + one, 1 - 1 / n_blocks
+            coming = max((block.dense for block in stage.blocks), key=lambda dense: dense.gathered)
+            yield from self._in_block(
+                block, before=block.dense, coming=coming, done=done, left=left, share=1 / n_blocks
+            )
         if n_blocks > 1:
-            done = last + one.times(n_blocks - 1)
-            yield from self._in_block(block, before=block.dense, coming=stage.early, done=done, kept=0.0)
+            done, left = last + one.times(n_blocks - 1), 1 / n_blocks
+            yield from self._in_block(
+                block, before=block.dense, coming=stage.early, done=done, left=left, share=1 / n_blocks
+            )
         yield self._at_end()
 
     def _gradients(self, done: Shards) -> int:
@@ -151,42 +160,47 @@ class _Sequential:
         """Backward begins here; the weights of the last block are already on their way."""
         stage, last = self._stage, self._stage.last
         own = last.gathered * self._compute
+        if stage.root.tensors:
+            coming = NOTHING  # a tied head runs before the last group, which gathers the block
         if self._frees:
             weights = stage.root.gathered * self._compute + own + coming.gathered * self._gather
         else:
             weights = stage.total.gathered * self._compute
         gradients = (last + stage.root).whole * self._compute
         sharded = self._gradients(NOTHING)
-        yield Moment("backward of the head", "head", sharded, 0, weights, gradients)
+        yield Moment("backward of the head", "head", sharded, 0, weights, running=gradients)
         reduced = gradients + last.gathered * self._reduce
-        yield Moment("reduction of the head", "kept", sharded, 0, weights - own, reduced, kept=1.0)
+        yield Moment("reduction of the head", "kept", sharded, 0, weights - own, reduced)
 
-    def _start(self, block: Block, *, before: Shards, coming: Shards, done: Shards) -> Moment:
-        """The block's weights are whole, and there are no gradients yet."""
-        experts = block.experts
-        # While the experts are gathered, the next block is not yet.
-        arriving = (experts.gathered + experts.rearranged) * self._gather_experts
-        weights = self._whole(block.dense + experts, done)
-        buffers = max(coming.gathered * self._gather, arriving) if self._frees else 0
-        return Moment("backward of a block", "block", self._gradients(done), 0, weights + buffers, self._shared(before))
-
-    def _in_block(self, block: Block, *, before: Shards, coming: Shards, done: Shards, kept: float) -> Iterator[Moment]:
-        """The ends of the backward passes of a block's groups, before and after their weights are freed.
+    def _in_block(
+        self, block: Block, *, before: Shards, coming: Shards, done: Shards, left: float, share: float
+    ) -> Iterator[Moment]:
+        """The backward pass of a block: its beginning, without gradients yet, and the ends of its groups, before and
+        after their weights are freed.
 
         Args:
             before: the group whose reduce-scatter is in flight.
             coming: the group that is gathered.
             done: all groups behind this block.
-            kept: the share of blocks that have yet to run.
+            left: share of the blocks that have yet to run, this one included.
+            share: of one block.
         """
         dense, experts = block.dense, block.experts
         buffer = coming.gathered * self._gather if self._frees else 0
+        gradients, shared = self._gradients(done), self._shared(before)
+        weights = self._whole(dense + experts, done)
+        if experts.tensors and self._frees:
+            # The next block is gathered later, and the experts have no gradients yet. What the block has recomputed by
+            # now takes less than these.
+            arriving = weights + (experts.gathered + experts.rearranged) * self._gather_experts
+            yield Moment("gathering of experts", "kept", gradients, 0, arriving, shared, kept=left)
+        yield Moment("backward of a block", "block", gradients, 0, weights + buffer, shared, kept=left)
 
         def moment(name: str, whole: Shards, group: Shards, reduced: Shards) -> Moment:
             freed = done + dense + experts - whole
             weights = self._whole(whole, freed) + buffer
             reductions = self._shared(reduced) + group.whole * self._compute
-            return Moment(name, "kept", self._gradients(done), 0, weights, reductions, kept=kept)
+            return Moment(name, "kept", gradients, 0, weights, reductions, kept=left - share)
 
         if experts.tensors:
             yield moment("end of experts", dense + experts, experts, before)
@@ -214,9 +228,9 @@ class _Sequential:
         sharded = self._gradients(stage.total - ends)
         weights = ends.gathered * self._compute
         gradients = (ends + stage.root).whole * self._compute + first.gathered * self._reduce
-        running = Moment("backward of the embedding", "kept", sharded, 0, weights, gradients)
+        running = Moment("backward of the embedding", "kept", sharded, 0, weights, gradients, kept=0.0)
         reductions = ends.whole * self._compute + ends.gathered * self._reduce
-        reduced = Moment("reduction of the embedding", "kept", sharded, 0, 0, reductions)
+        reduced = Moment("reduction of the embedding", "kept", sharded, 0, 0, reductions, kept=0.0)
         return max(running, reduced, key=lambda moment: moment.total)
 
 
@@ -242,7 +256,7 @@ class _Pipelined:
         if not each and self._reduce != self._compute:
             # The newest gradients are added to the accumulated ones group by group.
             fresh = max(group.whole for stage in self._stages for group in _groups(stage)) * self._compute
-        yield Moment("backward", "any", sharded, accumulated, self._weights, fresh)
+        yield Moment("backward", "any", sharded, accumulated, self._weights, running=fresh)
         yield max(self._reductions(), key=lambda moment: moment.total)
 
     def _reductions(self) -> Iterator[Moment]:
@@ -281,7 +295,7 @@ def _optimizer_step(setting: Setting, stages: tuple[StageUnits, ...], pipeline_r
     on_device = 0 if setting.offloads else setting.types.master
     gradients = sum(stage.total.stored for stage in stages) * on_device
     buffers = _muon_buffers(setting, stages, pipeline_rank) * on_device if setting.optimizer == "muon" else 0
-    return Moment("optimizer step", "kept", gradients=gradients, buffers=buffers)
+    return Moment("optimizer step", "kept", gradients=gradients, buffers=buffers, kept=0.0)
 
 
 def _muon_buffers(setting: Setting, stages: tuple[StageUnits, ...], pipeline_rank: int) -> float:

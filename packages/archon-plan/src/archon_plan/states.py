@@ -58,7 +58,8 @@ def held(setting: Setting, pipeline_rank: int, rank: int = 0) -> Held:
 
 
 def state_parts(setting: Setting, pipeline_rank: int, moment: Moment | None = None) -> tuple[MemoryPart, ...]:
-    """Memory on the device of the rank with the largest shards, without activations and overhead.
+    """Memory on the device of the rank with the largest shards, without activations and overhead. Parts of 0 bytes are
+    left out.
 
     Args:
         setting: what is planned.
@@ -78,18 +79,16 @@ def state_parts(setting: Setting, pipeline_rank: int, moment: Moment | None = No
         parts.append(MemoryPart("parameters", kept.parameters, _shared_by(setting)))
         if setting.trains:
             parts.append(MemoryPart("optimizer", kept.optimizer, setting.optimizer))
-    if setting.trains:
-        parts.append(MemoryPart("gradients", moment.gradients, "sharded"))
-        if moment.accumulated:
-            parts.append(
-                MemoryPart("accumulated gradients", moment.accumulated, "unsharded, until the step reduces them")
-            )
-    if setting.is_sharded:
-        parts.append(MemoryPart("unsharded weights", moment.weights, "with the buffers of their all-gathers"))
-        if setting.trains:
-            parts.append(MemoryPart("gradients being reduced", moment.reductions, "and inputs of reduce-scatters"))
-    if moment.buffers:
-        parts.append(MemoryPart("update", moment.buffers, f"buffers of {setting.optimizer}"))
+    for name, size, note in (
+        ("gradients", moment.gradients, "sharded"),
+        ("accumulated gradients", moment.accumulated, "unsharded, until the step reduces them"),
+        ("unsharded weights", moment.weights, "with buffers of all-gathers"),
+        ("gradients being reduced", moment.reductions, "unsharded, with inputs of reduce-scatters"),
+        ("buffers of the update", moment.buffers, setting.optimizer),
+        ("buckets of weights", moment.published, "between two steps"),
+    ):
+        if size:
+            parts.append(MemoryPart(name, size, note))
     return tuple(parts)
 
 
