@@ -17,7 +17,7 @@ from typing import Any
 
 from archon_core import registry
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, RankActions, ScheduleSpec, StagePlan
-from archon_core.errors import ArchonError, ConfigError
+from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
@@ -336,12 +336,22 @@ class _Plans:
         if not (schedules := _installed_schedules(self._names)):
             return
         pipeline = registry().get(PipelineSpec, PIPELINE)
+        # Schedules with equally many stages per rank, placed alike, split a model alike.
+        plans: dict[tuple[int, str], StagePlan | None] = {}
         for schedule in schedules:
-            try:
-                yield schedule, plan_stages(self._anatomy, pipeline, schedule, n_ranks=pp, options=_NO_OPTIONS)
-            except ArchonError:
-                # The model has too few layers for the stages of this schedule.
-                continue
+            key = schedule.usual_stages_per_rank, schedule.placement
+            if key not in plans:
+                plans[key] = self._split(pipeline, schedule, pp)
+            plan = plans[key]
+            if plan is not None:
+                yield schedule, plan
+
+    def _split(self, pipeline: PipelineSpec, schedule: ScheduleSpec, pp: int) -> StagePlan | None:
+        """``None`` if the model has too few layers for the stages of the schedule."""
+        try:
+            return plan_stages(self._anatomy, pipeline, schedule, n_ranks=pp, options=_NO_OPTIONS)
+        except (LayoutError, ConfigError):
+            return None
 
     def _shapes(self, found: tuple[ScheduleSpec | None, StagePlan | None]) -> tuple[RankShape, ...]:
         schedule, plan = found
