@@ -51,9 +51,9 @@ def find_alternatives(answer: Answer, engine: EngineAnswer, registry: Registry) 
         check = check_engine(other, registry)
         return not check.violations and fits(other, check)
 
-    settings = []
-    for options, changed in _other_settings(request):
-        if not any(found.items() <= options.items() for found in settings) and works(changed):
+    settings: list[dict[str, str]] = []
+    for options, changed in _other_settings(request, engine.plan.setting.tokens.n_micro_batches):
+        if not any(_suffices(found, options) for found in settings) and works(changed):
             settings.append(options)
     check = check_engine(request, registry)
     layouts = nearest_layouts(request, check, registry, accept=fits, most_tried=60)
@@ -65,8 +65,22 @@ def find_alternatives(answer: Answer, engine: EngineAnswer, registry: Registry) 
     return Alternatives(tuple(settings), layouts, larger)
 
 
-def _other_settings(request: EngineRequest) -> Iterator[tuple[dict[str, str], EngineRequest]]:
-    """Cheaper settings, alone and then together: the fewest changes first."""
+def _suffices(found: dict[str, str], options: dict[str, str]) -> bool:
+    """Whether ``options`` change more than ``found``, or the same with fewer tokens than needed."""
+    rest, others = (
+        {name: value for name, value in each.items() if not name.startswith("mb_spec.")} for each in (found, options)
+    )
+    has_tokens = len(rest) < len(found)
+    return rest.items() <= others.items() and (not has_tokens or len(others) < len(options))
+
+
+def _other_settings(request: EngineRequest, n_mbs: int) -> Iterator[tuple[dict[str, str], EngineRequest]]:
+    """Cheaper settings, alone and then together: the fewest changes first.
+
+    Args:
+        request: the engine.
+        n_mbs: its micro-batches in effect. Smaller ones are more, so that a step has the same tokens.
+    """
     config = request.config
     changes: list[tuple[dict[str, str], EngineRequest]] = []
     if config.optimizer is not None and (config.archon.ac_mode != "full" or not config.gradient_checkpointing):
@@ -82,7 +96,7 @@ def _other_settings(request: EngineRequest) -> Iterator[tuple[dict[str, str], En
         for half in halves[:3]:
             spec = changed.config.mb_spec
             times = (config.mb_spec.max_tokens_per_mb or half) // half if request.sequences.number is None else 1
-            smaller = replace(spec, max_tokens_per_mb=half, n_mbs=spec.n_mbs * times)
+            smaller = replace(spec, max_tokens_per_mb=half, n_mbs=n_mbs * times if times > 1 else spec.n_mbs)
             options = {**base, "mb_spec.max_tokens_per_mb": str(half)}
             if times > 1:
                 options["mb_spec.n_mbs"] = str(smaller.n_mbs)
