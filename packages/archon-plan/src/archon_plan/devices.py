@@ -61,6 +61,7 @@ class Device:
         devices_per_node: devices that share a node's links.
         efficiency: shares of these figures that work reaches.
         launch: seconds of host time per operation.
+        disk_bandwidth: bytes/s that a machine writes to the shared file system, or reads from it.
         kind: ``gpu`` runs operations while the host launches the next ones; ``cpu`` computes between them.
         context_bytes: memory of the CUDA context with its kernels.
         communicator_bytes: memory of one communicator.
@@ -81,6 +82,7 @@ class Device:
     devices_per_node: int
     efficiency: Efficiency
     launch: float = 5e-6
+    disk_bandwidth: float = 2e9
     kind: Literal["gpu", "cpu"] = "gpu"
     context_bytes: float = 0.6 * 2**30
     communicator_bytes: float = 0.25 * 2**30
@@ -231,6 +233,7 @@ _OPTIONAL = (
     "name",
     "efficiency",
     "launch",
+    "disk_bandwidth",
     "kind",
     "context_bytes",
     "communicator_bytes",

@@ -219,15 +219,20 @@ class StepClock:
             return own.backward if (kind is ActionKind.BACKWARD_WEIGHT) == (stage == 0) else {}
         return own.backward_input if kind is ActionKind.BACKWARD_INPUT else own.backward_weight
 
-    def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
+    def timeline(self) -> TimedActions:
+        """The actions of a pipeline with their start and end in seconds; empty without a pipeline."""
         setting = self._setting
         if not setting.actions:
-            spent = sum(sum(part.values()) for part in self._spent_on(counts[0]))
-            return PipelineTimes(spent, (spent,), (spent,), 0.0)
+            return ()
         stages = range(len(self._stages))
         seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
-        replayed = installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message)
-        return PipelineTimes.of(replayed)
+        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message)
+
+    def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
+        if not self._setting.actions:
+            spent = sum(sum(part.values()) for part in self._spent_on(counts[0]))
+            return PipelineTimes(spent, (spent,), (spent,), 0.0)
+        return PipelineTimes.of(self.timeline())
 
     @cached_property
     def _message(self) -> float:
