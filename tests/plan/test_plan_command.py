@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from archon_core.cli.main import main
 from archon_core.plugins import registry
 from archon_plan.answer import Answer, find_answer
-from archon_plan.devices import find_device
+from archon_plan.calibrate import Sizes
+from archon_plan.devices import Device, find_device
 from archon_plan.engine_flags import EngineFlags, request_engine
 from archon_plan.memory import rank_memory
 from archon_plan.timing import step_time
@@ -242,3 +244,26 @@ def test_without_other_plugins_the_message_names_the_missing_package() -> None:
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     assert ended.returncode == 2, ended.stdout
     assert "archon-models-qwen" in ended.stderr
+
+
+def test_a_measured_device_is_written_and_can_be_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def measure(sizes: Sizes | None, *, device_type: str | None, name: str) -> Device:
+        asked.append((sizes, device_type))
+        return replace(find_device("cpu"), name=name).with_figures({"memory": 5e9}, source="measured")
+
+    monkeypatch.setattr("archon_plan.calibrate.calibrate", measure)
+    file = tmp_path / "mine.yaml"
+    assert run("--calibrate", str(file), "--device", "cpu", "--model", "qwen3-0.6b") == 0
+    assert asked[0][0] is not None
+    assert ((3072, 1024) in asked[0][0].matrices, asked[0][1]) == (True, "cpu")
+    assert "measured" in capsys.readouterr().out
+    planned = answer_of(capsys, *SMALL, "--device", str(file))["device"]
+    assert (planned["name"], planned["memory_bytes"]) == ("mine", 5e9)
+    assert planned["figures"]["memory"] == {"value": 5e9, "source": "measured"}
+    assert run("--calibrate", str(tmp_path / "mine.txt")) == 2
+    assert run("--calibrate", str(file), "--device", "h100") == 2
+    assert run("--calibrate", str(tmp_path / "no" / "mine.yaml")) == 2

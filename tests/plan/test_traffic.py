@@ -25,11 +25,11 @@ ODD = {"hidden_size": 33, "vocab_size": 131, "intermediate_size": 50}
 
 QUICK = (
     Case("d2", dtype="bfloat16"),
-    Case("r2"),
+    Case("r2", dtype="bfloat16"),
     Case("t2", changes=ONE_KEY_HEAD, options={"ac_mode": "full"}),
     Case("c2", changes=ONE_KEY_HEAD, entropy=True),
     Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "1F1B"}),
-    Case("p2", n_mbs=4, options={"pp_schedule": "ZBV"}),
+    Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "ZBV"}),
     Case("d2e2", "qwen3_moe", options={"ac_mode": "full"}),
     Case("d2t2", changes=ODD),
     Case("(attn:d2t2|ffn:d1e2t2)", "qwen3_moe", tokens=112),
@@ -64,7 +64,7 @@ WIDE = (
     Case("d2p2", n_mbs=4, options={"pp_schedule": "IZB", **EACH}),
     Case("d2p2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **ALWAYS, **EACH}),
     Case("d2p2", "qwen3_moe", n_mbs=8, options={"pp_schedule": "I1F1B", **ALWAYS}),
-    Case("p2t2", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
+    Case("p2t2", "qwen2", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
     Case("p2c2", n_mbs=4, options={"pp_schedule": "1F1B", **FULL}),
     Case("p2d2e2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
     # Forward passes alone.

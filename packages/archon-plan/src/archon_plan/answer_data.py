@@ -16,7 +16,11 @@ def answer_data(answer: Answer) -> dict[str, Any]:
         "title": request.title,
         "fits": answer.fits,
         "shortfall_bytes": max(answer.shortfall, 0),
-        "device": {"name": answer.device.name, "memory_bytes": answer.device.memory},
+        "device": {
+            "name": answer.device.name,
+            "memory_bytes": answer.device.memory,
+            "figures": {name: {"value": value, "source": source} for name, value, source in answer.device.rows()},
+        },
         "engines": [_engine(answer, engine) for engine in answer.engines],
         "rollout": str(request.rollout) if request.rollout else None,
         "decisions": [asdict(decision) for decision in request.decisions],

@@ -10,7 +10,7 @@ import typer
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_plan.chosen_device import DEVICE, device_of, kind_of, ranks_of, read_device
-from archon_plan.commands import Output, answer_request, answer_search
+from archon_plan.commands import Output, answer_calibration, answer_request, answer_search
 from archon_plan.devices import find_device
 from archon_plan.engine_flags import OPTIONS, EngineFlags, request_engine
 from archon_plan.request import request_run
@@ -138,12 +138,14 @@ def plan(
         int | None, typer.Option("--world", min=1, metavar="N", help="With --search: number of devices.")
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, metavar="N", help="Machines of the devices.")] = None,
-    search: Annotated[bool, typer.Option("--search", help="Find the best layouts of --world devices.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the best layouts of --world devices, with the engine of --layout.")
+    ] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     calibrate: Annotated[
         Path | None,
-        typer.Option("--calibrate", metavar="FILE", help="Measure this machine's device and write a device file."),
+        typer.Option("--calibrate", metavar="FILE", help="Measure this machine's device, and write a device file."),
     ] = None,
 ) -> None:
     """Predict memory, traffic and time of a layout, on any machine and without a device.
@@ -154,6 +156,11 @@ def plan(
 
     Exit codes: 0 fits, 1 does not fit, 2 wrong input or violated constraints.
     """
+    output = Output(as_json=as_json, page=html)
+    if calibrate is not None:
+        if device not in (None, "cuda", "cpu"):
+            raise ConfigError(f"--device: found {device!r} with --calibrate; allowed are cuda and cpu; leave it out")
+        raise typer.Exit(answer_calibration(calibrate, output, model=model, device_type=device))
     flags = {
         "--layout": layout,
         "--role": role,
@@ -196,7 +203,6 @@ def plan(
         given = None if device is None else kind_of(find_device(device))
         request = request_run(config, overrides or (), registry(), model=model, seq=seq, device=given)
         chosen = device_of(request, device, figures or (), nodes=nodes)
-    output = Output(as_json=as_json, page=html)
     if search:
         number = world or (ranks_of(request.engines[0].layout) if request.engines else None) or 1
         raise typer.Exit(answer_search(request, chosen, output, world=number))

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from archon_core.errors import ConfigError, LayoutError
+from archon_engine.options.archon import ArchonOptions
 from archon_plan.devices import Device
 from archon_plan.layouts import write_layout
 from archon_plan.memory import whole_memory
@@ -21,7 +22,7 @@ Rebuild = Callable[[int], tuple[Pass, ...] | None]
 ENOUGH = 3
 """Divisions with the layout of a run from which no others are searched for."""
 
-MOST_SEARCHED = 6
+MOST_SEARCHED = 4
 """Divisions for which layouts are searched for: each takes a fraction of a second."""
 
 
@@ -50,7 +51,7 @@ def divide_devices(run: RLRun, device: Device, total: int) -> list[Split]:
     """The divisions of ``total`` devices, the fastest first; of equally fast ones, the one with fewer servers.
 
     Servers keep their size, and the trainer keeps all sizes of its layout but the data ranks. Where that leaves fewer
-    than three divisions, layouts for the trainer are searched for.
+    than three divisions, layouts for a trainer on whole machines are searched for.
 
     Args:
         run: with the batch of a step, which all divisions share.
@@ -66,6 +67,8 @@ def divide_devices(run: RLRun, device: Device, total: int) -> list[Split]:
     if len(found) < ENOUGH:
         known = {split.trainer for split in found}
         others = [count for count in counts if total - count * run.server.n_devices not in known]
+        whole = [count for count in others if (total - count * run.server.n_devices) % device.devices_per_node == 0]
+        others = whole or others
         found += _splits(run, device, total, _spread(others), lambda devices: searched_passes(run, device, devices))
     if not found:
         raise ConfigError(
@@ -121,7 +124,8 @@ def scaled_setting(setting: Setting, devices: int) -> Setting | None:
 
 
 def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...] | None:
-    """The passes of ``run`` with the layout that updates the actor fastest; ``None`` if none fits."""
+    """The passes of ``run`` with the layout that updates the actor fastest, with its schedule, and its
+    checkpointing or ``full``; ``None`` if none fits."""
     update = run.passes[0]
     tokens = update.setting.tokens
     sought = Sought(
@@ -130,6 +134,8 @@ def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...
         sequences=-(-run.samples.sequences // update.times),
         base=update.setting,
         most_tokens=tokens.per_micro_batch,
+        modes=tuple(dict.fromkeys((update.setting.checkpointing, "full"))),
+        schedules=(update.setting.schedule.name if update.setting.schedule else ArchonOptions().pp_schedule,),
     )
     candidates = search(sought, devices, best=1).candidates
     if not candidates:

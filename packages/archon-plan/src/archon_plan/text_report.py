@@ -12,6 +12,7 @@ from archon_core.plugins import Registry
 from archon_plan.alternatives import find_alternatives
 from archon_plan.answer import Answer, EngineAnswer, Refusal, Refused
 from archon_plan.cost_report import print_memory, print_parts, print_time, print_traffic
+from archon_plan.devices import Device
 from archon_plan.engine_flags import as_flags, in_flags
 from archon_plan.layout_report import print_layout
 from archon_plan.numbers import count, gib
@@ -32,10 +33,25 @@ def print_answer(answer: Answer, run: PlannedRun) -> None:
         print_text("")
         print_parts("memory of a device while it samples", run.memory.parts, answer.device)
     notes = [*answer.request.notes, *run.notes, *(note for engine in answer.engines for note in engine.plan.notes)]
-    if notes:
-        print_text("")
-    for note in notes:
+    notes += _about_device(answer.device)
+    if answer.request.decisions:
+        number = len(answer.request.decisions)
+        command = f"archon train {answer.request.title} --dry-run"
+        notes.append(f"{number} options of the file are changed or not used; `{command}` shows them")
+    print_text("")
+    for note in dict.fromkeys(notes):
         print_hanging(f"note: {note}", indent=6)
+
+
+def _about_device(device: Device) -> list[str]:
+    """A note about figures of a device that nobody has measured."""
+    assumed = [name for name, _, source in device.rows() if source.startswith("assumed") and name != "kind"]
+    if not assumed:
+        return []
+    return [
+        f"assumed figures of {device.name}: {', '.join(assumed)}; --json has all with their sources, --set replaces "
+        "them, --calibrate measures"
+    ]
 
 
 def _print_engine(answer: Answer, engine: EngineAnswer) -> None:

@@ -89,11 +89,12 @@ def _add_once(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
 def gradient_passes(layer: LayerAnatomy) -> int:
     """Passes over the graph of a layer for the gradients of its weights, in the second half of a split backward pass.
 
-    Torch goes through the graph once for every set of weights whose gradients depend on the same activations
-    (``torch.distributed.pipelining``), and a checkpoint recomputes the layer in each of these passes. One operation
-    computes all experts; every other weight has an operation alone.
+    Torch goes through the graph once for every operation with weights (``torch.distributed.pipelining``), and a
+    checkpoint recomputes the layer in each of these passes. One operation computes all experts; a bias belongs to the
+    operation of its weight.
     """
-    return sum(weight.role != "expert" for weight in layer.weights) + (layer.experts is not None)
+    operations = (weight.role != "expert" and not weight.name.endswith(".bias") for weight in layer.weights)
+    return sum(operations) + (layer.experts is not None)
 
 
 def _halves(setting: Setting) -> Counter[int]:
