@@ -23,6 +23,7 @@ def archon_models() -> list[ModelSpec]:
             weight_map="archon_models_hf.weight_map:weight_map",
             parallel_plan="archon_models_hf.parallel_plan:parallel_plan",
             tiny_config="archon_models_hf.tiny_config:tiny_config",
+            anatomy="archon_models_hf.anatomy:anatomy",
             capabilities=frozenset({"tp", "cp", "pp", "tied", "critic"}),
             rounds_inside="transformers' modules compute norms, rotations and routing in float32 in any case",
         )
