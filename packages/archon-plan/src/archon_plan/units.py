@@ -1,8 +1,8 @@
 """The FSDP2 groups of a pipeline stage, as ``archon_engine.parallel.fsdp.apply_fsdp`` makes them.
 
-Every unit before the blocks is a group, as is every block. The experts of a block are a group inside it. The units after
-the blocks form one group. Weights that several units use, such as those of a tied embedding and head on one stage, are
-in the root's group, which stays whole during a pass.
+Every unit before the blocks is a group, as is every block. The experts of a block are a group inside it. The units
+after the blocks form one group. Weights that several units use, such as those of a tied embedding and head on one
+stage, are in the root's group, which stays whole during a pass.
 """
 
 from __future__ import annotations
