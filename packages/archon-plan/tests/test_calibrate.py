@@ -16,7 +16,7 @@ from archon_plan.calibrate import Sizes, calibrate
 from archon_plan.devices import Device, find_device, write_device
 from archon_testing.worlds import run_world
 
-TINY = Sizes(tokens=64, sequence=32, matrices=((32, 32),), experts=(2, 16, 32), heads=(4, 2, 8), hidden=32)
+TINY = Sizes(tokens=64, sequence=32, matrices=((32, 32),), experts=(2, 16, 32), heads=(4, 2, 8))
 MEASURED = ("peak_fp32", "memory_bandwidth", "launch", "efficiency.dense", "efficiency.grouped", "efficiency.attention")
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _ROUNDS = 5
 _LARGE = 2**26
-"""Bytes of the buffers of bandwidth measurements on a GPU and of links."""
+"""Bytes of the buffers of bandwidth measurements."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,6 @@ class Sizes:
         matrices: rows and columns of the matrices of a block.
         experts: number of local experts, and rows and columns of one; ``None`` without experts.
         heads: query heads, key heads, and the size of a head.
-        hidden: width of the residual stream.
     """
 
     tokens: int = 8192
@@ -45,7 +44,6 @@ class Sizes:
     matrices: tuple[tuple[int, int], ...] = ((4096, 4096), (12288, 4096), (4096, 12288))
     experts: tuple[int, int, int] | None = (8, 1536, 4096)
     heads: tuple[int, int, int] = (32, 8, 128)
-    hidden: int = 4096
 
     @classmethod
     def of(cls, anatomy: ModelAnatomy, *, tokens: int, sequence: int, tensor: int = 1, places: int = 1) -> Sizes:
@@ -68,7 +66,6 @@ class Sizes:
             matrices=tuple(dict.fromkeys(shape for layer in layers for shape in _matrices(layer, tensor))),
             experts=None if sparse is None else _expert_sizes(sparse, anatomy.hidden_size, places),
             heads=heads,
-            hidden=anatomy.hidden_size,
         )
 
 
@@ -116,9 +113,7 @@ def calibrate(
     return probe.device(name)
 
 
-SMALL = Sizes(
-    tokens=512, sequence=256, matrices=((256, 256), (768, 256)), experts=(4, 256, 256), heads=(8, 4, 32), hidden=256
-)
+SMALL = Sizes(tokens=512, sequence=256, matrices=((256, 256), (768, 256)), experts=(4, 256, 256), heads=(8, 4, 32))
 """Sizes that a CPU core computes in milliseconds."""
 
 
@@ -249,11 +244,9 @@ class _Probe:
             return 7 * 2 * pairs * size / self._seconds(work)
 
     def _copy_bandwidth(self) -> float:
-        """Bytes/s of operations that read and write hidden states."""
-        width = self._sizes.hidden
-        rows = _LARGE // width if self._device.type == "cuda" else self._sizes.tokens
-        x, y = self._random(rows, width), self._random(rows, width)
-        return 3 * x.numel() * x.element_size() / self._seconds(lambda: x + y)
+        """Bytes/s of operations that read and write more than caches hold."""
+        x, y = (self._random(_LARGE // self._random(1).element_size()) for _ in range(2))
+        return 3 * x.numel() * x.element_size() / self._seconds(lambda: self._torch.add(x, y, out=y))
 
     def _launch(self) -> float:
         """Seconds of an operation without work."""
@@ -303,9 +296,11 @@ class _Probe:
             part = self._random(elements)
             whole = self._random(elements * size)
 
+            parts = list(whole.chunk(size))
+
             def work() -> None:
-                dist.all_gather_into_tensor(whole, part)
-                dist.reduce_scatter_tensor(part, whole)
+                dist.all_gather(parts, part)
+                dist.reduce_scatter(part, parts)
 
             return self._seconds(work) / 2
 
