@@ -72,11 +72,13 @@ def test_a_written_mode_or_schedule_is_kept() -> None:
     assert found.sought.schedules == ("1F1B",)
 
 
-def test_the_engine_of_the_layout_limits_the_axes() -> None:
-    request = request_engine(EngineFlags(model="qwen3-0.6b", layout="archon:d1"))
+@pytest.mark.parametrize(("backend", "axes"), [("archon", "rdtpc"), ("fsdp", "rdtc")])
+def test_the_engine_of_the_layout_and_the_model_limit_the_axes(backend: str, axes: str) -> None:
+    request = request_engine(EngineFlags(model="qwen3-0.6b", layout=f"{backend}:d1"))
     found = find_layouts(request, find_device("h100"), registry(), world=2)
     assert isinstance(found, SearchAnswer)
-    assert set(found.sought.axes) == set("rdtpc")  # a dense model has no experts
+    assert set(found.sought.axes) == set(axes)  # a dense model has no experts
+    assert all(candidate.layout.startswith(f"{backend}:") for candidate in found.result.candidates)
 
 
 def test_a_file_is_searched_with_the_sequences_of_its_steps() -> None:

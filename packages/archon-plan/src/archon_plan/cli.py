@@ -138,7 +138,9 @@ def plan(
         int | None, typer.Option("--world", min=1, metavar="N", help="With --search: number of devices.")
     ] = None,
     nodes: Annotated[int | None, typer.Option("--nodes", min=1, metavar="N", help="Machines of the devices.")] = None,
-    search: Annotated[bool, typer.Option("--search", help="Find the best layouts of --world devices.")] = False,
+    search: Annotated[
+        bool, typer.Option("--search", help="Find the best layouts of --world devices, with the engine of --layout.")
+    ] = False,
     html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Also write a page with charts.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     calibrate: Annotated[

@@ -12,6 +12,7 @@ from archon_plan.constraints import check_engine
 from archon_plan.devices import Device
 from archon_plan.engine_plan import plan_engine
 from archon_plan.layout_space import ALL_AXES
+from archon_plan.layouts import write_layout
 from archon_plan.parts import EngineRequest
 from archon_plan.request import RunRequest
 from archon_plan.search import MODES, Candidate, SearchResult, Sought, least_devices, search
@@ -75,6 +76,11 @@ def find_layouts(
         schedules=_schedules(engine),
     )
     result = search(sought, world, best=best)
+    named = (
+        replace(one, layout=write_layout(one.setting.dims, backend=backend, moe=sought.anatomy.has_experts))
+        for one in result.candidates
+    )
+    result = replace(result, candidates=tuple(named))
     least = least_devices(sought, world if result.candidates else FURTHER * world)
     return SearchAnswer(engine, sought, world, result, least)
 

@@ -36,10 +36,8 @@ def print_answer(answer: Answer, run: PlannedRun) -> None:
     notes += _about_device(answer.device)
     if answer.request.decisions:
         number = len(answer.request.decisions)
-        notes.append(
-            f"{number} options of the file are changed or not used; `archon train {answer.request.title} --dry-run` shows "
-            "them"
-        )
+        command = f"archon train {answer.request.title} --dry-run"
+        notes.append(f"{number} options of the file are changed or not used; `{command}` shows them")
     print_text("")
     for note in dict.fromkeys(notes):
         print_hanging(f"note: {note}", indent=6)
