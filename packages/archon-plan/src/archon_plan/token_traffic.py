@@ -87,15 +87,32 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
     squares = tensor.size * sizes.context * sizes.exact
     ledger.add(tensor, "all_gather", "norms over heads", squares, norms * (passes.forward + passes.again))
     ledger.add(tensor, "reduce_scatter", "norms over heads", squares, norms * passes.backward)
-    if attention.heads.key_value % dims.tp:
+    if _needs_whole_projections(layer):
+        for features in _projected(attention):
+            whole = sizes.context * features * sizes.compute
+            ledger.add(tensor, "all_gather", "whole projections", whole, passes.forward + passes.again)
+            ledger.add(tensor, "reduce_scatter", "whole projections", whole, passes.backward)
+    elif attention.heads.key_value % dims.tp:
         out, back = key_heads_sent(attention, dims.tp)
         row = sizes.context * sizes.compute
         sent = row * ((passes.forward + passes.again) * out + passes.backward * back)
         ledger.add_sent(tensor, "all_to_all", "key heads", sent, 2 * runs)
     before, after = heads_exchanged(attention, dims.tp, dims.cp)
-    row = sizes.local * dims.tp * sizes.compute
+    row = sizes.context * sizes.compute
     ledger.add(context, "all_to_all", "heads", row * before, runs)
     ledger.add(context, "all_to_all", "heads", row * after, runs)
+
+
+def _needs_whole_projections(layer: LayerAnatomy) -> bool:
+    """Whether tensor ranks gather queries, keys and values, because a replicated norm looks at all of their heads, as
+    in transformers' modules of OLMo 2. Each rank then takes its own heads."""
+    return any(weight.role == "head_norm" and weight.shape[0] > layer.attention.head_dim for weight in layer.weights)
+
+
+def _projected(attention: AttentionAnatomy) -> tuple[int, int, int]:
+    """Features of the queries, keys and values of a token."""
+    heads = attention.heads
+    return heads.query * attention.head_dim, heads.key_value * attention.head_dim, heads.key_value * attention.value_dim
 
 
 def _is_projection_norm(weight: WeightShape) -> bool:
