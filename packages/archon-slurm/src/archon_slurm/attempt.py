@@ -154,7 +154,7 @@ class Attempt:
         temporary.replace(self.folder / name)
 
     def _read(self, name: str) -> dict[str, Any] | None:
-        with contextlib.suppress(OSError, json.JSONDecodeError):
+        with contextlib.suppress(OSError, ValueError):
             return read_json(self.folder / name)
         return None
 
