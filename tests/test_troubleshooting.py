@@ -212,6 +212,22 @@ def registry_with(folder: Path, distribution: str, source: str, *, name: str | N
         sys.modules.pop(module, None)
 
 
+PLANS: dict[str, list[str]] = {
+    "A plan does not fit the device": ["--model=qwen3-30b-a3b", "--layout=archon:d2t2"],
+    "The servers of a plan have no room for a sequence": [
+        str(ROOT / "examples/archon_qwen3_8b.yaml"),
+        "rollout.backend=sglang:d8t1",
+        "--set=memory=16e9",
+    ],
+    "A plan's lengths are impossible": [str(ROOT / "examples/archon_qwen3_8b.yaml"), "--completion-tokens=3000"],
+    "A plan does not know the device": ["--model=qwen3-8b", "--layout=archon:d2", "--device=h1000"],
+    "A plan does not know the model": ["--model=qwen4-8b", "--layout=archon:d2"],
+    "A planned layout violates constraints": ["--model=qwen3-8b", "--layout=archon:d2t3e2"],
+}
+for heading, arguments in PLANS.items():
+    row(heading)(lambda folder, arguments=arguments: run_archon("plan", *arguments))
+
+
 @row("The teacher has another vocabulary")
 def _(folder: Path) -> None:
     characters_tokenizer(["bcd"]).save_pretrained(folder)

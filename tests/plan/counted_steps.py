@@ -105,7 +105,7 @@ def _run(case: Case) -> Counted:
 
 def _engine(case: Case) -> Any:
     tiny = load_target(registry().get("model", case.model).tiny_config)()
-    archon = ArchonOptions(enable_compile=False)
+    archon = ArchonOptions(enable_compile=case.options.get("enable_compile", False))
     for name, value in case.options.items():  # those of the package of experts among them
         setattr(archon, name, value)
     config = ArchonEngineConfig(
@@ -233,3 +233,35 @@ def exchanges(sent: tuple[Sent, ...]) -> Counter[str]:
     operations = Counter(one.inside for one in sent if one.inside)
     assert all(count % 2 == 0 for count in operations.values()), operations
     return Counter({name: count // 2 for name, count in operations.items()})
+
+
+@dataclass(frozen=True)
+class Published:
+    """What one rank did in a publication of weights.
+
+    Attributes:
+        setting: the engine.
+        assembled: bytes of the tensors that this rank assembled.
+        sent: all operations.
+    """
+
+    setting: Setting
+    assembled: int
+    sent: tuple[Sent, ...]
+
+
+def run_publications(cases: list[Case]) -> list[Published]:
+    """Count one publication of each case on this rank."""
+    return [_publish(case) for case in cases]
+
+
+def _publish(case: Case) -> Published:
+    engine = _engine(case)
+    counter = WireCounter()
+    assembled = 0
+    with _named_exchanges(counter), counter:
+        for bucket in engine.weight_buckets(2**14):
+            assembled += sum(tensor.numel() * tensor.element_size() for tensor in bucket.tensors.values())
+    setting = _setting(case, engine)
+    engine.close()
+    return Published(setting, assembled, tuple(counter.sent))

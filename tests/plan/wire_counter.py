@@ -11,7 +11,6 @@ sizes; the tensor for a message.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -79,17 +78,6 @@ class WireCounter(TorchDispatchMode):
             return
         collective, n_bytes = measure(args, len(members), dist.get_rank(group))
         self.sent.append(Sent(members, collective, Fraction(n_bytes), self._inside))
-
-
-def totals(sent: list[Sent]) -> dict[tuple[int, str], tuple[int, Fraction]]:
-    """(ranks of the group, collective) -> calls and bytes, without exchanges of Python values."""
-    calls: Counter[Any] = Counter()
-    n_bytes: Counter[Any] = Counter()
-    for one in sent:
-        if not one.inside:
-            calls[len(one.members), one.collective] += 1
-            n_bytes[len(one.members), one.collective] += one.bytes
-    return {key: (calls[key], n_bytes[key]) for key in calls}
 
 
 Measure = Callable[[Any, int, int], tuple[str, Any]]

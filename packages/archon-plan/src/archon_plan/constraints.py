@@ -7,8 +7,7 @@ the split into stages, and the table of option conflicts.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngineSpec
@@ -26,62 +25,13 @@ from archon_core.plugins import Registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.selection import select_model
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
-from archon_engine.options.combinations import refusals
+from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
+from archon_engine.options.pipelines import micro_batch_decisions
 from archon_plan.extents import expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
 from archon_plan.parts import EngineRequest, Parts, choose_pipeline, plan_stages
-
-MANY = 12
-"""Most sizes that a message lists."""
-
-
-@dataclass(frozen=True)
-class Violation:
-    """A violated constraint.
-
-    Attributes:
-        option: the option with the wrong value.
-        found: what is wrong, as a noun phrase.
-        allowed: the rule, or the allowed values.
-        fix: what to write, if the message knows more than the nearest layouts; empty otherwise.
-        marks: the layout and carets below the wrong place, as two lines; empty for other options.
-        suggestions: layouts that may be meant. They may violate other constraints.
-    """
-
-    option: str
-    found: str
-    allowed: str = ""
-    fix: str = ""
-    marks: str = ""
-    suggestions: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        parts = [f"{self.option}: found {self.found}"]
-        parts += [f"allowed: {self.allowed}"] if self.allowed else []
-        parts += [f"fix: {self.fix}"] if self.fix else []
-        return "; ".join(parts)
-
-
-@dataclass(frozen=True)
-class Check:
-    """What the constraints of an engine say.
-
-    Attributes:
-        violations: all that were found; a layout that cannot be parsed hides those of the model.
-        parts: of the engine; ``None`` if some could not be found.
-        dims: sizes of all axes; ``None`` if they contradict each other.
-        layout: the parsed layout, even if its sizes contradict each other.
-        model: the model's spec; ``None`` if it could not be found.
-        anatomy: of the model, likewise.
-    """
-
-    violations: tuple[Violation, ...]
-    parts: Parts | None = None
-    dims: ParallelDims | None = None
-    layout: Layout | None = None
-    model: ModelSpec | None = None
-    anatomy: ModelAnatomy | None = None
+from archon_plan.violations import Check, Violation, divisors
 
 
 def check_engine(request: EngineRequest, registry: Registry) -> Check:
@@ -104,7 +54,10 @@ class _Checker:
     def check(self) -> Check:
         request = self._request
         self._add_option_errors(f"{request.role}.", request.config)
-        self._add_option_errors(f"{request.role}.archon.", request.config.archon)
+        for name in ("archon", "mb_spec", "optimizer"):
+            section = getattr(request.config, name)
+            if section is not None:
+                self._add_option_errors(f"{request.role}.{name}.", section)
         layout = self._layout()
         engine = None if layout is None else self._engine(layout)
         model = self._model(engine) if engine is not None else None
@@ -118,9 +71,10 @@ class _Checker:
         if anatomy is not None:
             self._check_sizes(layout, dims, anatomy)
         schedule, pipeline = self._pipeline(layout, engine)
+        n_stages = None
         if anatomy is not None and schedule is not None and pipeline is not None:
-            self._check_stages(layout, anatomy, schedule, pipeline)
-        self._check_options(layout, schedule)
+            n_stages = self._stages(layout, anatomy, schedule, pipeline)
+        self._check_options(layout, schedule, n_stages)
         parts = None
         if model is not None and anatomy is not None and (layout.dims["p"] == 1 or pipeline is not None):
             parts = Parts(layout, engine, model, anatomy, schedule, pipeline)
@@ -263,18 +217,21 @@ class _Checker:
             self._add_error(error, self._option)
         return None, None
 
-    def _check_stages(
+    def _stages(
         self, layout: Layout, anatomy: ModelAnatomy, schedule: ScheduleSpec, pipeline: PipelineSpec
-    ) -> None:
+    ) -> int | None:
+        """The number of stages; ``None`` if the model cannot be split like that."""
         role = self._request.role
         try:
-            plan_stages(
-                anatomy,
-                pipeline,
-                schedule,
-                n_ranks=layout.dims["p"],
-                options=self._request.config.archon,
-                role=role,
+            return len(
+                plan_stages(
+                    anatomy,
+                    pipeline,
+                    schedule,
+                    n_ranks=layout.dims["p"],
+                    options=self._request.config.archon,
+                    role=role,
+                )
             )
         except LayoutError as error:
             self._add_error(LayoutError(str(error).removeprefix(f"{role}.backend: ")), self._option)
@@ -283,30 +240,24 @@ class _Checker:
             self._add_error(ConfigError(text), option)
         except PluginError as error:
             self._add_error(error, self._option)
+        return None
 
-    def _check_options(self, layout: Layout, schedule: ScheduleSpec | None) -> None:
-        request = self._request
+    def _check_options(self, layout: Layout, schedule: ScheduleSpec | None, n_stages: int | None) -> None:
+        request, n_ranks = self._request, layout.dims["p"]
         context = OptionContext.of(
             request.config,
             request.role,
             request.explicit,
             device=request.device,
-            pipeline_ranks=layout.dims["p"],
+            pipeline_ranks=n_ranks,
             schedule=schedule,
         )
         for option, text in refusals(context):
             self._add(text.removeprefix("found "), option=f"{request.role}.{option}")
-
-
-def divisors(number: int) -> str:
-    """The divisors of a number, as text; the powers of two if there are many."""
-    found = [size for size in range(1, number + 1) if number % size == 0]
-    if len(found) > MANY:
-        found = [size for size in found if size & (size - 1) == 0]
-        return f"{', '.join(map(str, found))} and others"
-    return ", ".join(map(str, found))
-
-
-def list_violations(violations: Iterable[Violation]) -> Iterator[str]:
-    """Each violation as one line, once."""
-    yield from dict.fromkeys(map(str, violations))
+        _, decisions = changes(context, role=request.role)
+        if schedule is not None and n_stages is not None:
+            spec = request.config.mb_spec
+            decisions += micro_batch_decisions(spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=request.role)
+        if refusal := refuse_when_strict(request.config, decisions, role=request.role):
+            option, _, text = refusal.partition(": found ")
+            self._add(text, option=option)

@@ -10,11 +10,12 @@ from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.contracts.pipeline import RankActions, StagePlan
 from archon_core.layout import ParallelDims
 from archon_engine.data.packing import plan_micro_batches
+from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
-from archon_plan.constraints import Check
 from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
-from archon_plan.setting import Setting, Tokens, Types
+from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
+from archon_plan.violations import Check
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
 
@@ -62,7 +63,7 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         explicit=request.explicit,
         schedule=parts.schedule,
     )
-    spec, stages = config.mb_spec, None
+    spec, stages, divisor = config.mb_spec, None, 1
     if parts.schedule is not None and parts.pipeline is not None:
         stages = plan_stages(
             parts.anatomy,
@@ -75,9 +76,11 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         decisions += micro_batch_decisions(
             spec, parts.schedule, n_ranks=dims.pp, n_stages=len(stages), role=request.role
         )
-        divisor = math.lcm(spec.n_mbs_divisor, micro_batch_divisor(parts.schedule, dims.pp))
-        spec = replace(spec, n_mbs=max(spec.n_mbs, len(stages)), n_mbs_divisor=divisor)
-    tokens, notes = count_tokens(request, spec, effective, dims)
+        divisor = micro_batch_divisor(parts.schedule, dims.pp)
+        both = math.lcm(spec.n_mbs_divisor, divisor)
+        spec = replace(spec, n_mbs=max(spec.n_mbs, len(stages)), n_mbs_divisor=both)
+    at_least = 1 if stages is None else len(stages)
+    tokens, notes = count_tokens(request, spec, effective, dims, at_least=at_least, divisor=divisor)
     trains = config.optimizer is not None
     setting = Setting(
         anatomy=parts.anatomy,
@@ -104,8 +107,18 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         offloads=effective.offload_params,
         compiles=effective.compile,
         trains=trains,
+        entropy=request.entropy,
+        aux_loss=_aux_loss(config) if parts.anatomy.has_experts and trains else "none",
+        z_loss=bool(getattr(config.archon, "moe_z_loss_coef", 0.0)) and parts.anatomy.has_experts and trains,
     )
     return EnginePlan(request, parts, effective, setting, tuple(decisions), tuple(notes))
+
+
+def _aux_loss(config: ArchonEngineConfig) -> AuxiliaryLoss:
+    """What balances experts. The options are those of the package that builds them."""
+    if not getattr(config.archon, "moe_aux_loss_coef", 0.0):
+        return "none"
+    return getattr(config.archon, "moe_aux_loss", "none")  # type: ignore[no-any-return]
 
 
 def _actions(
@@ -119,7 +132,13 @@ def _actions(
 
 
 def count_tokens(
-    request: EngineRequest, spec: MicroBatchSpec, effective: EffectiveConfig, dims: ParallelDims
+    request: EngineRequest,
+    spec: MicroBatchSpec,
+    effective: EffectiveConfig,
+    dims: ParallelDims,
+    *,
+    at_least: int = 1,
+    divisor: int = 1,
 ) -> tuple[Tokens, list[str]]:
     """The micro-batches of one step, and assumptions about them.
 
@@ -130,6 +149,8 @@ def count_tokens(
         spec: the split into micro-batches, with the constraints of a pipeline.
         effective: the engine's options in effect, which have the padding.
         dims: sizes of all axes.
+        at_least: micro-batches that a pipeline needs, filled or not: its number of stages.
+        divisor: their number must be a multiple of this.
     """
     sequences, notes = request.sequences, []
     length, limit = sequences.length, spec.max_tokens_per_mb
@@ -153,13 +174,13 @@ def count_tokens(
             n_mbs_divisor=spec.n_mbs_divisor,
             algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
         )
-        # The engine runs no empty micro-batches, except in a pipeline, which needs at least as many as stages.
-        number = len(bins) if dims.pp > 1 else sum(map(bool, bins))
+        planned = sum(map(bool, bins))  # the engine runs no empty micro-batches, but where a pipeline needs them
+        number = math.ceil(max(planned, at_least) / divisor) * divisor
         per_micro_batch = max(map(len, bins)) * length
-        if on_rank < len(bins):
+        if planned < number:
             notes.append(
-                f"{request.role}: {on_rank} sequences on each data rank for {len(bins)} micro-batches; the others are "
-                "padding"
+                f"{request.role}: {on_rank} sequences on each data rank fill {planned} of {number} micro-batches; the "
+                "others are padding"
             )
     padded = max(per_micro_batch, effective.pad_at_least)
     padded = math.ceil(padded / effective.pad_multiple) * effective.pad_multiple

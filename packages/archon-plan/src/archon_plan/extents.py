@@ -15,7 +15,7 @@ def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
     equal: dict[str, int] = {}
     unequal: dict[str, int] = {}
     queries = 0
-    for layer in dict.fromkeys(anatomy.layers):
+    for layer in anatomy.kinds:
         queries = layer.attention.heads.query
         equal["attention heads"] = queries
         for weight in layer.weights:
@@ -32,7 +32,7 @@ def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:
     """Numbers that ep and etp must divide: experts, and the width inside one; (0, 0) for a model without experts."""
-    for layer in anatomy.layers:
+    for layer in anatomy.kinds:
         if layer.experts is not None:
             return layer.experts.n_experts, layer.experts.intermediate_size
     return 0, 0

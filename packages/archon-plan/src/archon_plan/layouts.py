@@ -12,9 +12,10 @@ from archon_core.layout.grammar import working
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import Registry
-from archon_plan.constraints import Check, backends, check_engine
+from archon_plan.constraints import backends, check_engine
 from archon_plan.extents import expert_extents, sharded_extents
 from archon_plan.parts import EngineRequest
+from archon_plan.violations import Check
 
 SHOWN = 3
 """Number of layouts to suggest."""
@@ -51,19 +52,21 @@ def nearest_layouts(
     *,
     accept: Callable[[EngineRequest, Check], bool] = lambda request, check: True,
     most: int = SHOWN,
+    most_tried: int = TRIED,
 ) -> tuple[str, ...]:
-    """Up to ``most`` layouts without violations, nearest first: those that the violations suggest, then others on as
-    many ranks.
+    """Layouts without violations, nearest first: those that the violations suggest, then others on as many ranks.
 
     Args:
         request: the engine whose layout does not work.
         check: its violations.
         registry: the installed plugins.
         accept: a further condition, such as that memory suffices.
+        most: number of layouts to find.
+        most_tried: number of layouts to check before giving up.
     """
     found: list[str] = []
     for tried, text in enumerate(dict.fromkeys(_candidates(request, check, registry))):
-        if tried == TRIED or len(found) == most:
+        if tried == most_tried or len(found) == most:
             break
         other = replace(request, layout=text)
         checked = check_engine(other, registry)

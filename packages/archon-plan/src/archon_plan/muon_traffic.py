@@ -6,6 +6,7 @@ Owners are assigned as in ``archon_engine.optimizer.muon``: largest matrix first
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,7 +27,11 @@ def add_muon(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
     owned = _owned_elements(matrices, dims)
     # Beside owners, ranks differ by what they speak for and by uneven shards.
     ranks = range(dims.stage_size) if any(matrix.is_uneven for matrix in matrices) else {*owned, *_classes(dims)}
-    sent = max(sum(matrix.gathered_from(rank) for matrix in matrices) + owned.get(rank, 0) for rank in ranks)
+    different = Counter(matrices)
+    sent = max(
+        sum(count * matrix.gathered_from(rank) for matrix, count in different.items()) + owned.get(rank, 0)
+        for rank in ranks
+    )
     ledger.add_sent(Group.of("stage", dims), "all_to_all", "updates of matrices", sent * setting.types.master, 2)
 
 

@@ -60,6 +60,7 @@ class EngineRequest:
         explicit: dotted names of the options that the user wrote.
         option: the option that holds the layout, for messages.
         device: ``cuda`` or ``cpu``.
+        entropy: whether the loss asks the head for entropies, as the losses of policies do.
     """
 
     role: str
@@ -70,6 +71,7 @@ class EngineRequest:
     explicit: frozenset[str] = frozenset()
     option: str = "--layout"
     device: str = "cuda"
+    entropy: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,26 +125,37 @@ def plan_stages(
         PluginError: the split cannot be imported.
         LayoutError, ConfigError: the model cannot be split like that.
     """
-    less = (options.pp_layers_per_stage, options.pp_first_stage_less_layers, options.pp_last_stage_less_layers)
-    return _stages(anatomy, pipeline, schedule, n_ranks, less, role)
+    head = sum(map(_products, anatomy.last)) + (anatomy.vocab_size * anatomy.hidden_size if anatomy.tied else 0)
+    costs = [sum(map(_products, kind.weights)) for kind in anatomy.kinds]
+    return _split(
+        pipeline,
+        tuple(costs[kind] for kind in anatomy.kind_of),
+        sum(weight.shape[-1] for weight in anatomy.embed),
+        HEAD_RECOMPUTES * head,
+        schedule,
+        n_ranks,
+        (options.pp_layers_per_stage, options.pp_first_stage_less_layers, options.pp_last_stage_less_layers),
+        role,
+    )
 
 
 @functools.lru_cache(maxsize=512)
-def _stages(
-    anatomy: ModelAnatomy,
+def _split(
     pipeline: PipelineSpec,
+    layer_costs: tuple[int, ...],
+    embed_cost: float,
+    head_cost: float,
     schedule: ScheduleSpec,
     n_ranks: int,
-    less: tuple[int | None, int | None, int | None],
+    lengths: tuple[int | None, int | None, int | None],
     role: str,
 ) -> StagePlan:
-    per_stage, first, last = less
-    head = sum(map(_products, anatomy.last)) + (anatomy.vocab_size * anatomy.hidden_size if anatomy.tied else 0)
+    per_stage, first, last = lengths
     split = pipeline.load_part("split")
     plan: StagePlan = split(
-        [sum(map(_products, layer.weights)) for layer in anatomy.layers],
-        embed_cost=sum(weight.shape[-1] for weight in anatomy.embed),
-        head_cost=HEAD_RECOMPUTES * head,
+        layer_costs,
+        embed_cost=embed_cost,
+        head_cost=head_cost,
         schedule=schedule,
         n_ranks=n_ranks,
         options=SimpleNamespace(

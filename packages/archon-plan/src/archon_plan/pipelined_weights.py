@@ -36,13 +36,6 @@ class StageActions:
         actions = tuple(action for action in own if action.stage == stage)
         return cls(actions, is_first=stage == 0, is_last=stage == len(plan) - 1)
 
-    @property
-    def halves(self) -> int:
-        """Number of backward passes that really are split."""
-        if self.is_first or self.is_last:
-            return 0
-        return sum(action.kind is ActionKind.BACKWARD_INPUT for action in self.actions)
-
     def runs_backward(self, action: Action) -> bool:
         """Whether the gradients of the stage's activations are computed in ``action``."""
         half = ActionKind.BACKWARD_WEIGHT if self.is_first else ActionKind.BACKWARD_INPUT

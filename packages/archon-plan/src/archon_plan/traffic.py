@@ -9,16 +9,16 @@ engine exchanges.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from itertools import pairwise
 
+from archon_core.contracts.pipeline import ActionKind
 from archon_core.models.anatomy import LayerAnatomy, WeightShape
 from archon_core.models.stage import Stage
 from archon_plan.expert_traffic import add_experts, add_reports
 from archon_plan.ledger import Group, Ledger
 from archon_plan.muon_traffic import add_muon
-from archon_plan.pipelined_weights import StageActions
 from archon_plan.results import Axis, Transfer
 from archon_plan.setting import Setting
 from archon_plan.shards import shards_of
@@ -36,26 +36,26 @@ def transfers(setting: Setting) -> tuple[Transfer, ...]:
     Micro-batches count as equally long, and routers as balanced (``expert_traffic.share_of_place``). Where the ranks of
     a group send different amounts, the largest is given.
     """
+    halves = _halves(setting)
     return tuple(
         transfer
         for pipeline_rank in range(setting.dims.pp)
-        for transfer in _of_pipeline_rank(setting, pipeline_rank).transfers(pipeline_rank)
+        for transfer in _of_pipeline_rank(setting, pipeline_rank, halves).transfers(pipeline_rank)
     )
 
 
-def _of_pipeline_rank(setting: Setting, pipeline_rank: int) -> Ledger:
+def _of_pipeline_rank(setting: Setting, pipeline_rank: int, halves: Mapping[int, int]) -> Ledger:
     ledger = Ledger()
     add_weights(ledger, setting, pipeline_rank)
     stages = setting.held_by(pipeline_rank)
     n = setting.tokens.n_micro_batches
     backward = n if setting.trains else 0
     for number, stage in zip(setting.stage_plan.held_by(pipeline_rank), stages, strict=True):
-        halves = _halves(setting, number)
         if stage.has_embed:
             add_embedding(ledger, setting, Passes(n, backward))
         for (kind, is_repeated), count in _layers(setting, stage).items():
             layer = setting.anatomy.kinds[kind]
-            again = backward + halves * gradient_passes(layer) if is_repeated else 0
+            again = backward + halves[number] * gradient_passes(layer) if is_repeated else 0
             passes = Passes(count * n, count * backward, count * again)
             add_layer(ledger, setting, layer, passes)
             if layer.experts is not None:
@@ -80,27 +80,35 @@ def _add_once(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
     if setting.trains:
         _add_gradients(ledger, setting, pipeline_rank)
         stages = setting.held_by(pipeline_rank)
-        layers = [setting.anatomy.layers[number].experts for stage in stages for number in stage.layers]
         if setting.optimizer == "muon":
             add_muon(ledger, setting, pipeline_rank)
+        layers = (setting.anatomy.layers[number].experts for stage in stages for number in stage.layers)
         add_reports(ledger, setting, [experts for experts in layers if experts is not None])
 
 
 def gradient_passes(layer: LayerAnatomy) -> int:
     """Passes over the graph of a layer for the gradients of its weights, in the second half of a split backward pass.
 
-    Torch goes through the graph once for every set of weights whose gradients depend on the same activations
-    (``torch.distributed.pipelining``), and a checkpoint recomputes the layer in each of these passes. One operation
-    computes all experts; every other weight has an operation alone.
+    Torch goes through the graph once for every operation with weights (``torch.distributed.pipelining``), and a
+    checkpoint recomputes the layer in each of these passes. One operation computes all experts; a bias belongs to the
+    operation of its weight.
     """
-    return sum(weight.role != "expert" for weight in layer.weights) + (layer.experts is not None)
+    operations = (weight.role != "expert" and not weight.name.endswith(".bias") for weight in layer.weights)
+    return sum(operations) + (layer.experts is not None)
 
 
-def _halves(setting: Setting, stage: int) -> int:
-    """How many backward passes of a stage are split, if that matters: only recomputed layers repeat collectives."""
-    recomputes = setting.checkpointing == "full" or setting.every is not None
+def _halves(setting: Setting) -> Counter[int]:
+    """Stage -> number of split backward passes, if that matters: only layers that are recomputed repeat collectives.
+
+    The ends of a pipeline do all work of a backward pass in one of its halves (``archon_pipeline.stage_passes``).
+    """
     splits = setting.schedule is not None and setting.schedule.splits_backward
-    return StageActions.of(setting, stage).halves if setting.trains and recomputes and splits else 0
+    if not (setting.trains and splits and (setting.checkpointing == "full" or setting.every is not None)):
+        return Counter()
+    middle, half = range(1, len(setting.stage_plan) - 1), ActionKind.BACKWARD_INPUT
+    return Counter(
+        action.stage for own in setting.actions for action in own if action.kind is half and action.stage in middle
+    )
 
 
 def _layers(setting: Setting, stage: Stage) -> Counter[tuple[int, bool]]:

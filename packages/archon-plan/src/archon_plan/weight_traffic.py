@@ -57,22 +57,21 @@ def _groups(setting: Setting, stage: int, units: StageUnits) -> Iterator[tuple[S
     if setting.trains and setting.dims.pp > 1 and (setting.reshards or setting.reshards_last):
         yield from _pipelined(setting, stage, units)
         return
-    n = setting.tokens.n_micro_batches
-    if setting.dims.pp > 1:
-        early = last = 1
-        if not setting.trains:
-            early, last = (n if frees else 1 for frees in (setting.reshards, setting.reshards_last))
-    elif setting.trains:
-        # Every backward pass frees them; where they reshard, so does every forward pass.
-        early, last = (2 * n if frees else n for frees in (setting.reshards, setting.reshards_last))
-    else:
-        early, last = (n if frees else 1 for frees in (setting.reshards, setting.reshards_last))
+    early, last = (_gathers(setting, frees) for frees in (setting.reshards, setting.reshards_last))
     yield units.early, "fsdp", 1, early
     for block in units.blocks:
         yield block.dense, "fsdp", block.count, block.count * early
         yield block.experts, "edp", block.count, block.count * early
     yield units.last, "fsdp", 1, last
     yield units.root, "fsdp", 1, last
+
+
+def _gathers(setting: Setting, frees: bool) -> int:
+    """How often a group is gathered in a step, by whether forward passes free it."""
+    n = setting.tokens.n_micro_batches
+    if setting.trains and setting.dims.pp == 1:
+        return 2 * n if frees else n  # every backward pass frees it
+    return n if frees else 1
 
 
 def _pipelined(setting: Setting, stage: int, units: StageUnits) -> Iterator[tuple[Shards, Axis, int, int]]:

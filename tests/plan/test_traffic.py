@@ -1,0 +1,161 @@
+"""Planned traffic equals what real engines send in a step, to the byte, on every axis and combination of axes."""
+
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from archon_engine import compat
+from archon_testing.worlds import run_world
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from counted_steps import Case, exchanges, run_cases
+from exact_traffic import assert_exact
+from wire_counter import WireCounter
+
+ONE_KEY_HEAD = {"num_key_value_heads": 1}
+TWO_KEY_HEADS = {"num_key_value_heads": 2}
+TIED = {"tie_word_embeddings": True}
+ODD = {"hidden_size": 33, "vocab_size": 131, "intermediate_size": 50}
+"""Sizes that ranks do not divide."""
+
+QUICK = (
+    Case("d2", dtype="bfloat16"),
+    Case("r2", dtype="bfloat16"),
+    Case("t2", changes=ONE_KEY_HEAD, options={"ac_mode": "full"}),
+    Case("c2", changes=ONE_KEY_HEAD, entropy=True),
+    Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "1F1B"}),
+    Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "ZBV"}),
+    Case("d2e2", "qwen3_moe", options={"ac_mode": "full"}),
+    Case("d2t2", changes=ODD),
+    Case("(attn:d2t2|ffn:d1e2t2)", "qwen3_moe", tokens=112),
+)
+FULL, SELECTIVE = {"ac_mode": "full"}, {"ac_mode": "selective"}
+NEVER, ALWAYS = ({"reshard_after_forward_policy": policy} for policy in ("never", "always"))
+EACH = {"pp_reduce_grad_per_microbatch": True}
+WIDE = (
+    # Weights and gradients.
+    Case("d2", options=NEVER),
+    Case("d2", changes=TIED, options=ALWAYS),
+    Case("d4", "qwen3_moe", tokens=30, changes={**ODD, "hidden_size": 36, "num_experts": 6}),
+    Case("r2d2", "qwen3_moe"),
+    Case("d2t2", changes=ODD, optimizer="muon"),
+    Case("r2t2", "qwen3_moe", optimizer="muon"),
+    # Tensor and context ranks.
+    Case("t2", changes=TIED, options=SELECTIVE, entropy=True),
+    Case("t2", options={**SELECTIVE, "selective_ac_option": "2"}, critic=True),
+    Case("t4", changes=TWO_KEY_HEADS),
+    Case("t4", tokens=112, changes={"num_attention_heads": 12, "num_key_value_heads": 6}),
+    Case("c4", changes=TWO_KEY_HEADS),
+    Case("t2c2", changes=ONE_KEY_HEAD, options=FULL),
+    # Experts.
+    Case("t2e2", "qwen3_moe", options={**SELECTIVE, "moe_aux_loss": "sequence", "moe_z_loss_coef": 0.1}, sequences=2),
+    Case("d2", "qwen3_moe", options={**FULL, "moe_aux_loss": "global_batch"}),
+    Case("d4e4", "qwen3_moe", options=FULL),
+    Case("(attn:d4|ffn:d2e1t2)", "qwen3_moe"),
+    Case("(attn:t2c2|ffn:t2e2)", "qwen3_moe", tokens=112, options={"moe_aux_loss": "sequence"}),
+    # Pipelines.
+    Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "I1F1B", **EACH}),
+    Case("d2p2", n_mbs=4, options={"pp_schedule": "1F1B", **ALWAYS}),
+    Case("d2p2", n_mbs=4, options={"pp_schedule": "IZB", **EACH}),
+    Case("d2p2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **ALWAYS, **EACH}),
+    Case("d2p2", "qwen3_moe", n_mbs=8, options={"pp_schedule": "I1F1B", **ALWAYS}),
+    Case("p2t2", "qwen2", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
+    Case("p2c2", n_mbs=4, options={"pp_schedule": "1F1B", **FULL}),
+    Case("p2d2e2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
+    # Forward passes alone.
+    Case("d2", changes=TIED, options=ALWAYS, trains=False),
+    Case("t2e2", "qwen3_moe", trains=False),
+    Case("p2", n_mbs=4, options={"pp_schedule": "ZBV"}, entropy=True, trains=False),
+)
+
+VALUES = {
+    "archon_engine.step.consistency.agree",
+    "archon_engine.step.loss_totals.gather",
+    "archon_engine.assembly.experts._over_all_ranks",
+    "archon_pipeline.channels.broadcast_object",
+}
+"""Exchanges of pickled Python values, which plans leave out: the shares of a batch, the totals of a loss, the loads of
+experts of other pipeline ranks, and, in the first forward pass without gradients, the formats of outputs."""
+
+LARGEST_VALUES = 2**14
+"""Bytes of one exchange of Python values between four ranks."""
+
+
+@cache
+def counted(n_ranks: int, is_wide: bool):
+    """Case -> what each rank counted; one world runs all cases of a size."""
+    cases = [case for case in (WIDE if is_wide else QUICK) if case.n_ranks == n_ranks]
+    ranks = run_world(run_cases, n_ranks, (cases,))
+    return {repr(case): [own[place] for own in ranks] for place, case in enumerate(cases)}
+
+
+def named(case: Case) -> str:
+    changed = {**case.changes, **case.options, "n_mbs": case.n_mbs} | ({} if case.trains else {"trains": False})
+    return " ".join([case.layout, case.model, *(f"{name}={value}" for name, value in changed.items())])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *(pytest.param(case, id=named(case)) for case in QUICK),
+        *(pytest.param(case, id=named(case), marks=pytest.mark.wide) for case in WIDE),
+    ],
+)
+def test_a_rank_sends_what_is_planned_to_the_byte(case):
+    ranks = counted(case.n_ranks, case in WIDE)[repr(case)]
+    assert_exact([own.setting for own in ranks], [own.sent for own in ranks])
+    setting = ranks[0].setting
+    is_piped, has_experts = setting.dims.pp > 1, setting.anatomy.has_experts
+    expected = {"archon_engine.step.consistency.agree"}
+    if case.trains:
+        expected.add("archon_engine.step.loss_totals.gather")
+    if case.trains and is_piped and has_experts:
+        expected.add("archon_engine.assembly.experts._over_all_ranks")
+    if not case.trains and is_piped:
+        expected.add("archon_pipeline.channels.broadcast_object")
+    assert expected <= VALUES
+    for own in ranks:
+        assert exchanges(own.sent) == dict.fromkeys(expected, 1)
+        values = [one.bytes for one in own.sent if one.inside]
+        assert max(values) < LARGEST_VALUES
+
+
+def known_operations():
+    rank = dist.get_rank()
+    x = torch.ones(6, 4)
+    with WireCounter() as counter:
+        dist.all_reduce(x)
+        dist.all_gather_into_tensor(torch.empty(18, 4), x)
+        dist.reduce_scatter_tensor(torch.empty(2, 4), x)
+        dist.broadcast(x, 2)
+        if rank < 2:
+            (dist.send if rank == 0 else dist.recv)(x, 1 - rank)
+        y = torch.ones(6, 4, requires_grad=True)
+        compat.all_gather_with_grad(y, 0, dist.group.WORLD).sum().backward()
+        sent = [[1, 2, 3], [0, 2, 4], [5, 1, 0]]
+        compat.all_to_all_with_grad(y, dist.group.WORLD, sent[rank], [row[rank] for row in sent]).sum().backward()
+        dist.all_reduce(x, group=dist.new_group([rank], use_local_synchronization=True))
+    return [(one.collective, int(one.bytes)) for one in counter.sent]
+
+
+def test_the_counter_knows_what_operations_send():
+    rows = 16  # bytes of a row of four fp32
+    ranks = run_world(known_operations, 3)
+    for rank, found in enumerate(ranks):
+        messages = [("send", 6 * rows)] if rank == 0 else []
+        assert found == [
+            ("all_reduce", 2 * 4 * rows),
+            ("all_gather", 2 * 6 * rows),
+            ("reduce_scatter", 4 * rows),
+            ("broadcast", 6 * rows if rank == 2 else 0),
+            *messages,
+            ("all_gather", 2 * 6 * rows),
+            ("reduce_scatter", 2 * 6 * rows),
+            ("all_to_all", (5, 4, 6)[rank] * rows),
+            ("all_to_all", (5, 3, 7)[rank] * rows),
+        ]

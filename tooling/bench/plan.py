@@ -1,0 +1,230 @@
+"""How fast the search of `archon plan` is, and how well predicted step times agree with measured ones.
+
+    hatch run bench-plan            # the search
+    hatch run bench-plan --measure  # and five layouts in real worlds of CPU processes
+
+The search looks for the best layouts of 1,024 devices. Its bar is five seconds.
+
+For the measurement, five layouts of a small model train on the same sequences in gloo worlds of processes with one
+thread each. Every world calibrates a device first, at the sizes of the model, and the plan predicts its steps from it,
+so that both see the same load of the machine. Printed are both times and their ratio, and whether the layouts come in
+the same order. The fastest step of each layout counts, because other processes only ever slow a step down; layouts
+whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a collective
+waits for the slowest process, so other load slows down layouts with many of them most.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from archon_core import parse_layout, registry
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.pipeline import PIPELINE
+from archon_core.models.anatomy import ModelAnatomy
+from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_plan.calibrate import calibrate
+from archon_plan.calibration_sizes import Sizes
+from archon_plan.devices import Device, find_device
+from archon_plan.parts import plan_stages, schedule_actions
+from archon_plan.results import StepTime
+from archon_plan.search import Sought, search
+from archon_plan.setting import Setting, Tokens, Types
+from archon_plan.timing import step_time
+from archon_testing.worlds import run_world
+
+SEARCH_BAR = 5.0
+"""Seconds for 1,024 devices."""
+
+EQUAL = 0.05
+"""Measured times within this share of each other have no order."""
+
+MODEL = {
+    "model_type": "qwen3",
+    "hidden_size": 384,
+    "intermediate_size": 1152,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 6,
+    "head_dim": 64,
+    "vocab_size": 4096,
+    "tie_word_embeddings": False,
+}
+LENGTH = 256
+SEQUENCES = 8
+
+LAYOUTS = {
+    2: (("d2", ""), ("t2", ""), ("c2", ""), ("p2", "1F1B"), ("p2", "Interleaved1F1B")),
+    4: (("d4", ""), ("d2t2", ""), ("d2p2", "1F1B"), ("c2t2", ""), ("p4", "1F1B")),
+}
+
+
+def anatomy_of(entries: dict[str, Any]) -> ModelAnatomy:
+    """The anatomy of a model from its configuration."""
+    return registry().get(ModelSpec, entries["model_type"]).load_part("anatomy")(entries)
+
+
+def micro_batches_of(layout: str) -> int:
+    """Micro-batches of one sequence each on a data rank."""
+    return SEQUENCES // parse_layout(f"archon:{layout}").dims["d"]
+
+
+def measure(layout: str, schedule: str, rounds: int) -> Iterator[Device | float]:
+    """The calibrated device, and seconds of each training step, of the slowest rank; the first two are left out."""
+    import torch
+    import torch.distributed as dist
+
+    from archon_core import assemble
+    from archon_core.contracts.batch import Batch
+    from archon_testing.losses import NegativeLogLikelihood
+
+    tensor = parse_layout(f"archon:{layout}").dims["t"]
+    sizes = Sizes.of(anatomy_of(MODEL), tokens=LENGTH, sequence=LENGTH, tensor=tensor)
+    yield calibrate(sizes, device_type="cpu", seconds=0.5)
+    config = ArchonEngineConfig(
+        model_config=MODEL,
+        dtype="float32",
+        gradient_checkpointing=False,
+        mb_spec=MicroBatchSpec(n_mbs=micro_batches_of(layout)),
+        optimizer=OptimizerConfig(),
+        archon=ArchonOptions(pp_schedule=schedule or "1F1B", enable_compile=False),
+    )
+    engine = assemble(config, role="actor", layout=parse_layout(f"archon:{layout}"), seed=1, total_steps=None)
+    engine.initialize()
+    ids = torch.arange(LENGTH) * 7 % MODEL["vocab_size"]
+    batch = Batch.from_sequences([ids] * micro_batches_of(layout))
+    for number in range(rounds + 2):
+        dist.barrier()
+        started = time.perf_counter()
+        engine.train_batch(batch, NegativeLogLikelihood())
+        seconds = torch.tensor(time.perf_counter() - started)
+        dist.all_reduce(seconds, dist.ReduceOp.MAX)
+        if number > 1:
+            yield float(seconds)
+    engine.close()
+
+
+def predict(layout: str, schedule: str, device: Device) -> StepTime:
+    """What the plan says of a layout."""
+    anatomy = anatomy_of(MODEL)
+    dims = parse_layout(f"archon:{layout}").parallel_dims(moe=False, option="layout")
+    tokens = Tokens(LENGTH, micro_batches_of(layout), LENGTH)
+    spec = stages = None
+    if dims.pp > 1:
+        spec = registry().get(ScheduleSpec, schedule)
+        none: Any = SimpleNamespace(
+            pp_layers_per_stage=None, pp_first_stage_less_layers=None, pp_last_stage_less_layers=None
+        )
+        pipeline = registry().get(PipelineSpec, PIPELINE)
+        stages = plan_stages(anatomy, pipeline, spec, n_ranks=dims.pp, options=none)
+    setting = Setting(
+        anatomy,
+        dims,
+        tokens,
+        types=Types(compute=4, master=4, reduce=4),
+        stages=stages,
+        schedule=spec,
+        actions=schedule_actions(spec, stages, dims.pp, tokens.n_micro_batches) if spec and stages else (),
+        checkpointing="none",
+        reshards=dims.pp == 1,
+    )
+    return step_time(setting, device)
+
+
+def compare(n_ranks: int, rounds: int) -> bool:
+    """Measure and predict all layouts; returns whether they come in the same order."""
+    print(f"{n_ranks} ranks\n{'layout':20} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
+    rows = []
+    for layout, schedule in LAYOUTS[n_ranks]:
+        values: list[Any] = []
+        run_world(measure, n_ranks, (layout, schedule, rounds), time_limit=300, on_value=_collect(values))
+        device, *seconds = values
+        plan = predict(layout, schedule, device)
+        name = f"{layout} {schedule}".strip()
+        rows.append((name, min(seconds), plan.total))
+        print(
+            f"{name:20} {1e3 * min(seconds):7.0f} ms {1e3 * statistics.median(seconds):7.0f} ms "
+            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}; "
+            f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s, links {device.node_bandwidth / 1e9:.2f} "
+            f"GB/s, {1e6 * device.node_latency:.0f} us",
+            flush=True,
+        )
+    wrong = [
+        (a[0], b[0])
+        for a, b in itertools.combinations(sorted(rows, key=lambda row: row[1]), 2)
+        if b[1] > a[1] * (1 + EQUAL) and b[2] <= a[2]
+    ]
+    print("order of predicted times: " + (f"differs for {wrong}" if wrong else "as measured"))
+    return not wrong
+
+
+def _collect(values: list[Any]) -> Any:
+    def on_value(rank: int, value: Any) -> None:
+        if rank == 0:
+            values.append(value)
+
+    return on_value
+
+
+def time_searches() -> bool:
+    """Search for layouts of 1,024 devices; returns whether all are below the bar."""
+    moe = json.loads((Path(__file__).parents[2] / "tests/data/qwen3-30b-a3b.json").read_text(encoding="utf-8"))
+    dense = {
+        "model_type": "qwen3",
+        "hidden_size": 5120,
+        "intermediate_size": 25600,
+        "num_hidden_layers": 64,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": False,
+    }
+    kept = True
+    for name, entries, sequences, length in (
+        ("qwen3-30b-a3b", moe, 4096, 4096),
+        ("qwen3-30b-a3b", moe, 256, 32768),
+        ("qwen3-32b", dense, 1024, 4096),
+        ("qwen3-32b", dense, 128, 16384),
+    ):
+        anatomy = anatomy_of(entries)
+        base = Setting(anatomy, parse_layout("archon:d1").parallel_dims(moe=False, option=""), Tokens(1, 1, length))
+        started = time.perf_counter(), time.process_time()
+        found = search(Sought(anatomy, find_device("h100"), sequences, base), 1024)
+        wall, processor = time.perf_counter() - started[0], time.process_time() - started[1]
+        kept &= wall < SEARCH_BAR
+        print(
+            f"{name:14} {sequences:5} x {length:5}: {wall:5.2f} s ({processor:.2f} s of processor time), "
+            f"{found.layouts:,} layouts, {found.settings} settings replayed; best "
+            f"{found.candidates[0].layout if found.candidates else 'none'}"
+        )
+    print(f"the bar is {SEARCH_BAR:g} s for 1,024 devices: {'kept' if kept else 'missed'}")
+    return kept
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="measure layouts in real worlds, too")
+    parser.add_argument("--only-measure", action="store_true", help="leave out the search")
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[2], choices=sorted(LAYOUTS), help="sizes of the worlds"
+    )
+    parser.add_argument("--rounds", type=int, default=8)
+    options = parser.parse_args()
+    results = [] if options.only_measure else [time_searches()]
+    if options.measure or options.only_measure:
+        results += [compare(n_ranks, options.rounds) for n_ranks in options.ranks]
+    return 0 if all(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
