@@ -153,7 +153,7 @@ def _inference(stage: StageUsage) -> ActivationMoment:
 
 
 def moment_parts(setting: Setting, moment: ActivationMoment) -> Iterator[MemoryPart]:
-    """A moment as lines of a report; lines of 0 bytes are left out."""
+    """A moment as parts of a report. Parts of 0 bytes are left out."""
     pipelined = setting.dims.pp > 1
     flight = f" of {moment.in_flight} micro-batches in flight, counted per stage" if pipelined else ""
     for name, size, note in (
