@@ -6,10 +6,11 @@
 The search looks for the best layouts of 1,024 devices. Its bar is five seconds.
 
 For the measurement, five layouts of a small model train on the same sequences in gloo worlds of processes with one
-thread each. A device is calibrated in a world of as many processes, at the sizes of the model, and the plan predicts
-the steps from it. Printed are both times and their ratio, and whether the layouts come in the same order. Steps are
-measured in turns of rounds, and the fastest of each layout counts, because other processes only ever slow a step down.
-Layouts whose measured times differ by less than the bar of equality count as equal.
+thread each. Every world calibrates a device first, at the sizes of the model, and the plan predicts its steps from it,
+so that both see the same load of the machine. Printed are both times and their ratio, and whether the layouts come in
+the same order. The fastest step of each layout counts, because other processes only ever slow a step down; layouts
+whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a collective
+waits for the slowest process, so other load slows down layouts with many of them most.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from archon_core.contracts.pipeline import PIPELINE
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_plan.calibrate import Sizes, calibrate
+from archon_plan.calibrate import calibrate
+from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.results import StepTime
@@ -58,7 +60,7 @@ MODEL = {
     "tie_word_embeddings": False,
 }
 LENGTH = 256
-SEQUENCES = 16
+SEQUENCES = 8
 
 LAYOUTS = {
     2: (("d2", ""), ("t2", ""), ("c2", ""), ("p2", "1F1B"), ("p2", "Interleaved1F1B")),
@@ -76,8 +78,8 @@ def micro_batches_of(layout: str) -> int:
     return SEQUENCES // parse_layout(f"archon:{layout}").dims["d"]
 
 
-def measure(layout: str, schedule: str, rounds: int) -> Iterator[float]:
-    """Seconds of each training step, of the slowest rank; the first two are left out."""
+def measure(layout: str, schedule: str, rounds: int) -> Iterator[Device | float]:
+    """The calibrated device, and seconds of each training step, of the slowest rank; the first two are left out."""
     import torch
     import torch.distributed as dist
 
@@ -85,6 +87,9 @@ def measure(layout: str, schedule: str, rounds: int) -> Iterator[float]:
     from archon_core.contracts.batch import Batch
     from archon_testing.losses import NegativeLogLikelihood
 
+    tensor = parse_layout(f"archon:{layout}").dims["t"]
+    sizes = Sizes.of(anatomy_of(MODEL), tokens=LENGTH, sequence=LENGTH, tensor=tensor)
+    yield calibrate(sizes, device_type="cpu", seconds=0.5)
     config = ArchonEngineConfig(
         model_config=MODEL,
         dtype="float32",
@@ -106,11 +111,6 @@ def measure(layout: str, schedule: str, rounds: int) -> Iterator[float]:
         if number > 1:
             yield float(seconds)
     engine.close()
-
-
-def measured_device(sizes: Sizes) -> Device:
-    """The device of a rank of this world."""
-    return calibrate(sizes, device_type="cpu", seconds=1.0)
 
 
 def predict(layout: str, schedule: str, device: Device) -> StepTime:
@@ -142,23 +142,21 @@ def predict(layout: str, schedule: str, device: Device) -> StepTime:
 
 def compare(n_ranks: int, rounds: int) -> bool:
     """Measure and predict all layouts; returns whether they come in the same order."""
-    sizes = Sizes.of(anatomy_of(MODEL), tokens=LENGTH, sequence=LENGTH)
-    devices = [run_world(measured_device, n_ranks, (sizes,), time_limit=300)[0] for _ in range(2)]
-    device = max(devices, key=lambda each: each.peak_fp32 * each.efficiency.dense)
-    shown = ("peak_fp32", "memory_bandwidth", "launch", "node_bandwidth", "node_latency")
-    print(f"{n_ranks} ranks: " + ", ".join(f"{name} {getattr(device, name):.3g}" for name in shown))
-    print("efficiency: " + ", ".join(f"{name} {value:.2f}" for name, value in vars(device.efficiency).items()))
-    print(f"{'layout':24} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
+    print(f"{n_ranks} ranks\n{'layout':20} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
     rows = []
     for layout, schedule in LAYOUTS[n_ranks]:
-        seconds: list[float] = []
-        run_world(measure, n_ranks, (layout, schedule, rounds), time_limit=300, on_value=_collect(seconds))
+        values: list[Any] = []
+        run_world(measure, n_ranks, (layout, schedule, rounds), time_limit=300, on_value=_collect(values))
+        device, *seconds = values
         plan = predict(layout, schedule, device)
         name = f"{layout} {schedule}".strip()
         rows.append((name, min(seconds), plan.total))
         print(
-            f"{name:24} {1e3 * min(seconds):7.0f} ms {1e3 * statistics.median(seconds):7.0f} ms "
-            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}"
+            f"{name:20} {1e3 * min(seconds):7.0f} ms {1e3 * statistics.median(seconds):7.0f} ms "
+            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}; "
+            f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s, links {device.node_bandwidth / 1e9:.2f} "
+            f"GB/s, {1e6 * device.node_latency:.0f} us",
+            flush=True,
         )
     wrong = [
         (a[0], b[0])
@@ -169,10 +167,10 @@ def compare(n_ranks: int, rounds: int) -> bool:
     return not wrong
 
 
-def _collect(seconds: list[float]) -> Any:
-    def on_value(rank: int, value: float) -> None:
+def _collect(values: list[Any]) -> Any:
+    def on_value(rank: int, value: Any) -> None:
         if rank == 0:
-            seconds.append(value)
+            values.append(value)
 
     return on_value
 
@@ -216,13 +214,14 @@ def time_searches() -> bool:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure layouts in real worlds, too")
+    parser.add_argument("--only-measure", action="store_true", help="leave out the search")
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[2], choices=sorted(LAYOUTS), help="sizes of the worlds"
     )
     parser.add_argument("--rounds", type=int, default=8)
     options = parser.parse_args()
-    results = [time_searches()]
-    if options.measure:
+    results = [] if options.only_measure else [time_searches()]
+    if options.measure or options.only_measure:
         results += [compare(n_ranks, options.rounds) for n_ranks in options.ranks]
     return 0 if all(results) else 1
 

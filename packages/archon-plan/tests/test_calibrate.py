@@ -12,11 +12,12 @@ import torch
 from archon_core.errors import ConfigError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import HeadCounts
-from archon_plan.calibrate import Sizes, calibrate
+from archon_plan.calibrate import calibrate
+from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device, write_device
 from archon_testing.worlds import run_world
 
-TINY = Sizes(tokens=64, sequence=32, matrices=((32, 32),), experts=(2, 16, 32), heads=(4, 2, 8), hidden=32)
+TINY = Sizes(tokens=64, sequence=32, matrices=((32, 32),), experts=(2, 16, 32), heads=(4, 2, 8))
 MEASURED = ("peak_fp32", "memory_bandwidth", "launch", "efficiency.dense", "efficiency.grouped", "efficiency.attention")
 
 

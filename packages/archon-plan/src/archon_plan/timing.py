@@ -8,7 +8,7 @@ share of the peak, bytes over a share of the bandwidth, latency and bytes for co
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from archon_core.contracts.pipeline import PIPELINE, ActionKind, PipelineSpec, Replay, TimedActions
 from archon_plan.collectives import seconds_of
@@ -26,6 +26,7 @@ BUBBLE = "waiting for pipeline ranks"
 OPTIMIZER = "optimizer"
 NORM = "gradient norm"
 SUMS = "sums over ranks once per step"
+MESSAGES = "sending to other stages"
 
 _LIMITS = {
     "dense products": "the peak of dense products",
@@ -45,6 +46,7 @@ _LIMITS = {
     OPTIMIZER: "the optimizer",
     NORM: "the gradient norm",
     SUMS: "sums over ranks",
+    MESSAGES: "messages between stages",
 }
 
 
@@ -170,7 +172,7 @@ class StepClock:
             seconds = n * sum(forward[stage] + backward[stage] for stage in own) + sum(forward[: own[0]])
             if not splits:
                 seconds += sum(backward[: own[0]])
-            slowest = max(slowest, seconds + sum(self.after_passes(rank).values()))
+            slowest = max(slowest, seconds + sum(self._stages[stage].reduction for stage in own))
             last = max(last, sum(self._update(rank).values()))
         return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
 
@@ -193,6 +195,21 @@ class StepClock:
     def action(self, stage: int, kind: ActionKind) -> Spent:
         """Seconds of an action, part by part. The ends of a pipeline do not split their backward passes
         (``archon_pipeline.stage_passes``): the first stage does all of it in W, the last one in I."""
+        spent = self._computed(stage, kind)
+        # On a CPU the rank that sends a message copies it itself.
+        if spent and self._device.kind == "cpu" and self._sends(stage, kind):
+            return add_up(spent, {MESSAGES: self._message})
+        return spent
+
+    def _sends(self, stage: int, kind: ActionKind) -> bool:
+        """Whether the result of an action goes to another rank."""
+        if kind is ActionKind.BACKWARD_WEIGHT and stage > 0:
+            return False
+        to = stage + 1 if kind is ActionKind.FORWARD else stage - 1
+        rank_of = self._setting.stage_plan.rank_of
+        return 0 <= to < len(rank_of) and rank_of[to] != rank_of[stage]
+
+    def _computed(self, stage: int, kind: ActionKind) -> Spent:
         own, last = self._stages[stage], len(self._stages) - 1
         if kind is ActionKind.FORWARD:
             return own.forward
@@ -209,7 +226,7 @@ class StepClock:
             return ()
         stages = range(len(self._stages))
         seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
-        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message())
+        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message)
 
     def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
         if not self._setting.actions:
@@ -217,6 +234,7 @@ class StepClock:
             return PipelineTimes(spent, (spent,), (spent,), 0.0)
         return PipelineTimes.of(self.timeline())
 
+    @cached_property
     def _message(self) -> float:
         """Seconds from the end of an action until another rank has its result."""
         dims, number = self._setting.dims, self._setting.types.compute
