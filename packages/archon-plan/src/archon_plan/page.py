@@ -83,7 +83,7 @@ def render_page(
     notes: Sequence[str] = (),
 ) -> str:
     """The page as text; see ``write_page``."""
-    parts = [f"<h1>{escape(answer.request.title)}</h1>", *_summary(answer)]
+    parts = [f"<h1>{escape(answer.request.title)}</h1>", *_summary(answer, rl)]
     if rl is not None:
         parts += run_section(rl, splits)
         if sampling is not None:
@@ -106,9 +106,11 @@ def render_page(
     )
 
 
-def _summary(answer: Answer) -> Iterator[str]:
+def _summary(answer: Answer, rl: RLPlan | None) -> Iterator[str]:
     device = answer.device
     ranks = max(engine.plan.setting.dims.world_size for engine in answer.engines)
+    if rl is not None:
+        ranks = rl.run.trainer_devices + rl.run.server_devices
     yield remark(f"Planned by archon plan for {ranks:,} x {device.name}; nothing was run.")
     if answer.fits:
         text = f"Fits: {gib(-answer.shortfall)} of {gib(device.memory)} free on the fullest device."
