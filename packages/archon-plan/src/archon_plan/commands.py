@@ -131,7 +131,7 @@ def _figure(value: float | int | str) -> str:
 def _write_page(path: Path, answer: Answer, run: PlannedRun, found: Found | None = None) -> None:
     """Raises ConfigError: the file cannot be written."""
     try:
-        write_page(path, answer, rl=run.plan, splits=run.splits, found=found, notes=run.notes)
+        write_page(path, answer, rl=run.plan, splits=run.splits, sampling=run.memory, found=found, notes=run.notes)
     except OSError as error:
         raise ConfigError(
             f"--html: found {str(path)!r}, which cannot be written ({error.strerror}); allowed is a file in an "
