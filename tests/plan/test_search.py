@@ -13,10 +13,8 @@ from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device, find_device, override
 from archon_plan.layout_space import micro_batch_numbers, valid_dims
 from archon_plan.search import Sought, _Search, fits_in_memory, least_devices, search
-from archon_plan.search_bounds import Bounds
 from archon_plan.setting import Setting, Tokens
 from archon_plan.timing import step_time
-from archon_plan.unit_times import UnitTimes
 from plan.planned_models import MOE, SMALL, anatomy_of
 
 H100 = find_device("h100")
@@ -96,14 +94,15 @@ def test_no_layout_is_faster_or_smaller_than_its_bound(model):
     sought = sought_for(anatomy, SLOW_LINKS, 8)
     whole = _Search(sought, 4, 5, fits_in_memory)
     for pp in (1, 2, 4):
-        whole._plans.of(pp)
-    bounds = Bounds(whole._base, UnitTimes(SLOW_LINKS), 8, whole._plans.shapes)
+        assert whole._plans.has(pp)
     for dims, seconds in everything(sought, 4).items():
-        assert bounds.time(dims) <= seconds * (1 + 1e-9)
+        assert whole._bounds.time(dims) <= seconds * (1 + 1e-9)
+        # A layout that some setting fits on is not too large.
+        assert whole._bounds.memory(dims) <= SLOW_LINKS.memory
 
 
 def test_candidates_are_layouts_that_parse_back_to_their_sizes_and_fit():
-    anatomy = anatomy_of(MOE)
+    anatomy = anatomy_of(TINY_MOE)
     found = search(sought_for(anatomy, H100, 64), 16, best=8)
     assert len(found.candidates) == 8
     times = [each.time.total for each in found.candidates]

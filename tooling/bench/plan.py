@@ -7,9 +7,10 @@ The search looks for the best layouts of 1,024 devices. Its bar is five seconds.
 
 For the measurement, five layouts of a small model train on the same sequences in gloo worlds of processes with one
 thread each. Every world calibrates a device first, at the sizes of the model, and the plan predicts its steps from it,
-so that both see the same load of the machine. Printed are both times and their ratio, and whether the layouts come in the same order. Steps are
-measured in rounds, and the fastest of each layout counts, because other processes only ever slow a step down.
-Layouts whose measured times differ by less than the bar of equality count as equal.
+so that both see the same load of the machine. Printed are both times and their ratio, and whether the layouts come in
+the same order. The fastest step of each layout counts, because other processes only ever slow a step down; layouts
+whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a collective
+waits for the slowest process, so other load slows down layouts with many of them most.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from archon_core.contracts.pipeline import PIPELINE
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec, PipelineSpec, ScheduleSpec
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_plan.calibrate import Sizes, calibrate
+from archon_plan.calibrate import calibrate
+from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.results import StepTime

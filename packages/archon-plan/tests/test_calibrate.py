@@ -12,7 +12,8 @@ import torch
 from archon_core.errors import ConfigError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import HeadCounts
-from archon_plan.calibrate import Sizes, calibrate
+from archon_plan.calibrate import calibrate
+from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device, write_device
 from archon_testing.worlds import run_world
 

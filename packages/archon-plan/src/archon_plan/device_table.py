@@ -6,7 +6,7 @@ print both directions together. Memory is what the driver reports, which is less
 
 from __future__ import annotations
 
-from archon_plan.devices import Device, Efficiency
+from archon_plan.device import Device, Efficiency
 
 _GIB = 2**30
 _TERA, _GIGA = 1e12, 1e9

@@ -11,21 +11,18 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from types import SimpleNamespace
-from typing import Any
 
-from archon_core import registry
-from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, RankActions, ScheduleSpec, StagePlan
-from archon_core.errors import ConfigError, LayoutError
+from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
 from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
 from archon_plan.layouts import write_layout
-from archon_plan.parts import plan_stages, schedule_actions
+from archon_plan.memory import rank_memory, whole_memory
+from archon_plan.parts import forward_actions
+from archon_plan.pipeline_plans import PipelinePlans
 from archon_plan.results import RankMemory, StepTime
-from archon_plan.search_bounds import Bounds, RankShape, rank_shapes
+from archon_plan.search_bounds import Bounds
 from archon_plan.setting import Checkpointing, Setting, Tokens
 from archon_plan.timing import StepClock
 from archon_plan.unit_times import UnitTimes
@@ -45,7 +42,7 @@ class Sought:
             schedule, checkpointing and resharding are ignored. ``None`` for the defaults with compiled blocks.
         most_tokens: of a micro-batch (``mb_spec.max_tokens_per_mb``); ``None`` for no limit.
         axes: letters that may have a size above 1.
-        modes: activation checkpointing to choose from.
+        modes: activation checkpointing to choose from, the one that keeps most first.
         schedules: names of pipeline schedules to choose from; ``None`` for all that are installed.
     """
 
@@ -100,8 +97,6 @@ Fits = Callable[[Setting, Device], bool]
 
 def fits_in_memory(setting: Setting, device: Device) -> bool:
     """Whether the step fits on every pipeline rank."""
-    from archon_plan.memory import rank_memory
-
     # The first rank keeps the most micro-batches, the last one has the head; they are the likeliest to be too large.
     ranks = sorted(range(setting.dims.pp), key=lambda rank: min(rank, setting.dims.pp - 1 - rank))
     return all(rank_memory(setting, rank, device).total <= device.memory for rank in ranks)
@@ -168,7 +163,8 @@ class _Search:
         self._queue: list[_Node] = []
         self._numbers = iter(range(1 << 62))
         self._settings = 0
-        self._plans = _Plans(sought)
+        self._plans = PipelinePlans(sought.anatomy, sought.schedules)
+        self._bounds = Bounds(self._base, self._units, sought.sequences, self._plans.shapes)
 
     def run(self) -> SearchResult:
         """The search."""
@@ -192,31 +188,35 @@ class _Search:
         return SearchResult(tuple(found.values()), layouts, too_large, self._settings)
 
     def fits_somewhere(self) -> bool:
-        """Whether any layout fits with the most thrifty options."""
+        """Whether any layout fits with small micro-batches and the checkpointing that keeps least."""
         self._add_layouts()
-        nodes = sorted(self._queue, key=lambda node: node.place)
-        for node in nodes:
+        layouts, device = sorted(self._queue, key=lambda node: self._bounds.memory(node.dims)), self._sought.device
+        for node in layouts:
             self._queue = []
             self._add_settings(node)
+            smallest: dict[str, Setting] = {}
             for entry in self._queue:
                 assert entry.setting is not None
-                if any(
-                    self._fits(self._with_actions(each), self._sought.device) for each in self._modes(entry.setting)
-                ):
+                schedule = entry.setting.schedule.name if entry.setting.schedule else ""
+                least = smallest.setdefault(schedule, entry.setting)
+                if entry.setting.tokens.per_micro_batch < least.tokens.per_micro_batch:
+                    smallest[schedule] = entry.setting
+            for setting in smallest.values():
+                *_, thrifty = self._modes(setting)
+                if self._fits(self._with_actions(thrifty), device):
                     return True
         return False
 
     def _add_layouts(self) -> tuple[int, int]:
-        bounds = Bounds(self._base, self._units, self._sought.sequences, self._plans.shapes)
         layouts = too_large = 0
         for place, dims in enumerate(valid_dims(self._sought.anatomy, self._world, axes=self._sought.axes)):
             if not self._plans.has(dims.pp):
                 continue
             layouts += 1
-            if bounds.memory(dims) > self._sought.device.memory:
+            if self._bounds.memory(dims) > self._sought.device.memory:
                 too_large += 1
                 continue
-            bound = bounds.time(dims)
+            bound = self._bounds.time(dims)
             self._queue.append(_Node(bound, _LAYOUT, place, next(self._numbers), dims))
         heapq.heapify(self._queue)
         return layouts, too_large
@@ -284,88 +284,17 @@ class _Search:
     def _with_actions(self, setting: Setting) -> Setting:
         if setting.schedule is None or setting.stages is None or setting.actions:
             return setting
-        actions = self._plans.actions(setting.schedule, setting.stages, setting.dims.pp, setting.tokens.n_micro_batches)
-        return replace(setting, actions=actions)
+        ranks, number = setting.dims.pp, setting.tokens.n_micro_batches
+        if not setting.trains:
+            return replace(setting, actions=forward_actions(setting.stages, ranks, number))
+        return replace(setting, actions=self._plans.actions(setting.schedule, setting.stages, ranks, number))
 
     def _candidate(self, setting: Setting, time: StepTime) -> Candidate:
         layout = write_layout(setting.dims, moe=setting.anatomy.has_experts)
         real = self._sought.sequences * self._base.tokens.sequence
-        memory = tuple(_memory_of(setting, rank, self._sought.device) for rank in range(setting.dims.pp))
+        memory = whole_memory(setting, self._sought.device)
         return Candidate(layout, setting, time, real / time.total, memory)
 
 
 _TIMED, _FITS, _BOUNDED, _LAYOUT = range(4)
 """Progress of an entry, the furthest first."""
-
-
-def _memory_of(setting: Setting, rank: int, device: Device) -> RankMemory:
-    from archon_plan.memory import rank_memory
-
-    return rank_memory(setting, rank, device)
-
-
-class _Plans:
-    """Schedules and splits of the model, for each size of the pipeline."""
-
-    def __init__(self, sought: Sought) -> None:
-        self._anatomy = sought.anatomy
-        self._names = sought.schedules
-        self._of: dict[int, tuple[tuple[ScheduleSpec | None, StagePlan | None], ...]] = {}
-        self._actions: dict[tuple[Any, ...], RankActions] = {}
-        self.shapes: dict[int, tuple[tuple[RankShape, ...], ...]] = {}
-
-    def has(self, pp: int) -> bool:
-        """Whether some schedule can run the model on so many pipeline ranks."""
-        return bool(self.of(pp))
-
-    def of(self, pp: int) -> tuple[tuple[ScheduleSpec | None, StagePlan | None], ...]:
-        """The schedules that can, with their stages; one entry of ``None`` without a pipeline."""
-        if pp not in self._of:
-            self._of[pp] = tuple(self._find(pp)) if pp > 1 else ((None, None),)
-            self.shapes[pp] = tuple(dict.fromkeys(map(self._shapes, self._of[pp])))
-        return self._of[pp]
-
-    def actions(self, schedule: ScheduleSpec, plan: StagePlan, pp: int, number: int) -> RankActions:
-        """The lists of a schedule."""
-        key = schedule.name, len(plan), pp, number
-        if key not in self._actions:
-            self._actions[key] = schedule_actions(schedule, plan, pp, number)
-        return self._actions[key]
-
-    def _find(self, pp: int) -> Iterator[tuple[ScheduleSpec, StagePlan]]:
-        if not (schedules := _installed_schedules(self._names)):
-            return
-        pipeline = registry().get(PipelineSpec, PIPELINE)
-        # Schedules with equally many stages per rank, placed alike, split a model alike.
-        plans: dict[tuple[int, str], StagePlan | None] = {}
-        for schedule in schedules:
-            key = schedule.usual_stages_per_rank, schedule.placement
-            if key not in plans:
-                plans[key] = self._split(pipeline, schedule, pp)
-            plan = plans[key]
-            if plan is not None:
-                yield schedule, plan
-
-    def _split(self, pipeline: PipelineSpec, schedule: ScheduleSpec, pp: int) -> StagePlan | None:
-        """``None`` if the model has too few layers for the stages of the schedule."""
-        try:
-            return plan_stages(self._anatomy, pipeline, schedule, n_ranks=pp, options=_NO_OPTIONS)
-        except (LayoutError, ConfigError):
-            return None
-
-    def _shapes(self, found: tuple[ScheduleSpec | None, StagePlan | None]) -> tuple[RankShape, ...]:
-        schedule, plan = found
-        if plan is None:
-            plan = Setting(self._anatomy, ParallelDims(), Tokens(1)).stage_plan
-        return rank_shapes(self._anatomy.kind_of, plan, splits=schedule is not None and schedule.splits_backward)
-
-
-_NO_OPTIONS: Any = SimpleNamespace(
-    pp_layers_per_stage=None, pp_first_stage_less_layers=None, pp_last_stage_less_layers=None
-)
-
-
-@lru_cache(maxsize=8)
-def _installed_schedules(names: tuple[str, ...] | None) -> tuple[ScheduleSpec, ...]:
-    found = registry().all(ScheduleSpec)
-    return tuple(found) if names is None else tuple(registry().get(ScheduleSpec, name) for name in names)

@@ -172,7 +172,7 @@ class StepClock:
             seconds = n * sum(forward[stage] + backward[stage] for stage in own) + sum(forward[: own[0]])
             if not splits:
                 seconds += sum(backward[: own[0]])
-            slowest = max(slowest, seconds + sum(self.after_passes(rank).values()))
+            slowest = max(slowest, seconds + sum(self._stages[stage].reduction for stage in own))
             last = max(last, sum(self._update(rank).values()))
         return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
 
