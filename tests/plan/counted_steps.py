@@ -24,6 +24,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.spec import load_target
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_plan.setting import Setting, Tokens, Types
+from archon_testing.compiling import compile_without_code
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -136,7 +137,7 @@ def _setting(case: Case, engine: Any) -> Setting:
     parts, dims = assembled.pipeline, assembled.plan.dims
     actions = () if parts is None else parts.schedule.load()(dims.pp, len(parts.plan), case.n_mbs)
     read = registry().get("model", case.model).load_part("anatomy")
-    options = case.options
+    options = dict(case.options)
     has_loss = options.get("moe_aux_loss_coef", 1e-3) > 0
     return Setting(
         anatomy=read({**tiny, **case.changes}, critic=case.critic),
@@ -233,6 +234,22 @@ def exchanges(sent: tuple[Sent, ...]) -> Counter[str]:
     operations = Counter(one.inside for one in sent if one.inside)
     assert all(count % 2 == 0 for count in operations.values()), operations
     return Counter({name: count // 2 for name, count in operations.items()})
+
+
+def run_compiled(case: Case) -> tuple[Setting, Counter[str]]:
+    """The functional collectives of one step of compiled blocks on this rank: name -> calls.
+
+    By the profiler, because compiled code does not run under a dispatch mode.
+    """
+    compile_without_code("aot_eager")
+    engine = _engine(case)
+    batch, loss = _batch(case, engine), _Loss(case)
+    engine.train_batch(batch, loss)  # compiles
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        engine.train_batch(batch, loss)
+    namespace = "_c10d_functional::"
+    names = [event.name.removeprefix(namespace) for event in profiler.events() if event.name.startswith(namespace)]
+    return _setting(case, engine), Counter(names)
 
 
 @dataclass(frozen=True)

@@ -82,17 +82,30 @@ def shard_stages(
     dims: ParallelDims,
     stages: Sequence[Stage | None] = (None,),
     *,
+    model: str | None = None,
     critic: bool = False,
     recompute: bool = False,
     reshard: bool = True,
     reshard_last: bool = False,
+    grouped: bool | None = None,
 ) -> list[Sharded]:
-    """Build stages on the meta device and shard them as ``archon_engine.assembly`` does, for the running rank."""
-    spec = _spec(entries["model_type"])
-    loaded = spec.load()
+    """Build stages on the meta device and shard them as ``archon_engine.assembly`` does, for the running rank.
+
+    Args:
+        entries: the content of a ``config.json``.
+        dims: the sizes of the axes.
+        stages: which stages; ``None`` for the whole model.
+        model: name of the spec; ``None`` for the one named like the family.
+        critic: whether the model has a value head.
+        recompute: checkpoint all blocks.
+        reshard: free weights between forward and backward.
+        reshard_last: also those of the last units.
+        grouped: run experts as ``grouped_mm``; ``None`` for what is available.
+    """
+    loaded = _spec(model or entries["model_type"]).load()
     arguments = loaded.arguments.from_hf_config(load_hf_config(dict(entries)), critic=critic)
     builder = (
-        registry().get("moe", "moe").load()(SimpleNamespace(moe_grouped_gemm=True)) if loaded.has_experts else None
+        registry().get("moe", "moe").load()(SimpleNamespace(moe_grouped_gemm=grouped)) if loaded.has_experts else None
     )
     plan = loaded.parallel_plan(arguments)
     meshes = build_meshes(dims, "cpu", experts=loaded.has_experts)

@@ -65,7 +65,7 @@ def setting_of(
 def measured(entries: dict[str, Any], setting: Setting) -> int:
     """The peak of a step's forward and backward passes on the first of eight ranks, after another micro-batch."""
     with fake_rank(0, 8):
-        [stage] = shard_stages(entries, setting.dims, recompute=setting.checkpointing == "full")
+        [stage] = shard_stages(entries, setting.dims, recompute=setting.checkpointing == "full", grouped=True)
         materialize_empty(stage.module, "cpu")
         with torch.no_grad():
             for parameter in stage.module.parameters():

@@ -60,7 +60,9 @@ def planned() -> tuple[Answer, PlannedRun]:
 def html(planned: tuple[Answer, PlannedRun]) -> str:
     answer, run = planned
     found = Found("Best layouts of 32 x h100", ("layout", "step"), [("archon:d32", "1 s"), ("archon:d16t2", "2 s")])
-    return render_page(answer, rl=run.plan, splits=run.splits, found=found, notes=("a <b>note</b>",))
+    return render_page(
+        answer, rl=run.plan, splits=run.splits, sampling=run.memory, found=found, notes=("a <b>note</b>",)
+    )
 
 
 def test_the_page_is_well_formed_and_loads_nothing(html: str) -> None:
@@ -94,7 +96,9 @@ def test_every_part_is_on_the_page(html: str, planned: tuple[Answer, PlannedRun]
     for name, value in engine.time.parts.items():
         assert name in text or value < engine.time.total / 200, "parts that are too short to see are one"
     assert run.plan is not None
-    for name in run.plan.training:
+    assert run.memory is not None
+    assert "KV cache" in [part.name for part in run.memory.parts]
+    for name in (*run.plan.training, *(part.name for part in run.memory.parts)):
         assert name in text
     for heading in ("Memory", "Time", "Traffic", "Pipeline", "The run", "Best layouts of 32 x h100", "Assumptions"):
         assert heading in text

@@ -26,6 +26,9 @@ ROOT = Path(__file__).parents[2]
 MOE = str(ROOT / "tests" / "data" / "qwen3-30b-a3b.json")
 AREAL = str(ROOT / "examples" / "archon_qwen3_moe.yaml")
 OWN = str(ROOT / "examples" / "grpo_arithmetic.yaml")
+FEW = ("data.batch_size=32", "rollout.backend=local")
+"""Few micro-batches and no servers, for speed."""
+
 SMALL = ("--model", "qwen3-0.6b", "--layout", "archon:d2")
 
 
@@ -67,11 +70,15 @@ def test_the_json_has_the_numbers_of_the_planning_functions(capsys: pytest.Captu
     )
 
 
-@pytest.mark.parametrize(("path", "roles"), [(AREAL, ["actor"]), (OWN, ["actor"])], ids=["areal", "archon"])
+@pytest.mark.parametrize(
+    ("path", "roles"),
+    [((AREAL, FEW[0], "actor.backend=archon:d4t4e4"), ["actor"]), ((OWN,), ["actor"])],
+    ids=["areal", "archon"],
+)
 def test_a_file_of_either_dialect_is_planned_with_its_run(
-    path: str, roles: list[str], capsys: pytest.CaptureFixture[str]
+    path: tuple[str, ...], roles: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    found = answer_of(capsys, path)
+    found = answer_of(capsys, *path)
     assert [engine["role"] for engine in found["engines"]] == roles
     assert found["run"]["steps_per_hour"] > 0
     assert found["fits"]
@@ -90,7 +97,7 @@ def test_engines_on_the_same_ranks_share_their_memory(capsys: pytest.CaptureFixt
 
 
 def test_the_text_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(AREAL) == 0
+    assert run(AREAL, *FEW) == 0
     text = " ".join(capsys.readouterr().out.split())
     for part in (
         "16 ranks = 4 pipeline x 2 context x 2 tensor",
@@ -101,6 +108,7 @@ def test_the_text_has_every_section(capsys: pytest.CaptureFixture[str]) -> None:
         "tokens to experts",
         "time of one optimizer step",
         "steps/h",
+        "memory of a device while it samples",
     ):
         assert part in text, part
 
@@ -133,6 +141,9 @@ def test_what_does_not_fit_exits_with_1_and_says_what_would(capsys: pytest.Captu
         mode = [] if "--ac-mode" in given else ["--ac-mode", "none"]
         assert run("--model", "qwen3-32b", "--layout", "archon:d2t4", *tokens, *mode, *given) == 0, words
     assert run("--model", "qwen3-32b", "--layout", larger, "--ac-mode", "none", "--tokens", "16384") == 0
+    capsys.readouterr()
+    given = ("--model", "qwen3-32b", "--layout", "archon:d2t4", "--ac-mode", "none", "--tokens", "16384")
+    assert answer_of(capsys, *given)["alternatives"]["larger"] == larger
 
 
 def test_violated_constraints_exit_with_2_and_show_the_nearest_layouts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +239,9 @@ sys.exit(code)
 
 
 @pytest.mark.parametrize(
-    "arguments", [("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"), (AREAL,)], ids=["flags", "file"]
+    "arguments",
+    [("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"), (AREAL, *FEW)],
+    ids=["flags", "file"],
 )
 def test_a_fresh_interpreter_answers_without_torch(arguments: tuple[str, ...]) -> None:
     command = [sys.executable, "-c", ANSWER, "plan", *arguments]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import pairwise
+from unittest.mock import ANY
 
 import pytest
 
@@ -159,37 +160,26 @@ def test_the_best_split_balances_sampling_and_training(run: RLRun) -> None:
 
 
 def test_a_layout_that_does_not_divide_the_devices_is_searched_for(run: RLRun) -> None:
-    """Six devices beside one server of two leave four for a layout of eight."""
-    fixed = replace(run, passes=tuple(replace(one, setting=scaled_or_fail(one.setting, 8)) for one in run.passes))
-    whole = replace(fixed, passes=tuple(replace(one, setting=replicated(one.setting)) for one in fixed.passes))
-    splits = divide_devices(whole, H100, 10)
-    assert {split.trainer for split in splits} >= {8, 4}
+    """Eight context and tensor ranks fit in ten devices once, beside one server of two."""
+    update = setting("archon:c4t2", sequences=SAMPLES.sequences // 4)
+    reference = setting("archon:c4t2", trains=False)
+    passes = (Pass("update of the actor", update, 4), Pass("reference", reference))
+    splits = divide_devices(replace(run, passes=passes), H100, 10)
+    assert {split.trainer: split.layout for split in splits} == {8: "archon:t2c4", 4: ANY, 2: ANY, 6: ANY}
     for split in splits:
-        update, reference = split.plan.run.passes
-        assert update.setting.dims == reference.setting.dims
-        assert not reference.setting.trains
-        assert update.setting.dims.world_size == split.trainer
+        planned_update, planned_reference = split.plan.run.passes
+        assert planned_update.setting.dims == planned_reference.setting.dims
+        assert not planned_reference.setting.trains
+        assert planned_update.setting.dims.world_size == split.trainer
         tokens = [
             one.times
             * one.setting.tokens.per_micro_batch
             * one.setting.tokens.n_micro_batches
             * data_ranks(one.setting)
-            for one in (update, reference)
+            for one in split.plan.run.passes
         ]
         assert tokens[0] == pytest.approx(SAMPLES.sequences * LENGTH, rel=0.15)
         assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
-
-
-def scaled_or_fail(setting: Setting, devices: int) -> Setting:
-    found = scaled_setting(setting, devices)
-    assert found is not None
-    return found
-
-
-def replicated(setting: Setting) -> Setting:
-    """The setting with all data ranks as replicas, whose number scaling keeps."""
-    dims = setting.dims
-    return replace(setting, dims=replace(dims, dp_replicate=dims.dp_shard, dp_shard=1))
 
 
 def data_ranks(setting: Setting) -> int:

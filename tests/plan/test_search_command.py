@@ -82,10 +82,10 @@ def test_the_engine_of_the_layout_and_the_model_limit_the_axes(backend: str, axe
 
 
 def test_a_file_is_searched_with_the_sequences_of_its_steps() -> None:
-    request = request_run(AREAL, (), registry())
+    request = request_run(AREAL, ("data.batch_size=32",), registry())
     found = find_layouts(request, find_device("h100"), registry(), world=8, best=1)
     assert isinstance(found, SearchAnswer)
-    assert found.sought.sequences == 1024
+    assert found.sought.sequences == 32 * 4
     assert found.sought.most_tokens == 10240
 
 

@@ -48,6 +48,8 @@ MIXTURE = {
     "moe_intermediate_size": 20,
     "mlp_only_layers": [0],
 }
+GEMMA2 = {**DENSE, "model_type": "gemma2", "num_key_value_heads": 4, "tie_word_embeddings": True}
+PHI3 = {**DENSE, "model_type": "phi3", "pad_token_id": None}
 TIED = {"tie_word_embeddings": True}
 
 
@@ -62,6 +64,7 @@ class Case:
         stages: the layers of each stage; empty without a pipeline.
         rank_of: the pipeline rank of each stage.
         critic: whether the model has a value head.
+        model: name of the spec; ``None`` for the one named like the family.
     """
 
     entries: dict[str, Any]
@@ -70,6 +73,7 @@ class Case:
     stages: tuple[tuple[int, ...], ...] = ()
     rank_of: tuple[int, ...] = ()
     critic: bool = False
+    model: str | None = None
 
     @property
     def setting(self) -> Setting:
@@ -77,7 +81,7 @@ class Case:
         plan = StagePlan(
             tuple(Stage(layers, number == 0, number == last) for number, layers in enumerate(self.stages)), self.rank_of
         )
-        anatomy = anatomy_of(self.entries, critic=self.critic)
+        anatomy = anatomy_of(self.entries, model=self.model, critic=self.critic)
         return Setting(anatomy, self.dims, Tokens(512), stages=plan if self.stages else None)
 
 
@@ -98,6 +102,13 @@ WIDE = {
     "r2d32c2t8": Case(DENSE, ParallelDims(dp_replicate=2, dp_shard=32, cp=2, tp=8), (0, 7, 9, 500, 1023)),
     "critic": Case({**DENSE, **TIED}, ParallelDims(dp_shard=128, tp=8), (0, 1, 1023), critic=True),
     "biased": Case({**DENSE, "model_type": "qwen2"}, ParallelDims(dp_shard=256, tp=4), (0, 5, 1022)),
+    "gemma2": Case(GEMMA2, ParallelDims(dp_shard=256, tp=4), (0, 2, 1003), model="hf"),
+    "phi3": Case(
+        {**DENSE, "model_type": "phi3", "pad_token_id": None},
+        ParallelDims(dp_shard=512, tp=2),
+        (0, 1, 1023),
+        model="hf",
+    ),
     "tied over a pipeline": Case(
         {**DENSE, **TIED},
         ParallelDims(pp=4, dp_shard=64, tp=4),
@@ -129,7 +140,11 @@ def check(case: Case, name: str) -> None:
         pipeline_rank, place = divmod(rank, dims.stage_size)
         with fake_rank(rank, dims.world_size):
             stages = shard_stages(
-                case.entries, dims, setting.held_by(pipeline_rank) if case.stages else (None,), critic=case.critic
+                case.entries,
+                dims,
+                setting.held_by(pipeline_rank) if case.stages else (None,),
+                model=case.model,
+                critic=case.critic,
             )
         planned = held(setting, pipeline_rank, place)
         assert planned.parameters == 4 * sum(stage.stored for stage in stages), (name, rank)

@@ -2,7 +2,8 @@
 
 ``WireCounter`` is a dispatch mode, so it sees each operation that reaches a process group, whoever starts it: FSDP2,
 functional collectives, their backward passes, plain calls. A collective that selective checkpointing answers from what
-it kept does not reach a process group, and is not counted.
+it kept does not reach a process group, and is not counted. Process groups number their operations; at the end the
+counter compares these numbers with what it saw, so it cannot miss one.
 
 Bytes are those that the rank sends to others by the usual algorithms: in a ring, (n - 1) / n of the whole buffer for
 all-gather and reduce-scatter and twice that for all-reduce; the parts for other ranks of an all-to-all, whatever their
@@ -11,6 +12,7 @@ sizes; the tensor for a message.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -52,6 +54,18 @@ class WireCounter(TorchDispatchMode):
     def __post_init__(self) -> None:
         super().__init__()
         self._inside = ""
+        self._seen: Counter[str] = Counter()
+        self._before: dict[str, int] = {}
+
+    def __enter__(self) -> Any:
+        self._before = _operations()
+        return super().__enter__()
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        super().__exit__(kind, error, trace)
+        if kind is None:
+            done = {name: number - self._before.get(name, 0) for name, number in _operations().items()}
+            assert {name: number for name, number in done.items() if number} == self._seen, "operations were missed"
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         namespace, name = func.namespace, func._opname
@@ -73,9 +87,12 @@ class WireCounter(TorchDispatchMode):
         if measure is None:
             return
         group = _group_of(args, namespace)
+        self._seen[group.group_name] += 1
         members = tuple(dist.get_process_group_ranks(group))
         if len(members) == 1:
             return
+        if name == "recv_":
+            return  # counted where it is sent
         collective, n_bytes = measure(args, len(members), dist.get_rank(group))
         self.sent.append(Sent(members, collective, Fraction(n_bytes), self._inside))
 
@@ -106,7 +123,7 @@ _C10D: dict[str, Measure | None] = {
     "allreduce_": lambda a, n, rank: ("all_reduce", Fraction(2 * _sizes(a[0]) * (n - 1), n)),
     "alltoall_base_": lambda a, n, rank: _all_to_all(a[1], a[4], n, rank),
     "send": lambda a, n, rank: ("send", _sizes(a[0])),
-    "recv_": None,  # counted where it is sent
+    "recv_": lambda a, n, rank: ("send", 0),
     "broadcast_": lambda a, n, rank: ("broadcast", _sizes(a[0]) if rank == a[2] else 0),
 }
 
@@ -118,6 +135,12 @@ _FUNCTIONAL: dict[str, Measure | None] = {
     "wait_tensor": None,
     "_wrap_tensor_autograd": None,
 }
+
+
+def _operations() -> dict[str, int]:
+    """Name of each process group -> number of its operations so far."""
+    groups = dist.distributed_c10d._world.pg_map
+    return {group.group_name: group._get_sequence_number_for_group() for group in groups}
 
 
 def _group_of(args: Any, namespace: str) -> dist.ProcessGroup:

@@ -118,8 +118,15 @@ def test_axes_have_round_steps(least: float, step: float) -> None:
 
 
 def test_labels_of_an_axis_stay_on_the_page() -> None:
-    labels = re.findall(r'left:([0-9.]+)%">([^<]+)<', draw_axis(11.2, 11.6, "s"))
-    assert labels == [("0.00", "11.2"), ("25.00", "11.3"), ("50.00", "11.4"), ("75.00", "11.5")]
+    labels = re.findall(r'left:([0-9.]+)%">([^<]+)<', draw_axis(11.2, 11.8, "s"))
+    assert labels == [
+        ("0.00", "11.2"),
+        ("16.67", "11.3"),
+        ("33.33", "11.4"),
+        ("50.00", "11.5"),
+        ("66.67", "11.6"),
+        ("83.33", "11.7"),
+    ]
 
 
 def test_columns_are_to_scale_and_one_is_marked() -> None:

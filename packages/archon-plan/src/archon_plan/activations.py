@@ -80,7 +80,9 @@ def activation_moments(
     by_number = dict(zip(setting.stage_plan.held_by(pipeline_rank), stages, strict=True))
     actions = setting.actions[pipeline_rank] if setting.actions else _WHOLE_MODEL
     largest: dict[str, ActivationMoment] = {}
-    for moment in replay(actions, by_number, sends=setting.dims.pp > 1):
+    moments = list(replay(actions, by_number, sends=setting.dims.pp > 1))
+    # Repeated states are the same objects, so that each is compared once.
+    for moment in {id(moment): moment for moment in moments}.values():
         if moment.place not in largest or moment.total > largest[moment.place].total:
             largest[moment.place] = moment
     return tuple(largest.values())
@@ -94,28 +96,53 @@ def replay(actions: tuple[Action, ...], stages: dict[int, StageUsage], *, sends:
         stages: stage index -> memory, for the stages of the rank.
         sends: whether hidden states and gradients go to other ranks.
     """
-    now = ActivationMoment()
+    alive, deferred = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
+    # A schedule's steady state repeats a few states many times.
+    known: dict[tuple[object, ...], tuple[ActivationMoment, ...]] = {}
     for action in actions:
-        stage = stages[action.stage]
-        # One message has arrived, and the last one sent may still be read.
-        messages = 2 * stage.message if sends else 0.0
+        ends, runs = False, False
         if action.kind is ActionKind.FORWARD:
-            now = _with(now, stage, 1)
-            yield replace(now, messages=messages)
-            continue
-        ends, runs = _role(action, stage)
-        if runs:
-            if stage.head is not None:
-                yield replace(now, place="head", head=now.head + stage.head.peak - stage.head.kept, messages=messages)
-            is_half = action.kind is ActionKind.BACKWARD_INPUT and not ends
-            running = stage.half if is_half else stage.running
-            yield replace(now, place="block", head=now.head - stage.head_kept, running=running, messages=messages)
-        if ends:
-            now = _with(now, stage, -1)
+            alive[action.stage] += 1
+        else:
+            ends, runs = _role(action, stages[action.stage])
+        state = (action.stage, action.kind, *alive.values(), *deferred.values())
+        if state not in known:
+            now = _now(stages, alive, deferred)
+            known[state] = tuple(_moments(action, stages[action.stage], now, ends=ends, runs=runs, sends=sends))
+        yield from known[state]
+        alive[action.stage] -= ends
         if action.kind is ActionKind.BACKWARD_INPUT and not ends:
-            now = replace(now, deferred=now.deferred + stage.deferred)
+            deferred[action.stage] += 1
         elif action.kind is ActionKind.BACKWARD_WEIGHT and ends:
-            now = replace(now, deferred=now.deferred - stage.deferred)
+            deferred[action.stage] -= 1
+
+
+def _moments(
+    action: Action, stage: StageUsage, now: ActivationMoment, *, ends: bool, runs: bool, sends: bool
+) -> Iterator[ActivationMoment]:
+    """The moments of one action. ``now`` has what is kept while it runs."""
+    # One message has arrived, and the last one sent may still be read.
+    messages = 2 * stage.message if sends else 0.0
+    if action.kind is ActionKind.FORWARD:
+        yield replace(now, messages=messages)
+    if runs:
+        if stage.head is not None:
+            yield replace(now, place="head", head=now.head + stage.head.peak - stage.head.kept, messages=messages)
+        is_half = action.kind is ActionKind.BACKWARD_INPUT and not ends
+        running = stage.half if is_half else stage.running
+        yield replace(now, place="block", head=now.head - stage.head_kept, running=running, messages=messages)
+
+
+def _now(stages: dict[int, StageUsage], alive: dict[int, int], deferred: dict[int, int]) -> ActivationMoment:
+    """What is kept of the micro-batches whose activations exist, and of those whose W is to come."""
+    counted = [(alive[number], stage) for number, stage in stages.items()]
+    return ActivationMoment(
+        kept=sum(count * (stage.kept - stage.dispatched) for count, stage in counted),
+        dispatched=sum(count * stage.dispatched for count, stage in counted),
+        head=sum(count * stage.head_kept for count, stage in counted),
+        deferred=sum(deferred[number] * stage.deferred for number, stage in stages.items()),
+        in_flight=sum(alive.values()),
+    )
 
 
 def _role(action: Action, stage: StageUsage) -> tuple[bool, bool]:
@@ -131,17 +158,6 @@ def _role(action: Action, stage: StageUsage) -> tuple[bool, bool]:
     return not stage.is_last, stage.is_first
 
 
-def _with(moment: ActivationMoment, stage: StageUsage, count: int) -> ActivationMoment:
-    """A moment with the activations of ``count`` more micro-batches of a stage."""
-    return replace(
-        moment,
-        kept=moment.kept + count * (stage.kept - stage.dispatched),
-        dispatched=moment.dispatched + count * stage.dispatched,
-        head=moment.head + count * stage.head_kept,
-        in_flight=moment.in_flight + count,
-    )
-
-
 _WHOLE_MODEL = (Action(0, ActionKind.FORWARD, 0), Action(0, ActionKind.BACKWARD, 0))
 """Without a pipeline micro-batches run one after the other."""
 
@@ -153,7 +169,7 @@ def _inference(stage: StageUsage) -> ActivationMoment:
 
 
 def moment_parts(setting: Setting, moment: ActivationMoment) -> Iterator[MemoryPart]:
-    """A moment as lines of a report; lines of 0 bytes are left out."""
+    """A moment as parts of a report. Parts of 0 bytes are left out."""
     pipelined = setting.dims.pp > 1
     flight = f" of {moment.in_flight} micro-batches in flight, counted per stage" if pipelined else ""
     for name, size, note in (

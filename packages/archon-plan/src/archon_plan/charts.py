@@ -132,7 +132,7 @@ def draw_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: in
 
 def draw_axis(start: float, end: float, unit: str) -> str:
     """Labels below a timeline, at round numbers."""
-    step = round_step((end - start) / 4)
+    step = round_step((end - start) / 6)
     labels = []
     for number in range(math.ceil(start / step), math.floor(end / step) + 1):
         place = 100 * (number * step - start) / (end - start)

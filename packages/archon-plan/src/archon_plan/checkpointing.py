@@ -26,9 +26,10 @@ class Usage(NamedTuple):
         kept: from forward to backward.
         dispatched: the part of ``kept`` that is rows for experts.
         peak: while it runs backward, recomputation included; includes ``kept`` and the gradient of its output.
-        half: likewise in the first half of a split backward pass, without ``deferred``.
+        half: likewise in the first half of a split backward pass.
         deferred: gradients that the first half leaves to the second, which computes those of weights from them.
         forward: while it runs forward for the first time; includes its input.
+        keeps_input: whether ``kept`` includes the block's input.
     """
 
     kept: float
@@ -37,6 +38,7 @@ class Usage(NamedTuple):
     half: float
     deferred: float
     forward: float
+    keeps_input: bool = True
 
 
 def saved_bytes(operations: Operations, input_bytes: float) -> float:
@@ -54,6 +56,7 @@ def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
         half=backward_peak(operations, input_bytes, is_half=True, frees=False),
         deferred=_deferred(operations),
         forward=forward_peak(operations, input_bytes, stay=saved, exist={}),
+        keeps_input=INPUT in saved,
     )
 
 
@@ -105,7 +108,7 @@ def within_budget(operations: Operations, input_bytes: float, budget: float) -> 
     eager = [operation for operation in operations if operation.eager]
     names = {INPUT, *(name for operation in eager for name in operation.saves)}
     least = sum(sizes[name] for name in names) + sum(operation.extra for operation in eager)
-    return most._replace(kept=least + budget * (most.kept - least))
+    return most._replace(kept=least + budget * (most.kept - least), keeps_input=True)
 
 
 def _dispatched(operations: Operations, kept: Mapping[str, float]) -> float:

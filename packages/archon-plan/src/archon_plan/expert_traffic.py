@@ -13,7 +13,10 @@ import math
 from archon_core.models.anatomy import ExpertsAnatomy
 from archon_plan.ledger import Group, Ledger
 from archon_plan.setting import Setting
-from archon_plan.token_traffic import COUNT_BYTES, Passes, TokenSizes
+from archon_plan.token_traffic import Passes, TokenSizes
+
+COUNT_BYTES = 8
+"""Of a number of tokens."""
 
 INDEX_BYTES = 4
 """Of an expert's index beside a token."""

@@ -133,8 +133,12 @@ class _Gradients:
         self._cells: dict[str, list[float]] = {name: [size, 1]}
         self.bytes = size
 
-    def take(self, operation: Operation, sizes: dict[str, float]) -> float:
-        """Replace the gradient of a result by those of what its operation read. Returns the most memory on the way."""
+    def take(self, operation: Operation, sizes: dict[str, float], *, leaves: bool = False) -> float:
+        """Replace the gradient of a result by those of what its operation read. Returns the most memory on the way.
+
+        Args:
+            leaves: the gradient of the result stays for the second half of the pass.
+        """
         own = self._cells.pop(operation.name)
         most = self.bytes
         if operation.passes:
@@ -148,7 +152,8 @@ class _Gradients:
             most = self.bytes
             for name, cell in new.items():
                 self._add(name, cell)
-        self._drop(own)
+        if not leaves:
+            self._drop(own)
         return most
 
     def _add(self, name: str, cell: list[float]) -> float:
@@ -189,7 +194,7 @@ def backward_peak(
 
     Args:
         held: results that stay to the end.
-        is_half: compute no gradients of weights.
+        is_half: compute no gradients of weights, but leave the gradients of results from which they are computed.
         frees: free saved results once they have been read.
     """
     sizes = result_sizes(operations, input_bytes)
@@ -201,7 +206,8 @@ def backward_peak(
     for place in reversed(range(len(operations))):
         operation = operations[place]
         live += 0.0 if is_half else operation.weights
-        peak = max(peak, live + gradients.take(operation, sizes) + operation.behind)
+        leaves = is_half and operation.weights > 0
+        peak = max(peak, live + gradients.take(operation, sizes, leaves=leaves) + operation.behind)
         if frees:
             live -= operation.extra
             live -= sum(sizes[name] for name in operation.saves if release[name] == place and name not in held)

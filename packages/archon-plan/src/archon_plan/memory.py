@@ -7,7 +7,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from archon_plan.activations import IMBALANCE, ActivationMoment, activation_moments, moment_parts
-from archon_plan.moments import Moment, moments
+from archon_plan.moment import Moment
+from archon_plan.moments import moments
 from archon_plan.results import MemoryPart, RankMemory
 from archon_plan.setting import Setting
 from archon_plan.states import held, state_parts

@@ -14,51 +14,11 @@ FSDP2 allocates in this order (torch 2.11 to 2.13, ``torch/distributed/fsdp/_ful
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Literal
 
+from archon_plan.moment import Moment
 from archon_plan.setting import Setting
 from archon_plan.shards import NOTHING, Shards
 from archon_plan.units import Block, StageUnits, units_of
-
-Activations = Literal["head", "block", "any", "kept"]
-"""The activations at a moment: those while the head or the block with most of them runs backward, the most at any
-time, or those that blocks keep for their backward passes."""
-
-
-@dataclass(frozen=True)
-class Moment:
-    """One moment of a step on one rank, in bytes.
-
-    Attributes:
-        name: of the moment.
-        activations: which of them live.
-        gradients: sharded gradients.
-        accumulated: unsharded gradients of the micro-batches so far, in a pipeline.
-        weights: unsharded weights, and buffers of all-gathers.
-        reductions: unsharded gradients of the running backward pass, and inputs of reduce-scatters.
-        buffers: of the optimizer's update.
-        published: buckets in which weights are published.
-        kept: the share of what blocks keep that still lives.
-        running: unsharded gradients of the running head or block, which ``archon_plan.activations`` counts.
-    """
-
-    name: str
-    activations: Activations
-    gradients: float = 0
-    accumulated: float = 0
-    weights: float = 0
-    reductions: float = 0
-    buffers: float = 0
-    published: float = 0
-    kept: float = 1.0
-    running: float = 0.0
-
-    @property
-    def total(self) -> float:
-        """All of it, except activations and ``running``."""
-        parts = (self.gradients, self.accumulated, self.weights, self.reductions, self.buffers, self.published)
-        return sum(parts)
 
 
 def moments(setting: Setting, pipeline_rank: int) -> tuple[Moment, ...]:
@@ -157,20 +117,20 @@ class _Sequential:
         return (self._stage.total if self._several else done).stored * self._stored
 
     def _in_head(self, coming: Shards) -> Iterator[Moment]:
-        """Backward begins here; the weights of the last block are already on their way."""
-        stage, last = self._stage, self._stage.last
-        own = last.gathered * self._compute
-        if stage.root.tensors:
-            coming = NOTHING  # a tied head runs before the last group, which gathers the block
+        """Backward begins here. The last group, which a tied head is not part of, gathers the last block."""
+        stage, last, is_tied = self._stage, self._stage.last, self._stage.root.tensors > 0
+        own, buffer = last.gathered * self._compute, coming.gathered * self._gather
         if self._frees:
-            weights = stage.root.gathered * self._compute + own + coming.gathered * self._gather
+            before = (stage.root + last).gathered * self._compute + (0 if is_tied else buffer)
+            after = stage.root.gathered * self._compute + buffer
         else:
-            weights = stage.total.gathered * self._compute
-        gradients = (last + stage.root).whole * self._compute
+            before = stage.total.gathered * self._compute
+            after = before - own
         sharded = self._gradients(NOTHING)
-        yield Moment("backward of the head", "head", sharded, 0, weights, running=gradients)
-        reduced = gradients + last.gathered * self._reduce
-        yield Moment("reduction of the head", "kept", sharded, 0, weights - own, reduced)
+        head = (stage.root if is_tied else last).whole * self._compute
+        yield Moment("backward of the head", "head", sharded, 0, before, running=head)
+        reduced = (last + stage.root).whole * self._compute + last.gathered * self._reduce
+        yield Moment("reduction of the head", "kept", sharded, 0, after, reduced)
 
     def _in_block(
         self, block: Block, *, before: Shards, coming: Shards, done: Shards, left: float, share: float

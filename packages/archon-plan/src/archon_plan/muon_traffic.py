@@ -19,7 +19,7 @@ from archon_plan.shards import elements_per_rank, shards_of
 
 
 def add_muon(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
-    """Add the two exchanges of a step, as the rank sees them that sends the most."""
+    """Add the two exchanges of a step, for the rank that sends the most."""
     dims = setting.dims
     matrices = [_Matrix.of(weight, dims) for weight in _hidden_matrices(setting, pipeline_rank)]
     if not matrices:
@@ -82,8 +82,8 @@ def _hidden_matrices(setting: Setting, pipeline_rank: int) -> Iterator[WeightSha
 
 
 def _owned_elements(matrices: Sequence[_Matrix], dims: ParallelDims) -> dict[int, int]:
-    """Owner -> elements that it sends for its matrices more than another rank: their parts back to all holders, without
-    its own, which it does not send to itself either way."""
+    """Owner -> how many more elements it sends than a rank without matrices: the parts of its matrices back to their
+    other holders. In exchange it keeps its own parts of them."""
     loads = [(0, rank) for rank in range(dims.stage_size)]
     owned: dict[int, int] = {}
     for matrix in sorted(matrices, key=lambda matrix: -matrix.weight.size):

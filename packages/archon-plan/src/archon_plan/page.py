@@ -18,11 +18,12 @@ from archon_plan.charts import (
     draw_table,
     with_others,
 )
+from archon_plan.devices import Device
 from archon_plan.layout_report import describe_meshes
 from archon_plan.numbers import count, gib, percent, seconds
 from archon_plan.page_parts import folded, list_of_bars, paragraph, remark, tiles
 from archon_plan.page_style import STYLE
-from archon_plan.results import Transfer
+from archon_plan.results import RankMemory, Transfer
 from archon_plan.rl import RLPlan
 from archon_plan.run_section import run_section
 from archon_plan.splits import Split
@@ -52,6 +53,7 @@ def write_page(
     *,
     rl: RLPlan | None = None,
     splits: Sequence[Split] = (),
+    sampling: RankMemory | None = None,
     found: Found | None = None,
     notes: Sequence[str] = (),
 ) -> None:
@@ -62,10 +64,13 @@ def write_page(
         answer: memory, traffic and time of every engine.
         rl: the plan of the whole run, if it samples.
         splits: divisions of its devices, the fastest first.
+        sampling: memory of the fullest device while it samples.
         found: layouts of a search.
         notes: further assumptions.
     """
-    path.write_text(render_page(answer, rl=rl, splits=splits, found=found, notes=notes), encoding="utf-8")
+    path.write_text(
+        render_page(answer, rl=rl, splits=splits, sampling=sampling, found=found, notes=notes), encoding="utf-8"
+    )
 
 
 def render_page(
@@ -73,13 +78,16 @@ def render_page(
     *,
     rl: RLPlan | None = None,
     splits: Sequence[Split] = (),
+    sampling: RankMemory | None = None,
     found: Found | None = None,
     notes: Sequence[str] = (),
 ) -> str:
     """The page as text; see ``write_page``."""
-    parts = [f"<h1>{escape(answer.request.title)}</h1>", *_summary(answer)]
+    parts = [f"<h1>{escape(answer.request.title)}</h1>", *_summary(answer, rl)]
     if rl is not None:
         parts += run_section(rl, splits)
+        if sampling is not None:
+            parts += _sampling_memory(sampling, rl.run.server_device or answer.device)
     if found is not None:
         parts += [
             f"<h2>{escape(found.title)}</h2>",
@@ -98,9 +106,11 @@ def render_page(
     )
 
 
-def _summary(answer: Answer) -> Iterator[str]:
+def _summary(answer: Answer, rl: RLPlan | None) -> Iterator[str]:
     device = answer.device
     ranks = max(engine.plan.setting.dims.world_size for engine in answer.engines)
+    if rl is not None:
+        ranks = rl.run.trainer_devices + rl.run.server_devices
     yield remark(f"Planned by archon plan for {ranks:,} x {device.name}; nothing was run.")
     if answer.fits:
         text = f"Fits: {gib(-answer.shortfall)} of {gib(device.memory)} free on the fullest device."
@@ -158,6 +168,16 @@ def _memory(answer: Answer, engine: EngineAnswer) -> Iterator[str]:
         for part in engine.fullest.parts
     ]
     yield folded("Table of the fullest rank", draw_table(("part", "size", "share", ""), rows))
+
+
+def _sampling_memory(memory: RankMemory, device: Device) -> Iterator[str]:
+    parts = {part.name: part.bytes for part in memory.parts}
+    bars = [Bar("a device", parts, gib(memory.total))]
+    yield "<h3>Memory while sampling</h3>"
+    yield remark(f"Of the fullest device that samples. The line is the memory of {device.name}, {gib(device.memory)}.")
+    yield draw_bars(bars, limit=device.memory)
+    yield draw_legend(colours_of(bars))
+    yield "".join(remark(f"{part.name}: {part.note}.") for part in memory.parts if part.note)
 
 
 def _time(engine: EngineAnswer) -> Iterator[str]:

@@ -94,9 +94,9 @@ class Fleet:
             found = self.server.capacity(self.rates) + self.server.weights
             devices = f"{self.server.n_devices} device{'s' if self.server.n_devices > 1 else ''}"
             raise ConfigError(
-                f"servers of {devices}: found {found / 2**30:.1f} GiB on each for weights and KV cache; the weights and "
-                f"one sequence of {context:,.0f} tokens need {needed / 2**30:.1f} GiB; raise t in rollout.backend, or use "
-                "devices with more memory"
+                f"servers of {devices}: found {found / 2**30:.1f} GiB on each for weights and KV cache; the weights "
+                f"and one sequence of {context:,.0f} tokens need {needed / 2**30:.1f} GiB; raise t in rollout.backend, "
+                "or use devices with more memory"
             )
         return fitting
 

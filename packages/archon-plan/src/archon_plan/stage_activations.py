@@ -68,7 +68,8 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     # Cosines and sines, which all layers share.
     around = float(region_tokens * max((kind.key_dim for kind in kinds), default=0) * value_bytes)
     # A stage's input is a leaf of its graph, and its output the root: both live as long as the graph.
-    around += message * ((not stage.has_embed) + (not stage.has_head))
+    keeps_input = bool(blocks) and blocks[0].keeps_input
+    around += message * ((not stage.has_embed and not keeps_input) + (not stage.has_head))
     if stage.has_embed and dims.tp > 1:
         around += region_tokens * EMBEDDING_BYTES
     head = None
@@ -82,7 +83,7 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
         kept=around + sum(block.kept for block in blocks),
         dispatched=sum(block.dispatched for block in blocks),
         running=running,
-        half=deferred + half,
+        half=half,
         # The first stage leaves everything to the second half, so only the gradient of its output waits.
         deferred=message if stage.has_embed else deferred,
         head=head,
@@ -95,11 +96,11 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
 
 def _running(blocks: list[Usage]) -> tuple[float, float]:
     """What running blocks add at most, in whole and in split backward passes."""
-    running = half = after = 0.0
+    running = half = after = deferred = 0.0
     for block in reversed(blocks):
         running = max(running, block.peak - block.kept - after)
-        half = max(half, block.half - block.kept)
-        after += block.kept
+        half = max(half, block.half - block.kept + deferred)
+        after, deferred = after + block.kept, deferred + block.deferred
     return running, half
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from archon_core.errors import ConfigError
-from archon_plan.moments import Moment, moments
+from archon_plan.moment import Moment
+from archon_plan.moments import moments
 from archon_plan.results import MemoryPart
 from archon_plan.setting import Setting
 from archon_plan.shards import NOTHING, Shards

@@ -17,9 +17,6 @@ from archon_core.models.box import chunk_of
 from archon_plan.ledger import Group, Ledger
 from archon_plan.setting import Setting
 
-COUNT_BYTES = 8
-"""Of a number of tokens."""
-
 
 @dataclass(frozen=True)
 class Passes:
@@ -87,15 +84,31 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
     squares = tensor.size * sizes.context * sizes.exact
     ledger.add(tensor, "all_gather", "norms over heads", squares, norms * (passes.forward + passes.again))
     ledger.add(tensor, "reduce_scatter", "norms over heads", squares, norms * passes.backward)
-    if attention.heads.key_value % dims.tp:
-        out, back = key_heads_sent(attention, dims.tp)
-        row = sizes.context * sizes.compute
-        sent = row * ((passes.forward + passes.again) * out + passes.backward * back)
-        ledger.add_sent(tensor, "all_to_all", "key heads", sent, 2 * runs)
+    if _needs_whole_projections(layer):
+        for features in _projected(attention):
+            whole = sizes.context * features * sizes.compute
+            ledger.add(tensor, "all_gather", "whole projections", whole, passes.forward + passes.again)
+            ledger.add(tensor, "reduce_scatter", "whole projections", whole, passes.backward)
+    elif attention.heads.key_value % dims.tp:
+        forward = passes.forward + passes.again
+        most = max(forward * out + passes.backward * back for out, back in key_heads_sent(attention, dims.tp))
+        ledger.add_sent(tensor, "all_to_all", "key heads", sizes.context * sizes.compute * most, 2 * runs)
     before, after = heads_exchanged(attention, dims.tp, dims.cp)
-    row = sizes.local * dims.tp * sizes.compute
+    row = sizes.context * sizes.compute
     ledger.add(context, "all_to_all", "heads", row * before, runs)
     ledger.add(context, "all_to_all", "heads", row * after, runs)
+
+
+def _needs_whole_projections(layer: LayerAnatomy) -> bool:
+    """Whether tensor ranks gather queries, keys and values, because a replicated norm looks at all of their heads, as
+    in transformers' modules of OLMo 2. Each rank then takes its own heads."""
+    return any(weight.role == "head_norm" and weight.shape[0] > layer.attention.head_dim for weight in layer.weights)
+
+
+def _projected(attention: AttentionAnatomy) -> tuple[int, int, int]:
+    """Features of the queries, keys and values of a token."""
+    heads = attention.heads
+    return heads.query * attention.head_dim, heads.key_value * attention.head_dim, heads.key_value * attention.value_dim
 
 
 def _is_projection_norm(weight: WeightShape) -> bool:
@@ -116,15 +129,13 @@ def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int,
 
 
 @lru_cache(maxsize=4096)
-def key_heads_sent(attention: AttentionAnatomy, tp: int) -> tuple[int, int]:
-    """Numbers per token that a tensor rank sends to others so that each has the key and value heads of its queries.
-
-    Returns those of the forward and of the backward pass, of the rank that sends the most in both together.
-    """
+def key_heads_sent(attention: AttentionAnatomy, tp: int) -> tuple[tuple[int, int], ...]:
+    """Numbers per token that each tensor rank sends, in the forward and in the backward pass, so that all ranks have
+    the key and value heads of their queries."""
     n_heads = attention.heads.key_value
     local = math.lcm(n_heads, tp) // tp
     copies = math.lcm(n_heads, tp) // n_heads
-    best = (0, 0)
+    sent = []
     for rank in range(tp):
         out = back = 0
         for size in (attention.head_dim, attention.value_dim):
@@ -132,8 +143,8 @@ def key_heads_sent(attention: AttentionAnatomy, tp: int) -> tuple[int, int]:
                 if other != rank:
                     out += _common(_owned(n_heads * size, tp, rank), _read(other, local, copies, size))
                     back += _common(_owned(n_heads * size, tp, other), _read(rank, local, copies, size))
-        best = max(best, (out, back), key=sum)
-    return best
+        sent.append((out, back))
+    return tuple(sent)
 
 
 def _owned(outputs: int, tp: int, rank: int) -> range:
