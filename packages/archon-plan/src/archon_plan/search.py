@@ -4,6 +4,9 @@ All candidates process the same sequences per step. The search is best first: la
 of their time (``search_bounds``), then with each schedule and number of micro-batches in the order of a closer bound,
 then with the fastest checkpointing that fits in order of their exact time. When exact times lead the queue, they are
 the best: nothing behind them can be faster.
+
+Lists of very many micro-batches are replayed only for what leads the queue. Before, a step of theirs is estimated: past
+its beginning a schedule repeats itself, so further micro-batches add equal times, and no activations.
 """
 
 from __future__ import annotations
@@ -26,6 +29,9 @@ from archon_plan.search_bounds import Bounds
 from archon_plan.setting import Checkpointing, Setting, Tokens
 from archon_plan.timing import StepClock
 from archon_plan.unit_times import UnitTimes
+
+ESTIMATED_FROM = 6
+"""Micro-batches per stage of a pipeline from which a step is estimated first."""
 
 MODES: tuple[Checkpointing, ...] = ("none", "selective", "memory_budget", "full")
 
@@ -180,6 +186,8 @@ class _Search:
                 self._add_settings(node)
             elif node.progress == _BOUNDED:
                 self._add_fitting(node)
+            elif node.progress == _FITS and self._short_number(node.setting) is not None:
+                self._push(node, max(node.bound, self._estimated(node.setting)), _ESTIMATED, node.setting)
             else:
                 self._settings += 1
                 setting = self._with_actions(node.setting)
@@ -203,7 +211,7 @@ class _Search:
                     smallest[schedule] = entry.setting
             for setting in smallest.values():
                 *_, thrifty = self._modes(setting)
-                if self._fits(self._with_actions(thrifty), device):
+                if self._fits(self._shortened(thrifty), device):
                     return True
         return False
 
@@ -277,7 +285,7 @@ class _Search:
             bound = StepClock(setting, self._sought.device, self._units).lower_bound()
             options.append((bound, len(options), setting))
         for bound, _, setting in sorted(options, key=lambda option: option[:2]):
-            if self._fits(self._with_actions(setting), self._sought.device):
+            if self._fits(self._shortened(setting), self._sought.device):
                 self._push(node, max(bound, node.bound), _FITS, setting)
                 return
 
@@ -289,6 +297,28 @@ class _Search:
             return replace(setting, actions=forward_actions(setting.stages, ranks, number))
         return replace(setting, actions=self._plans.actions(setting.schedule, setting.stages, ranks, number))
 
+    def _short_number(self, setting: Setting) -> int | None:
+        """A number of micro-batches behind which the schedule repeats itself; ``None`` if the setting has not more."""
+        if setting.schedule is None or setting.stages is None:
+            return None
+        number = ESTIMATED_FROM * len(setting.stages)  # a multiple of the ranks, as is half of it
+        return number if setting.tokens.n_micro_batches > number else None
+
+    def _shortened(self, setting: Setting) -> Setting:
+        """The setting with its lists, or with those of fewer micro-batches that keep as many activations."""
+        number = self._short_number(setting)
+        return self._with_actions(setting if number is None else _with_number(setting, number))
+
+    def _estimated(self, setting: Setting) -> float:
+        """Seconds of a step with many micro-batches, from two with fewer."""
+        number = self._short_number(setting)
+        assert number is not None
+        half, whole = (
+            StepClock(self._with_actions(_with_number(setting, n)), self._sought.device, self._units).step().total
+            for n in (number // 2, number)
+        )
+        return whole + (setting.tokens.n_micro_batches - number) * (whole - half) / (number - number // 2)
+
     def _candidate(self, setting: Setting, time: StepTime) -> Candidate:
         layout = write_layout(setting.dims, moe=setting.anatomy.has_experts)
         real = self._sought.sequences * self._base.tokens.sequence
@@ -296,5 +326,9 @@ class _Search:
         return Candidate(layout, setting, time, real / time.total, memory)
 
 
-_TIMED, _FITS, _BOUNDED, _LAYOUT = range(4)
+def _with_number(setting: Setting, number: int) -> Setting:
+    return replace(setting, tokens=replace(setting.tokens, n_micro_batches=number))
+
+
+_TIMED, _ESTIMATED, _FITS, _BOUNDED, _LAYOUT = range(5)
 """Progress of an entry, the furthest first."""

@@ -7,13 +7,15 @@ share of the peak, bytes over a share of the bandwidth, latency and bytes for co
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
 from archon_core.contracts.pipeline import PIPELINE, ActionKind, PipelineSpec, Replay, TimedActions
+from archon_core.models.stage import Stage
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device
-from archon_plan.flops import stage_work
+from archon_plan.flops import is_recomputed, stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
@@ -121,7 +123,12 @@ class StepClock:
             for rank, own in enumerate(self._groups)
             for stage, found in zip(plan.held_by(rank), own, strict=True)
         }
-        self._stages = [stage_times(setting, stage, groups[n], units) for n, stage in enumerate(plan.stages)]
+        # Most stages of a pipeline are alike.
+        alike = [_composition(setting, stage) for stage in plan.stages]
+        first = {key: number for number, key in reversed([*enumerate(alike)])}
+        times_of = {key: stage_times(setting, plan.stages[n], groups[n], units) for key, n in first.items()}
+        self._stages = [times_of[key] for key in alike]
+        self._alike = [tuple(alike[stage] for stage in plan.held_by(rank)) for rank in range(setting.dims.pp)]
 
     def step(self) -> StepTime:
         """The whole step."""
@@ -173,6 +180,7 @@ class StepClock:
             if not splits:
                 seconds += sum(backward[: own[0]])
             slowest = max(slowest, seconds + sum(self._stages[stage].reduction for stage in own))
+        for rank in {key: rank for rank, key in enumerate(self._alike)}.values():
             last = max(last, sum(self._update(rank).values()))
         return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
 
@@ -261,6 +269,13 @@ class StepClock:
             NORM: norm_seconds(setting, device, self._groups[rank]),
             OPTIMIZER: update_seconds(setting, device, rank, self._groups[rank]),
         }
+
+
+def _composition(setting: Setting, stage: Stage) -> tuple[object, ...]:
+    """What the times of a stage depend on: its ends, and how many layers of each kind it has."""
+    kinds = setting.anatomy.kind_of
+    layers = Counter((kinds[layer], is_recomputed(setting, layer)) for layer in stage.layers)
+    return stage.has_embed, stage.has_head, tuple(sorted(layers.items()))
 
 
 def model_flops(setting: Setting) -> float:
