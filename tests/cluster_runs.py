@@ -100,6 +100,29 @@ CONFIG = {
 SFT = ("algorithm=sft", "trainer.max_steps=40", "trainer.save_every=10")
 """Options of a run with a model instead of counting."""
 
+PPO = (
+    "algorithm=ppo",
+    "reward=arithmetic",
+    "rewards.processes=0",
+    "data.dataset=arithmetic",
+    "data.path=null",
+    "data.batch_size=4",
+    "actor.kl_ctl=0.0",
+    "actor.archon.enable_compile=false",
+    "critic={dtype: float64, archon: {enable_compile: false}}",
+    "rollout.backend=local",
+    "gconfig.n_samples=2",
+    "gconfig.max_new_tokens=4",
+    "trainer.max_steps=2",
+    "trainer.eval_before_train=false",
+)
+"""Options of a run with a critic, which samples in its own processes."""
+
+CRITIC_APART = ("critic.scheduling_strategy.type=separation", "critic.backend=archon:d1", "actor.backend=archon:d2")
+"""The critic on its own rank, the third one."""
+
+COMPARED = ("loss", "reward", "critic/loss", "critic/explained_variance")
+
 
 @dataclass
 class Started:
@@ -218,6 +241,15 @@ def assert_same(run: Started, alone: Started) -> None:
     weights, others = (load_file(one.folder / "export" / "model.safetensors") for one in (run, alone))
     for name, value in others.items():
         assert (weights[name] - value).abs().max() <= 1e-9 * value.abs().max(), name
+
+
+def assert_same_steps(run: Started, alone: Started) -> None:
+    """The same metrics of two runs of ``PPO``, up to rounding in float64."""
+    ours, theirs = (
+        [{name: row[name] for name in COMPARED} for row in one.metrics if "loss" in row] for one in (run, alone)
+    )
+    assert len(ours) == 2
+    assert ours == [pytest.approx(row, rel=1e-9, abs=1e-9) for row in theirs]
 
 
 def alive(pid: int) -> bool:

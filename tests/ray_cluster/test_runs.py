@@ -7,7 +7,7 @@ import signal
 
 import pytest
 
-from cluster_runs import SFT, Runs, Started, assert_same, until
+from cluster_runs import CRITIC_APART, PPO, SFT, Runs, Started, assert_same, assert_same_steps, until
 
 from .conftest import TWO, RayCluster, processes_of
 
@@ -22,6 +22,15 @@ def test_sft_on_two_machines_equals_one_process(runs: Runs) -> None:
     assert "Ray: 2 ranks on 2 machines" in run.text
     assert "step 40/40" in run.text, "the first rank's output is shown"
     assert_same(run, alone)
+
+
+def test_a_separated_critic_trains_with_the_numbers_of_one_process(runs: Runs) -> None:
+    alone = runs.start("roles-alone", *PPO, "scheduler.type=local", "actor.backend=archon:d1")
+    run = runs.start("roles", *PPO, *CRITIC_APART)
+    assert run.wait() == 0, run.text
+    assert alone.wait() == 0, alone.text
+    assert "3 ranks on 2 machines" in run.text
+    assert_same_steps(run, alone)
 
 
 def test_the_first_failing_rank_is_named_with_machine_and_exit_code(runs: Runs) -> None:

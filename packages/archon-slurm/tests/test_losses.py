@@ -21,6 +21,12 @@ from archon_slurm.states import JobState
 from .conftest import FakeSlurm, Run
 
 
+@pytest.fixture(autouse=True)
+def little_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports that a test does not write never come."""
+    monkeypatch.setattr(following, "REPORT_SECONDS", 0.1)
+
+
 def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run) -> None:
     slurm.set_job("1", JobState="NODE_FAIL")
     run.report(run.attempt(), 1, 1, 1, 1, ended=(True, False))
@@ -46,7 +52,6 @@ def test_a_machine_that_died_with_the_job_is_avoided(slurm: FakeSlurm, run: Run)
 def test_a_machine_whose_ranks_end_slowly_after_a_failure_is_not_lost(
     slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "REPORT_SECONDS", 0.1)
     slurm.set_job("1")
     attempt = run.attempt()
     run.report(attempt, 7, 7, 0, 0, ended=(True, False))
@@ -69,7 +74,6 @@ def test_a_machine_whose_ranks_end_slowly_after_a_failure_is_not_lost(
 def test_a_run_that_loses_one_machine_after_another_without_a_checkpoint_ends(
     slurm: FakeSlurm, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(following, "REPORT_SECONDS", 0)
     (run.folder / "checkpoints" / "step-00000001").mkdir(parents=True)
     restarts = []
 

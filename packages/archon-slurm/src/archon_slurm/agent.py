@@ -216,17 +216,18 @@ class Agent:
         return own[0] if own else 1
 
     def _end(self, end: End) -> None:
-        with self._surviving_the_file_system():
+        with self._tolerating_write_errors():
             self._attempt.write_end(end)
 
     def _report(self, *, ended: bool = False) -> None:
         self._beat += 1
-        with self._surviving_the_file_system():
+        with self._tolerating_write_errors():
             self._attempt.write_status(NodeStatus(self._node, self._host, self._beat, ended, self._ranks.ranks))
 
     @contextlib.contextmanager
-    def _surviving_the_file_system(self) -> Iterator[None]:
-        """A full or absent file system is no reason to kill ranks; a machine that cannot report is lost in the end."""
+    def _tolerating_write_errors(self) -> Iterator[None]:
+        """Go on if the shared file system is full or away: that is no reason to kill ranks. A machine that cannot
+        report for longer counts as lost."""
         try:
             yield
         except OSError as error:

@@ -163,7 +163,7 @@ def _unread_directives(template: str) -> str:
         names = _PLACEHOLDER.findall(line)
         if "directives" in names:
             alone = _PLACEHOLDER.fullmatch(line.rstrip())
-            return "" if alone else "has more than {{directives}} in its line; give them a line of their own"
+            return "" if alone else "has more than {{directives}} in its line; put the directives on a separate line"
         if line.strip() and not line.lstrip().startswith("#"):
             return (
                 f"has {line.strip()!r} before {{{{directives}}}}; SLURM reads options up to the first command; move "
