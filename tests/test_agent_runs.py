@@ -15,6 +15,7 @@ from archon_train.run.metrics import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs/agents.md").read_text(encoding="utf-8"), re.M | re.S)
+METRICS = "runs/agent/grpo/metrics.jsonl"
 SHORT = (
     "warm_start.steps=2",
     "trainer.max_steps=2",
@@ -36,7 +37,7 @@ def start(folder: Path, *overrides: str) -> subprocess.Popen[str]:
 
 
 def steps(folder: Path) -> list[dict[str, float]]:
-    return [row for row in read_metrics(folder / "runs/agent/grpo/metrics.jsonl") if "dropped/workflow_failed" in row]
+    return [row for row in read_metrics(folder / METRICS) if "dropped/workflow_failed" in row]
 
 
 def test_the_page_shows_the_agent_of_the_example():
@@ -47,13 +48,22 @@ def test_the_page_shows_the_agent_of_the_example():
 @pytest.mark.parametrize("mode", ["inline", "subproc"])
 def test_the_example_trains_on_the_sessions_of_its_agent(tmp_path, mode):
     pytest.importorskip("openai", reason="the optional dependency openai is not installed")
-    run = start(tmp_path, f"rollout.agent.mode={mode}", "rollout.agent.subproc_max_workers=2")
+    evaluated = ("trainer.eval_before_train=true", "trainer.eval_every=1")
+    run = start(tmp_path, f"rollout.agent.mode={mode}", "rollout.agent.subproc_max_workers=2", *evaluated)
     assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
     rows = steps(tmp_path)
     assert [row["dropped/workflow_failed"] for row in rows] == [0, 0]
     assert all(row["updates"] == 1 and row["staleness_max"] == 0 for row in rows)
     # After two steps of warm start nearly all answers are wrong: most sessions have two answers of several tokens.
     assert all(row["completion_tokens"] > 2 for row in rows)
+    assert all(1 <= row["workflow/session_calls"] <= 2 for row in rows)
+    assert all(row["workflow/session_reward"] == row["reward"] for row in rows), "one trajectory per session"
+    evaluations = [row for row in read_metrics(tmp_path / METRICS) if "eval/reward" in row]
+    assert [row["step"] for row in evaluations] == [0, 1, 2]
+    for row in evaluations:  # of two sessions, whose second answers are worth half
+        assert row["eval/reward"] in (0, 0.25, 0.5, 0.75, 1)
+        assert 1 <= row["eval/session_calls"] <= 2
+        assert "eval/reward_failed" not in row
 
 
 @pytest.mark.wide
@@ -79,3 +89,4 @@ def test_agents_from_outside_drive_a_run_with_the_code_of_the_page(tmp_path, mon
     assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
     assert [row["dropped/workflow_failed"] for row in steps(tmp_path)] == [0, 0]
     assert not any(one["selected"] < 1 for one in steps(tmp_path))
+    assert not any("eval/reward" in row for row in read_metrics(tmp_path / METRICS)), "no agent, and no reward"

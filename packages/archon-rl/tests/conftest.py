@@ -1,4 +1,4 @@
-"""A run of a trainer on the stand-in engines of ``bigram_engine``."""
+"""Runs of a trainer on the stand-in engines of ``bigram_engine``, and on the servers of ``bigram_serving``."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from types import MappingProxyType
 import pytest
 from rich.console import Console
 
+from archon_core.config.loading import to_yaml
 from archon_core.plugins import AlgorithmSpec, InferenceEngineSpec, TrainEngineSpec, registry
 from archon_core.ranks.ranks import Ranks
 from archon_core.ranks.role_link import RoleLink, ending
 from archon_core.ranks.role_ranks import ACTOR
+from archon_rl.trainer import sampling_ahead
+from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_train.cli.role_process import end_roles
 from archon_train.experiment import load_config
 from archon_train.run.context import RunContext
@@ -26,6 +29,7 @@ from archon_train.run.progress import Progress
 # A spec's target is imported by name, and files of a tests folder are no modules otherwise.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from bigram_serving import BigramServing, Faults, ThreadLink
 from thread_ranks import run_on_ranks, run_on_roles
 
 NONE: Mapping = MappingProxyType({})
@@ -156,3 +160,41 @@ def run(tmp_path):
     yield Runner(tmp_path)
     for spec in specs:
         registry().remove(spec.kind, spec.name)
+
+
+@pytest.fixture
+def collected(run, monkeypatch):
+    """Runs on servers, and the numbers that each of their steps consumed."""
+    spec = InferenceEngineSpec(
+        name="bigram_collected", target="bigram_serving:BigramServing", letters="d", runs_servers=True
+    )
+    registry().add(spec)
+    monkeypatch.setattr(sampling_ahead, "CollectorLink", ThreadLink)
+    monkeypatch.setattr(ThreadLink, "faults", Faults())
+    monkeypatch.setattr(BigramServing, "outages", ())
+    opened = RunFolder.open
+
+    def open_folder(*place, resume):
+        folder = opened(*place, resume=resume)
+        config = run.config(*run.given)
+        folder.config.write_text(to_yaml(config), encoding="utf-8")
+        return folder
+
+    monkeypatch.setattr(RunFolder, "open", open_folder)
+    steps: dict[int, list[int]] = {}
+    collect = SampleAhead._collected
+
+    def note(self, batch, *facts):
+        steps[batch.step] = list(batch.settled)
+        return collect(self, batch, *facts)
+
+    monkeypatch.setattr(SampleAhead, "_collected", note)
+
+    def start(*overrides, **options):
+        ranks = options.get("ranks", 1)
+        run.given = overrides if ranks == 1 else (f"cluster.n_gpus_per_node={ranks}", *overrides)
+        return run(*overrides, **options)
+
+    start.steps = steps
+    yield start
+    registry().remove(spec.kind, spec.name)

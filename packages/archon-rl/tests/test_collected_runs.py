@@ -16,15 +16,11 @@ from bigram_engine import BigramRollout
 from bigram_serving import BigramServing, CollectorThread, Faults, ThreadLink
 from run_results import rows, table
 
-from archon_core.config.loading import to_yaml
-from archon_core.contracts.rollout import Completion, InferenceEngineSpec
+from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError, TrainingError
-from archon_core.plugins import registry
 from archon_rl.collector.sampling import NOT_SELECTED
-from archon_rl.trainer import sampling_ahead
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rl.trajectory_files import STALE, Line, read_step, steps_in
-from archon_train.run.folder import RunFolder
 
 TOLERANCE = 1e-9
 PPO = ("algorithm=ppo", "critic.optimizer.lr=0.2", "critic.warmup_steps=2", "actor.adv_norm={}")
@@ -44,44 +40,6 @@ LEFT_OUT = (
 
 COLLECTED = ("rollout.backend=bigram_collected:d1", "cluster.n_gpus_per_node=9", "trainer.eval_every=0")
 AHEAD = (*COLLECTED, "rollout.max_head_offpolicyness=2", "rollout.max_concurrent_rollouts=12")
-
-
-@pytest.fixture
-def collected(run, monkeypatch):
-    """Runs on servers, and the numbers that each of their steps consumed."""
-    spec = InferenceEngineSpec(
-        name="bigram_collected", target="bigram_serving:BigramServing", letters="d", runs_servers=True
-    )
-    registry().add(spec)
-    monkeypatch.setattr(sampling_ahead, "CollectorLink", ThreadLink)
-    monkeypatch.setattr(ThreadLink, "faults", Faults())
-    monkeypatch.setattr(BigramServing, "outages", ())
-    opened = RunFolder.open
-
-    def open_folder(*place, resume):
-        folder = opened(*place, resume=resume)
-        config = run.config(*run.given)
-        folder.config.write_text(to_yaml(config), encoding="utf-8")
-        return folder
-
-    monkeypatch.setattr(RunFolder, "open", open_folder)
-    steps: dict[int, list[int]] = {}
-    collect = SampleAhead._collected
-
-    def note(self, batch, *facts):
-        steps[batch.step] = list(batch.settled)
-        return collect(self, batch, *facts)
-
-    monkeypatch.setattr(SampleAhead, "_collected", note)
-
-    def start(*overrides, **options):
-        ranks = options.get("ranks", 1)
-        run.given = overrides if ranks == 1 else (f"cluster.n_gpus_per_node={ranks}", *overrides)
-        return run(*overrides, **options)
-
-    start.steps = steps
-    yield start
-    registry().remove(spec.kind, spec.name)
 
 
 def trained(folder) -> list[dict[str, float]]:

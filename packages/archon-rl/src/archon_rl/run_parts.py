@@ -9,7 +9,7 @@ from archon_core.contracts.engine_config import ROLES
 from archon_core.contracts.preview import RunOutline
 from archon_rl.agents.checks import uses_agents
 from archon_rl.teacher_options import is_pure_distillation
-from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards, uses_reward
 from archon_train.model_sections import is_frozen
 
 
@@ -53,8 +53,8 @@ class Run:
 
     @property
     def scores(self) -> bool:
-        """Whether completions get rewards."""
-        return self.samples and self.config.reward is not None
+        """Whether the run calls a reward function or a reward model."""
+        return self.samples and uses_reward(self.config)
 
     @property
     def uses_agents(self) -> bool:

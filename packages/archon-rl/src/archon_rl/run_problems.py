@@ -14,7 +14,7 @@ from archon_core.config.rules import shown_value
 from archon_core.config.validation import check_options
 from archon_core.errors import ConfigError
 from archon_core.plugins import RewardSpec, registry
-from archon_rl.agents.checks import agent_problems
+from archon_rl.agents.checks import agent_problems, uses_agents
 from archon_rl.config import NormConfig
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.workflows.options import NO_REWARD
@@ -193,11 +193,16 @@ def workflow_problems(config: Any, reward_role: str) -> Iterator[str]:
         reward_role: section of the model that scores completions; empty for a function.
     """
     name = config.workflow
+    if reward_role and uses_agents(config):
+        yield (
+            f"reward: found {config.reward}, a model that scores the completions of a whole step, with agents, which "
+            "return the rewards of their sessions; leave it out"
+        )
     if name == MULTI_TURN and config.reward is None:
         yield NO_REWARD
     if name == ENVIRONMENT and config.environment.name is None:
         yield NO_ENVIRONMENT
-    if reward_role and name != RLVR:
+    if reward_role and name != RLVR and not uses_agents(config):
         yield (
             f"workflow: found {name} with reward={config.reward}, a model on the trainer's ranks that scores the "
             f"completions of a whole step; allowed is {RLVR}; set workflow={RLVR}, or choose a reward function"

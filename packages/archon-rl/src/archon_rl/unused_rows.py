@@ -197,7 +197,8 @@ TABLE: tuple[Unused, ...] = (
     ),
     Unused(
         ("trainer.eval_every", "trainer.eval_size", "eval_gconfig"),
-        "agents run on training records alone, and there is no reward that could score answers to held-out ones",
+        "agents from outside run on training records alone, and there is no reward that could score answers to "
+        "held-out ones",
         lambda run: run.uses_agents and not run.evaluates_rewards and run.evaluates,
     ),
     Unused(
@@ -224,6 +225,11 @@ TABLE: tuple[Unused, ...] = (
         ("tokenizer_path", "tokenizer.use_chat_template"),
         "the tokenizer is built from the data and has no chat template",
         lambda run: run.config.tokenizer.kind != "pretrained",
+    ),
+    Unused(
+        ("reward",),
+        "agents return the rewards of their sessions, in evaluations too",
+        lambda run: run.has_agents("inline", "subproc"),
     ),
     Unused(
         ("rewards",),

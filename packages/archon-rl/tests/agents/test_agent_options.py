@@ -7,13 +7,16 @@ import pytest
 from chat_client import ChatClient, parts_of
 from chat_tokenizers import CHATML, chat_tokenizer
 
+from archon_core.contracts.preview import RunOutline
 from archon_core.errors import ConfigError, DataError
+from archon_core.plugins import AlgorithmSpec, DatasetSpec, registry
 from archon_rl.agents.chat_requests import parse_chat
 from archon_rl.agents.checks import agent_decisions, agent_problems, workflow_name
 from archon_rl.agents.options import AgentOptions
 from archon_rl.agents.session import Session
 from archon_rl.agents.session_parts import session_parts
-from archon_rl.workflows.rewards_needed import gives_rewards
+from archon_rl.preview import preview_grpo
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards, uses_reward
 from archon_train.experiment import load_config
 
 MODULE = """
@@ -59,15 +62,56 @@ def test_a_run_without_agents_has_no_problem_and_needs_a_reward():
     assert not gives_rewards(config)
 
 
-@pytest.mark.parametrize("overrides", [(AGENT,), (AGENT, "workflow=agent"), ("rollout.agent.mode=online",)])
-def test_agents_choose_their_workflow_and_give_the_rewards(overrides):
+@pytest.mark.parametrize("overrides", [(AGENT,), (AGENT, "workflow=agent"), (AGENT, "rollout.agent.mode=subproc")])
+def test_agents_choose_their_workflow_and_give_the_rewards_of_training_and_evaluations(overrides):
     config = load(SERVED, *overrides, "reward=arithmetic")
     assert [*agent_problems(config)] == []
     assert workflow_name(config) == "agent"
     assert gives_rewards(config)
+    assert evaluates_rewards(config)
+    assert not uses_reward(config)
     found = {one.option: one.effective for one in agent_decisions(config)}
-    named = {} if "workflow=agent" in overrides else {"workflow": "agent"}
-    assert found == {**named, "reward": "in evaluations alone"}
+    assert found == ({} if "workflow=agent" in overrides else {"workflow": "agent"})
+
+
+def preview_of(*overrides):
+    config = load(*overrides)
+    algorithm, dataset = registry().get(AlgorithmSpec, "grpo"), registry().get(DatasetSpec, config.data.dataset)
+    role = "reward_model" if config.reward == "model" else ""
+    return preview_grpo(RunOutline(config, algorithm, frozenset(), dataset, role))
+
+
+def unused(*overrides):
+    return {one.option: one.reason for one in preview_of(SERVED, "data.validation_size=9", *overrides).decisions}
+
+
+def test_a_reward_beside_agents_is_unused_and_the_options_of_evaluations_are_used():
+    sampled = ("trainer.eval_every=3", "eval_gconfig={n_samples: 2}", "trainer.eval_pass_above=0.5")
+    found = unused(AGENT, "reward=arithmetic", "rewards.processes=3", *sampled)
+    assert found["reward"] == "agents return the rewards of their sessions, in evaluations too"
+    assert found["rewards.processes"] == "the workflow gives the rewards"
+    evaluation = {"trainer.eval_every", "eval_gconfig", "trainer.eval_pass_above"}
+    assert not evaluation & set(found)
+    online = unused("rollout.agent.mode=online", *sampled)
+    assert online["eval_gconfig"].startswith("agents from outside run on training records alone")
+    assert not evaluation & set(unused("rollout.agent.mode=online", "reward=gsm8k", *sampled))
+
+
+@pytest.mark.parametrize("agents", [AGENT, "rollout.agent.mode=online"])
+def test_a_reward_model_beside_agents_is_refused(agents):
+    found = preview_of(SERVED, agents, "reward=model", "reward_model.path=scores").problems
+    message = "reward: found model, a model that scores the completions of a whole step, with agents"
+    assert any(problem.startswith(message) for problem in found)
+
+
+def test_a_reward_evaluates_runs_whose_agents_come_from_outside():
+    config = load(SERVED, "rollout.agent.mode=online", "reward=arithmetic")
+    assert gives_rewards(config)
+    assert uses_reward(config)
+    assert evaluates_rewards(config)
+    found = {one.option: one.effective for one in agent_decisions(config)}
+    assert found == {"workflow": "agent", "reward": "in evaluations alone, which score single answers"}
+    assert not evaluates_rewards(load(SERVED, "rollout.agent.mode=online"))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +167,7 @@ def test_functions_of_the_user_change_messages_and_match_conversations():
     async def ask(*contents):
         roles = ["user", "assistant", "user"]
         messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=False)]
-        await session.answer(parse_chat({"messages": messages}, session.parts.options))
+        await session.answer(parse_chat({"messages": messages}, session.parts.repeatable))
 
     async def run():
         await ask("a")

@@ -21,7 +21,7 @@ TOKENIZERS = {name: chat_tokenizer(template) for name, template in TEMPLATES.ite
 async def ask(session, messages, **fields):
     """Send a conversation; returns it with the answer, in the form in which OpenAI's clients return it."""
     body = {"messages": messages, **fields}
-    answer, piece = await session.answer(parse_chat(body, session.parts.options))
+    answer, piece = await session.answer(parse_chat(body, session.parts.repeatable))
     message = answer.whole([piece])["choices"][0]["message"]
     return answer.id, [*messages, message]
 

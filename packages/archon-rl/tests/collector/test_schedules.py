@@ -1,4 +1,5 @@
-"""The collector's service with a trainer that trains, publishes and dies, over random schedules in virtual time.
+"""The collector's service with a trainer that trains, evaluates, publishes and dies, over random schedules in virtual
+time.
 
 Samplers are fake: they take random times, reject some groups, and label tokens with the versions that the servers hold
 meanwhile. The service, its window and its messages are real.
@@ -24,7 +25,7 @@ from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import packed, receive_async, unpacked, value_of
 from archon_rl.collector.service import CollectorService
-from archon_rl.collector.states import read_batch, read_state, state_data
+from archon_rl.collector.states import read_batch, read_settled, read_state, state_data
 from archon_rl.collector.window import GroupWindow, Settled, WindowState
 
 STEPS = 8
@@ -73,17 +74,27 @@ class Schedule:
     pace: Pace
     rejection: float
     deaths: float
+    evaluations: float = 0.0
     servers: Servers = field(default_factory=Servers)
     log: list[dict[int, Settled[Group]]] = field(default_factory=list)
     kept: tuple[bytes | None, int] = (None, 0)
-    running: Counter[int] = field(default_factory=Counter)
+    running: Counter[str] = field(default_factory=Counter)
     n_sampled: int = 0
     n_losses: int = 0
     collector: asyncio.Task | None = None
 
+    async def sample_held_out(self, place: int) -> Settled[Group]:
+        return Settled(await self.group(f"held-out {place}", place))
+
     async def sample(self, number: int) -> Settled[Group]:
-        self.running[number] += 1
         self.n_sampled += 1
+        group = await self.group(f"group {number}", number)
+        if random.Random(f"{self.rejection} {number}").random() < self.rejection:  # by its prompt
+            return Settled(group.without_trajectories(), "not selected")
+        return Settled(group)
+
+    async def group(self, name: str, number: int) -> Group:
+        self.running[name] += 1
         assert self.running.total() <= self.pace.max_concurrent
         try:
             versions = []
@@ -93,7 +104,7 @@ class Schedule:
             while self.servers.is_switching:
                 await asyncio.sleep(0.05)
         finally:
-            self.running[number] -= 1
+            self.running[name] -= 1
         trajectory = Trajectory(
             (7, *[number] * len(versions)),
             (False, *[True] * len(versions)),
@@ -101,16 +112,13 @@ class Schedule:
             (NO_VERSION, *versions),
             reward=float(number),
         )
-        group = Group.of([trajectory])
-        if random.Random(f"{self.rejection} {number}").random() < self.rejection:  # by its prompt
-            return Settled(group.without_trajectories(), "not selected")
-        return Settled(group)
+        return Group.of([trajectory])
 
     def start(self, state: WindowState[Group]) -> Link:
         """Another collector."""
         ours, theirs = socket.socketpair()
         window: GroupWindow[Group] = GroupWindow(self.rule, self.pace, state)
-        service = CollectorService(window, self.sample, self.servers)
+        service = CollectorService(window, self.sample, self.servers, self.sample_held_out)
 
         async def serve() -> None:
             reader, writer = await asyncio.open_connection(sock=theirs)
@@ -156,6 +164,8 @@ class Schedule:
             self.servers.version = self.version_of(step)
             await asyncio.sleep(0.2)
             await self.publish(link, step)
+            if self.draws.random() < self.evaluations:
+                link = await self.evaluate(link, step, first)
             if self.draws.random() < 0.4:
                 self.kept = packed(await link.call("state"))[8:], step
             if self.draws.random() < self.deaths:  # of the trainer, and its collector with it
@@ -168,6 +178,28 @@ class Schedule:
                 link = self.start(state)
                 await self.publish(link, step)
         await self.kill(link)
+
+    async def evaluate(self, link: Link, step: int, first: int) -> Link:
+        """One evaluation, with the current weights; the collector may die in it. Returns the link to the last one."""
+        n_records = self.draws.randint(1, 6)
+        while True:
+            before = read_state(await link.call("state"))
+            answer = await link.call("evaluate", n_records=n_records, timeout=0.5)
+            after = read_state(await link.call("state"))
+            # Groups start, finish, and are neither drawn nor consumed.
+            assert (after.step, after.first) == (before.step, before.first) == (step, first)
+            assert before.settled.keys() <= after.settled.keys()
+            if answer is not None:
+                groups = read_settled(unpacked(packed(answer)[8:]))
+                assert list(groups) == list(range(n_records))
+                assert all(one.group.rewards == (float(place),) for place, one in groups.items())
+                assert {one.group.versions for one in groups.values()} == {frozenset({self.servers.version})}
+                return link
+            if self.n_losses < MOST_LOSSES and self.draws.random() < self.deaths:
+                self.n_losses += 1
+                await self.kill(link)
+                link = self.start(WindowState(step, first))
+                await self.publish(link, step)
 
     async def publish(self, link: Link, step: int) -> None:
         await link.call("publish", step=step, version=self.servers.version, servers=[], answering=[])
@@ -222,6 +254,7 @@ SCHEDULES = {
     "max_rounds": st.integers(1, 3),
     "rejection": st.sampled_from([0.0, 0.2, 0.6]),
     "deaths": st.sampled_from([0.0, 0.05, 0.2]),
+    "evaluations": st.sampled_from([0.0, 0.5]),
     "max_concurrent": st.integers(1, 10),
     "slack": st.integers(0, 8),
 }
@@ -235,12 +268,13 @@ def follow(
     max_rounds: int,
     rejection: float,
     deaths: float,
+    evaluations: float,
     max_concurrent: int,
     slack: int,
 ) -> None:
     """Follow one schedule to its end, and check it."""
     rule, pace = BatchRule(batch_size, max_rounds), Pace(max_staleness, max_concurrent, batch_size + slack)
-    schedule = Schedule(random.Random(seed), rule, pace, rejection, deaths)
+    schedule = Schedule(random.Random(seed), rule, pace, rejection, deaths, evaluations)
     run_virtually(schedule.run())
     schedule.check()
 

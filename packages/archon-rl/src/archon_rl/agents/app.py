@@ -65,7 +65,7 @@ def build_app(directory: SessionDirectory, *, admin_key: str = "", rewarded: Rew
 
     async def chat(request: Request) -> Response:
         session = session_of(request)
-        parsed = parse_chat(await _json(request), session.parts.options)
+        parsed = parse_chat(await _json(request), session.parts.repeatable)
         answer, piece = await _unless_disconnected(request, session.answer(parsed))
         if parsed.streams:
             return StreamingResponse(_events(parsed, answer, piece), media_type="text/event-stream")

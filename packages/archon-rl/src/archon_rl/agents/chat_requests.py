@@ -6,7 +6,7 @@ request may only shorten an answer, with ``max_tokens`` and ``stop``; fields tha
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -70,11 +70,11 @@ class ChatRequest:
     logprobs: bool
 
 
-def parse_chat(data: Any, options: GenerationConfig) -> ChatRequest:
+def parse_chat(data: Any, repeatable: Sequence[GenerationConfig]) -> ChatRequest:
     """The request that a JSON body describes.
 
     Args:
-        options: the run's sampling options.
+        repeatable: sampling options whose values the request may repeat; the first are named in errors.
 
     Raises:
         DataError: the body is malformed, or asks for something that a session does not give.
@@ -85,7 +85,7 @@ def parse_chat(data: Any, options: GenerationConfig) -> ChatRequest:
         raise DataError(f"chat: n: found {body['n']}; allowed is 1: a call has one answer; send several requests")
     if body.get("stop_token_ids"):
         raise DataError("chat: stop_token_ids: found token ids; allowed are texts (stop), or gconfig.stop_token_ids")
-    _check_sampling(body, options)
+    _check_sampling(body, repeatable)
     choice = body.get("tool_choice")
     if choice not in (None, "auto", "none"):
         raise DataError(
@@ -134,12 +134,12 @@ def sampling_of(request: ChatRequest, options: GenerationConfig, n_prompt: int, 
     )
 
 
-def _check_sampling(body: Mapping[str, Any], options: GenerationConfig) -> None:
+def _check_sampling(body: Mapping[str, Any], repeatable: Sequence[GenerationConfig]) -> None:
     for field, name in SAMPLING.items():
-        given, ours = body.get(field), getattr(options, name)
-        if field == "temperature" and options.greedy:
-            ours = 0
-        if given is not None and given != ours:
+        given = body.get(field)
+        allowed = [0 if name == "temperature" and one.greedy else getattr(one, name) for one in repeatable]
+        if given is not None and given not in allowed:
+            ours = allowed[0]
             raise DataError(
                 f"chat: {field}: found {given}; this run samples with gconfig.{name}={ours:g}, because training must "
                 f"know the distribution; leave {field} out, or set gconfig.{name}={given:g}"

@@ -23,6 +23,11 @@ def uses_agents(config: Any) -> bool:
     return config.workflow == WORKFLOW or (options is not None and options.is_used)
 
 
+def runs_agents(config: Any) -> bool:
+    """Whether the run starts its agents itself, so that it can evaluate them: not with ``mode=online``."""
+    return uses_agents(config) and config.rollout.agent.mode != "online"
+
+
 def agent_problems(config: Any) -> Iterator[str]:
     """Settings with which agents cannot run."""
     if not uses_agents(config):
@@ -62,9 +67,9 @@ def agent_decisions(config: Any) -> Iterator[Decision]:
         return
     if config.workflow == DEFAULT_WORKFLOW:
         yield Decision("workflow", config.workflow, WORKFLOW, "rollout.agent has an agent")
-    if config.reward is not None:
-        reason = "agents return the rewards of their sessions"
-        yield Decision("reward", config.reward, "in evaluations alone", reason)
+    if config.reward is not None and not runs_agents(config):
+        reason = "agents from outside reward their sessions in training, and none runs in evaluations"
+        yield Decision("reward", config.reward, "in evaluations alone, which score single answers", reason)
 
 
 def workflow_name(config: Any) -> str:

@@ -2,15 +2,22 @@
 
 Rewards go back along the order of the calls, as in AReaL: a call's return is its own reward plus ``turn_discount``
 times the return of the call after it.
+
+So a session with many calls has many trajectories. Metrics that compare agents need the mean over sessions: evaluations
+export every session as one trajectory (``whole_session``), and training adds its facts to one of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_rl.agents.calls import Call, CallTree
+
+REWARD, CALLS = "session_reward", "session_calls"
+"""Facts about a session."""
 
 
 def individual_trajectories(calls: Sequence[Call], discount: float) -> list[Trajectory]:
@@ -37,6 +44,29 @@ def concat_trajectories(tree: CallTree, discount: float) -> list[Trajectory]:
         given = sum(call.reward or 0.0 for call in path[:-1])
         trajectories.append(_trajectory(path, returns[id(leaf)] + given))
     return trajectories
+
+
+def whole_session(calls: Sequence[Call]) -> Trajectory:
+    """A session as one trajectory, for evaluations: the conversation of its last call, with the session's reward.
+
+    Args:
+        calls: in the order in which they began.
+    """
+    found = _trajectory(calls[-1].path, session_reward(calls))
+    return replace(found, metadata={**found.metadata, CALLS: len(calls)})
+
+
+def with_session_facts(trajectories: Sequence[Trajectory], calls: Sequence[Call]) -> list[Trajectory]:
+    """The trajectories of a session. The last one has its reward and its number of calls, so that means over all
+    trajectories with these numbers are means over sessions."""
+    *others, last = trajectories
+    facts = {REWARD: session_reward(calls), CALLS: len(calls)}
+    return [*others, replace(last, metadata={**last.metadata, **facts})]
+
+
+def session_reward(calls: Sequence[Call]) -> float:
+    """The reward of a session: the sum of the rewards that the agent gave, without a discount."""
+    return sum(call.reward or 0.0 for call in calls)
 
 
 def discounted_returns(rewards: Sequence[float | None], discount: float) -> list[float]:

@@ -22,7 +22,12 @@ from archon_rl.agents.calls import Call, CallTree
 from archon_rl.agents.chat_messages import Matcher, normal_messages
 from archon_rl.agents.chat_requests import ChatRequest, TooLongError, sampling_of
 from archon_rl.agents.errors import SessionError
-from archon_rl.agents.exporting import concat_trajectories, individual_trajectories
+from archon_rl.agents.exporting import (
+    concat_trajectories,
+    individual_trajectories,
+    whole_session,
+    with_session_facts,
+)
 from archon_rl.agents.prompts import PromptBuilder
 
 
@@ -35,7 +40,8 @@ class SessionParts:
         reader: reads answers.
         decode: token ids -> text without special tokens.
         decode_literally: token ids -> text with special tokens.
-        options: the run's sampling options.
+        options: the sampling options of every call.
+        repeatable: sampling options whose values a request may repeat.
         preprocessors: change the messages of every call.
         matches: whether messages are the same.
         max_tokens: largest number of tokens of a call; ``None`` for no limit.
@@ -49,6 +55,7 @@ class SessionParts:
     decode: Callable[[Sequence[int]], str]
     decode_literally: Callable[[Sequence[int]], str]
     options: GenerationConfig
+    repeatable: Sequence[GenerationConfig]
     preprocessors: Sequence[Callable[[list[dict[str, Any]]], list[dict[str, Any]]]]
     matches: Matcher
     max_tokens: int | None
@@ -183,16 +190,26 @@ class Session:
         Raises:
             SessionError: there is no reward.
         """
-        if all(call.reward is None for call in self.tree.calls):
-            what = "a reward" if self.tree.calls else "a call of the model"
-            raise SessionError(f"the session ended without {what}; let the agent return a number")
+        self._require_reward()
         tree = self.tree
         if self.parts.drops_repeated:
             dropped = set(map(id, tree.repeated()))
             tree = CallTree(tree.matches, [call for call in tree.calls if id(call) not in dropped])
         if self.parts.export_style == "concat":
-            return concat_trajectories(tree, self.parts.turn_discount)
-        return individual_trajectories(tree.ordered(), self.parts.turn_discount)
+            found = concat_trajectories(tree, self.parts.turn_discount)
+        else:
+            found = individual_trajectories(tree.ordered(), self.parts.turn_discount)
+        return with_session_facts(found, self.tree.ordered())
+
+    def evaluated(self) -> Trajectory:
+        """The whole session, for an evaluation. Raises SessionError as ``trajectories`` does."""
+        self._require_reward()
+        return whole_session(self.tree.ordered())
+
+    def _require_reward(self) -> None:
+        if all(call.reward is None for call in self.tree.calls):
+            what = "a reward" if self.tree.calls else "a call of the model"
+            raise SessionError(f"the session ended without {what}; let the agent return a number")
 
     async def _complete(self, prompt: tuple[int, ...], options: GenerationConfig, seed: int) -> Completion:
         """The completion; ends with the session."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec
 from archon_core.contracts.workflows import WorkflowParts
 from archon_core.errors import DataError
@@ -58,13 +59,21 @@ def matcher_source(text: str) -> ChosenFunction:
     return _source(_Matcher, text, find_matcher(text))
 
 
-def session_parts(options: AgentOptions, parts: WorkflowParts, *, use_chat_template: bool = True) -> SessionParts:
-    """What the sessions of a run share.
+def session_parts(
+    options: AgentOptions,
+    parts: WorkflowParts,
+    *,
+    use_chat_template: bool = True,
+    training: GenerationConfig | None = None,
+) -> SessionParts:
+    """What the sessions of a run, or of its evaluations, share.
 
     Args:
         options: of agents.
         parts: of the run.
         use_chat_template: let the chat template render prompts, if there is one.
+        training: for evaluations, the sampling options of training. An agent that names them in its requests must not
+            fail in an evaluation, where the options of ``parts`` hold instead.
 
     Raises:
         ConfigError, UnknownNameError: a function or a parser cannot be loaded.
@@ -86,6 +95,7 @@ def session_parts(options: AgentOptions, parts: WorkflowParts, *, use_chat_templ
         decode=lambda ids: tokenizer.decode(list(ids), skip_special_tokens=True),
         decode_literally=lambda ids: decode_literally(tokenizer, ids),
         options=parts.options,
+        repeatable=[one for one in (training, parts.options) if one is not None],
         preprocessors=[_preprocessor(text) for text in options.message_preprocessors],
         matches=_matcher(options.prefix_matcher),
         max_tokens=options.engine_max_tokens,

@@ -1,4 +1,7 @@
-"""The workflow ``agent``: every sample of a record is a session of an agent."""
+"""The workflow ``agent``: every sample of a record is a session of an agent.
+
+``AgentEvaluation`` runs the same agents on held-out records, at the same server: sessions differ in their parts alone.
+"""
 
 from __future__ import annotations
 
@@ -80,6 +83,41 @@ def agent_workflow(config: Any, parts: WorkflowParts) -> AgentWorkflow:
     return AgentWorkflow(options, shared, agents, folder.path / ADDRESS_FILE)
 
 
+def agent_evaluation(config: Any, workflow: AgentWorkflow, parts: WorkflowParts) -> AgentEvaluation:
+    """The workflow of a run's evaluations.
+
+    Args:
+        config: the configuration.
+        workflow: that trains.
+        parts: of the evaluations.
+    """
+    shared = session_parts(
+        workflow.options,
+        parts,
+        use_chat_template=config.tokenizer.use_chat_template,
+        training=workflow.parts.options,
+    )
+    return AgentEvaluation(workflow, shared)
+
+
+@dataclass(frozen=True)
+class AgentEvaluation:
+    """Evaluates agents; implements ``contracts.workflows.Workflow``. Every session is one trajectory.
+
+    Attributes:
+        workflow: runs the sessions.
+        parts: of the sessions.
+    """
+
+    workflow: AgentWorkflow
+    parts: SessionParts
+
+    async def run(self, client: RolloutClient, record: Mapping[str, Any], seeds: Sequence[int]) -> Sequence[Trajectory]:
+        """See ``AgentWorkflow.run``."""
+        sessions = await self.workflow.run_sessions(self.parts, client, record, seeds)
+        return [session.evaluated() for session in sessions]
+
+
 @dataclass(eq=False)
 class AgentWorkflow:
     """Runs agents, and serves them the model.
@@ -107,16 +145,22 @@ class AgentWorkflow:
             SessionError: a session has no reward; the group is dropped.
             ServerError: no server completed a call.
         """
+        trajectories = []
+        for session in await self.run_sessions(self.parts, client, record, seeds):
+            trajectories += session.trajectories()
+        return trajectories
+
+    async def run_sessions(
+        self, parts: SessionParts, client: RolloutClient, record: Mapping[str, Any], seeds: Sequence[int]
+    ) -> list[Session]:
+        """Run one session per seed to its end. Raises as ``run`` does."""
         server = await self._started()
-        sessions = [Session(self.parts, client, seed) for seed in seeds]
+        sessions = [Session(parts, client, seed) for seed in seeds]
         if self.agents is None:
             await self._attend(WaitingGroup(record, sessions))
         else:
             await together(self._run_agent(server, session, record) for session in sessions)
-        trajectories = []
-        for session in sessions:
-            trajectories += session.trajectories()
-        return trajectories
+        return sessions
 
     async def close(self) -> None:
         """Stop listening, and end the processes of agents."""

@@ -7,9 +7,11 @@ import logging
 import os
 import socket
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from archon_core.contracts.data import Dataset
 from archon_core.contracts.rollout import GenerationConfig
 from archon_core.contracts.serving import ClientRecipe
 from archon_core.contracts.spec import load_target
@@ -18,18 +20,19 @@ from archon_rl.agents.checks import workflow_name
 from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.messages import error_data, packed, receive
 from archon_rl.collector.reward_threads import RewardThreads, reward_threads
-from archon_rl.collector.sampling import GroupSampler, RunSampler
+from archon_rl.collector.sampling import GroupSampler, HeldOutSampler, RunSampler
 from archon_rl.collector.service import CollectorService
 from archon_rl.collector.states import read_state
 from archon_rl.collector.window import GroupWindow
 from archon_rl.datasets.cursor import DataCursor
-from archon_rl.datasets.records import SubsetDataset
+from archon_rl.datasets.records import Split, SubsetDataset
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.parent import end_with
 from archon_rl.preference_encoding import build_encoder
 from archon_rl.rewards.trainers_signals import leave_signals_to_trainer
 from archon_rl.text_encoding import TextEncoder
 from archon_rl.tokenization import load_tokenizer
+from archon_rl.trainer.evaluation import evaluation_seeds
 from archon_rl.trainer.rollout_batch import rollout_seeds
 from archon_rl.workflows.context_limit import ContextLimit
 from archon_rl.workflows.own_code import check_code
@@ -70,16 +73,15 @@ def main(descriptor: int, trainer: int) -> None:
 async def _serve(channel: socket.socket, setup: Mapping[str, Any], sampler: RunSampler) -> None:
     window = GroupWindow(BatchRule(**setup["rule"]), Pace(**setup["pace"]), read_state(setup["state"]))
     reader, writer = await asyncio.open_connection(sock=channel)
-    await CollectorService(window, sampler, sampler.groups.client).serve(reader, writer)
+    service = CollectorService(window, sampler, sampler.groups.client, sampler.held_out)
+    await service.serve(reader, writer)
 
 
 def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
     """The sampler of the run whose configuration ``setup`` names."""
     folder = Path(setup["folder"])
     config = load_config(folder / "config.yaml").config
-    dataset = registry().get("dataset", config.data.dataset).load()(config.data, split="train", seed=config.seed)
-    if setup["kept"] is not None:
-        dataset = SubsetDataset(dataset, setup["kept"])
+    dataset = _records(config, "train", setup["kept"])
     encoder = build_encoder(load_tokenizer(folder / "tokenizer"), config.data, config.tokenizer.use_chat_template)
     assert isinstance(encoder, TextEncoder), "pairs of preferences are not sampled"
     recipe = ClientRecipe(**setup["client"])
@@ -104,5 +106,31 @@ def _build(setup: Mapping[str, Any]) -> tuple[RunSampler, RewardThreads | None]:
         keeps_rejected=config.rollout.dump_to_file,
     )
     cursor = DataCursor(len(dataset), config.data.batch_size, config.seed, config.data.shuffle)
-    sampler = RunSampler(dataset, cursor, groups)
-    return sampler, rewards
+    held_out = None if setup["held_out"] is None else _held_out(config, setup["held_out"], groups)
+    return RunSampler(dataset, cursor, groups, held_out), rewards
+
+
+def _held_out(config: Any, setup: Mapping[str, Any], groups: GroupSampler) -> HeldOutSampler:
+    """Samples the held-out records with the agents of ``groups``."""
+    # Imported here, because other runs need no web server.
+    from archon_rl.agents.workflow import AgentWorkflow, agent_evaluation
+
+    options = GenerationConfig(**setup["options"])
+    parts = workflow_parts(groups.encoder, options, None)
+    assert isinstance(groups.workflow, AgentWorkflow), "other workflows are evaluated on the trainer's ranks"
+    sampler = replace(
+        groups,
+        workflow=agent_evaluation(config, groups.workflow, parts),
+        n_samples=options.n_samples,
+        seed_of=evaluation_seeds(config.seed),
+        algorithm=None,
+        context=ContextLimit(**setup["context"]),
+        prefix="evaluation-",
+    )
+    return HeldOutSampler(_records(config, "validation", setup["kept"]), sampler)
+
+
+def _records(config: Any, split: Split, kept: list[int] | None) -> Dataset:
+    """The records of a split that the trainer has kept; ``None`` for all."""
+    whole = registry().get("dataset", config.data.dataset).load()(config.data, split=split, seed=config.seed)
+    return whole if kept is None else SubsetDataset(whole, kept)

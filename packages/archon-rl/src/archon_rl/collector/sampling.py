@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -58,6 +58,7 @@ class GroupSampler:
         checks_tokens: check every token of the workflow's trajectories.
         traces: log every request.
         keeps_rejected: keep the trajectories of groups that the algorithm does not select, for files.
+        prefix: before the number of a record, the name of its group for servers and logs.
     """
 
     workflow: Workflow
@@ -71,6 +72,7 @@ class GroupSampler:
     checks_tokens: bool = False
     traces: bool = False
     keeps_rejected: bool = False
+    prefix: str = ""
 
     async def sample(self, number: int, record: Mapping[str, Any]) -> Settled[Group]:
         """The group of a record.
@@ -83,7 +85,7 @@ class GroupSampler:
         """
         assert self.client is not None, "a sampler needs a client"
         seeds = [self.seed_of(number, sample) for sample in range(self.n_samples)]
-        client = GroupClient(self.client, self.encoder, str(number), self.context, self.traces)
+        client = GroupClient(self.client, self.encoder, f"{self.prefix}{number}", self.context, self.traces)
         result = await run_workflow(self.name, self.workflow, client, record, seeds, checks_tokens=self.checks_tokens)
         seconds = {"rollout": result.seconds, "reward": result.tally.seconds}
         if result.trajectories:
@@ -104,6 +106,24 @@ class GroupSampler:
 
 
 @dataclass(frozen=True)
+class HeldOutSampler:
+    """Samples the groups of held-out records by their places in the data set, for evaluations.
+
+    Attributes:
+        dataset: held-out records.
+        groups: samples the group of a record, with the seeds and options of evaluations and without a selection.
+    """
+
+    dataset: Dataset
+    groups: GroupSampler
+
+    async def __call__(self, place: int) -> Settled[Group]:
+        """The group of the record at ``place``, without its trajectories: metrics need none of their tokens."""
+        settled = await self.groups.sample(place, read_placed(self.dataset, place))
+        return replace(settled, group=settled.group.without_trajectories())
+
+
+@dataclass(frozen=True)
 class RunSampler:
     """Samples the groups of a run by their numbers.
 
@@ -111,11 +131,13 @@ class RunSampler:
         dataset: training records.
         cursor: their order.
         groups: samples the group of a record.
+        held_out: samples held-out records; ``None`` for a run whose evaluations need no collector.
     """
 
     dataset: Dataset
     cursor: DataCursor
     groups: GroupSampler
+    held_out: HeldOutSampler | None = None
 
     async def __call__(self, number: int) -> Settled[Group]:
         """The group of record ``number``, counted over all records that the run draws."""

@@ -91,12 +91,13 @@ class GroupWindow(Generic[T]):
 
     Attributes:
         step: number of consumed batches; the next one is for this step.
+        pace: how far sampling may run ahead.
     """
 
     def __init__(self, rule: BatchRule, pace: Pace, state: WindowState[T] | None = None) -> None:
         assert pace.queue_size >= rule.batch_size, "no batch would ever be complete"
         state = state or WindowState(0, 0)
-        self._rule, self._pace = rule, pace
+        self._rule, self.pace = rule, pace
         self.step = state.step
         self._first = state.first
         self._settled: dict[int, Settled[T]] = {}
@@ -127,9 +128,13 @@ class GroupWindow(Generic[T]):
         assert step >= self._published, f"published {step} after {self._published}: versions never go back"
         self._published = step
 
-    def start(self) -> int | None:
-        """The number of the group to sample now; ``None`` if none may start yet."""
-        if self.n_running >= self._pace.max_concurrent:
+    def start(self, *, beside: int = 0) -> int | None:
+        """The number of the group to sample now; ``None`` if none may start yet.
+
+        Args:
+            beside: number of groups in progress that no step consumes; they count against ``max_concurrent`` alone.
+        """
+        if self.n_running + beside >= self.pace.max_concurrent:
             return None
         if self._again:
             number = self._again[0]
@@ -179,14 +184,14 @@ class GroupWindow(Generic[T]):
 
     def _has_room(self) -> bool:
         """Whether the queue takes another group."""
-        return self.n_running + len(self._again) + self.n_waiting < self._pace.queue_size
+        return self.n_running + len(self._again) + self.n_waiting < self.pace.queue_size
 
     def _is_due(self, number: int) -> bool:
         """Whether the step of a group is so near that it may start."""
         # Rejections move later groups to earlier steps, so the latest step of a group is its step if all unfinished
         # ones before it are accepted.
         before = self._if_all_accepted() if number == self._next else self._batches_before(number)
-        return self.step + before.n_complete <= self._published + self._pace.max_staleness
+        return self.step + before.n_complete <= self._published + self.pace.max_staleness
 
     def _if_all_accepted(self) -> Batches:
         """The batches of all groups if the unfinished ones are accepted."""

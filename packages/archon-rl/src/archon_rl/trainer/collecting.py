@@ -40,7 +40,8 @@ class Collected:
 
 
 class StoppedWaitingError(Exception):
-    """The user asks to stop while a step waits for completions that others provide. Raised on all ranks."""
+    """The user asks to stop while a step or an evaluation waits for completions that others provide. Raised on all
+    ranks."""
 
 
 class Collection(Protocol):

@@ -17,8 +17,8 @@ from archon_core.ranks.priority import put_behind_caller
 from archon_core.serving.record import ServerRecord
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import packed, receive, value_of
-from archon_rl.collector.states import read_batch
-from archon_rl.collector.window import ConsumedBatch
+from archon_rl.collector.states import read_batch, read_settled
+from archon_rl.collector.window import ConsumedBatch, Settled
 from archon_rl.rewards.messages import TRAINERS_SIGNALS
 
 START_SECONDS = 300.0
@@ -103,6 +103,12 @@ class CollectorLink:
         """The batch of the next step with the collector's load; ``None`` if it is not complete in time."""
         answer = self._call("take", timeout=timeout)
         return None if answer is None else (read_batch(answer), {name: answer[name] for name in _LOAD})
+
+    def evaluate(self, n_records: int, timeout: float) -> dict[int, Settled[Group]] | None:
+        """The groups of the first ``n_records`` held-out records by place, without trajectories; ``None`` if they are
+        not complete in time. The first call starts the evaluation."""
+        answer = self._call("evaluate", n_records=n_records, timeout=timeout)
+        return None if answer is None else read_settled(answer)
 
     def state(self) -> dict[str, Any]:
         """The window's state, for a checkpoint."""

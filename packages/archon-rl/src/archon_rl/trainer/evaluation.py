@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from archon_core.contracts.loss import Loss
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
 from archon_core.seeding import derive_seed
+from archon_rl.collector.group import Group
 from archon_rl.collector.sampling import DROPPED, WORKFLOW_FAILED
+from archon_rl.collector.window import Settled
 from archon_rl.datasets.placed_record import read_placed
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.pass_at_k import mean_pass_at_k
@@ -103,9 +105,23 @@ def evaluate_workflow(
     """
     records = [read_placed(dataset, index) for index in range(evaluated_size(dataset, limit))]
     settled = run_workflow(records).values()
+    return group_metrics(settled, judge, n_samples=run_workflow.sampler.n_samples, pass_above=pass_above)
+
+
+def group_metrics(
+    settled: Collection[Settled[Group]], judge: FailureJudge, *, n_samples: int, pass_above: float = 0.0
+) -> dict[str, float]:
+    """The metrics of an evaluation; see ``evaluate_workflow``.
+
+    Args:
+        settled: the group of each held-out record, at least one.
+        judge: explains failures.
+        n_samples: samples per record.
+        pass_above: a trajectory passes if its reward is above this.
+    """
     counts = judge_groups(judge, settled, "Evaluation", has_rewards=True)
     rewards = [reward for one in settled for reward in one.group.rewards]
-    n_samples, n_failed = run_workflow.sampler.n_samples, counts[FAILED] + counts[DROPPED[WORKFLOW_FAILED]]
+    n_failed = counts[FAILED] + counts[DROPPED[WORKFLOW_FAILED]]
     result = {EVAL_FAILED: n_failed} if n_failed else {}
     if not rewards:
         return result

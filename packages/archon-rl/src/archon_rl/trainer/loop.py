@@ -41,7 +41,8 @@ class TrainingLoop:
         engine: the engine of the trained model.
         total_steps: training steps of the whole run.
         run_step: runs step n, counted from 0; returns its metrics, including ``tokens``.
-        evaluate: returns metrics of the held-out records; ``None`` without such records.
+        evaluate: returns metrics of the held-out records; ``None`` without such records. May raise StoppedWaitingError
+            on all ranks.
         fingerprints: of the run's inputs (``resuming.fingerprints``), stored in checkpoints.
         shown: metrics to show in the progress line if present.
         beside: role -> engine of the models that are trained beside it, such as the critic.
@@ -95,7 +96,10 @@ class TrainingLoop:
             self.run.progress.note(f"Nothing left to train: {done} of {self.total_steps} steps are done")
         if done == 0 and self.evaluate is not None and self.run.config.trainer.eval_before_train:
             self._stop_before_first_step()
-            self._baseline = self._latest = self.evaluate()
+            try:
+                self._baseline = self._latest = self.evaluate()
+            except StoppedWaitingError:
+                self._stop_after(done)
             self.run.metrics.log(0, self._baseline)
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
         self._stop_before_first_step()
@@ -123,16 +127,20 @@ class TrainingLoop:
                 f"Step {done}: {found:.0f} of {row['prompts']:.0f} prompts, drawn in {row['sampling_rounds']:.0f} "
                 f"rounds, have samples with different rewards; {row['missing_prompts']:.0f} are missing from the batch"
             )
-        clock = PhaseClock()
+        clock, stop = PhaseClock(), False
         if self.evaluate is not None and (last or _is_due(done, trainer.eval_every)):
-            with clock("eval"):
-                self._latest = self.evaluate()
-            row = {**row, **self._latest, "time/eval": clock.metrics()["time/eval"]}
+            try:
+                with clock("eval"):
+                    self._latest = self.evaluate()
+                row = {**row, **self._latest, "time/eval": clock.metrics()["time/eval"]}
+            except StoppedWaitingError:
+                stop = True
+                self.run.progress.note(f"Step {done}: stopped during the evaluation, which has no metrics")
         self.run.metrics.log(done, row)
         shown = {name: row[name] for name in (*self.shown, *self._latest) if name in row}
         self.run.progress.update(done, n_tokens=int(row["tokens"]), **shown)
         self._checkpoints.poll()
-        stop = not last and self._stop_requested()
+        stop = stop or (not last and self._stop_requested())
         if last or _is_due(done, trainer.save_every):
             self._save(done)
         if stop:

@@ -50,7 +50,7 @@ from archon_rl.trainer.task import Task, build_task
 from archon_rl.trainer.teacher import evaluates_teacher, prepare_teacher, report_teacher, vocab_size_of
 from archon_rl.trainer.warm_start import WarmStart
 from archon_rl.workflows.own_code import own_code
-from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards
+from archon_rl.workflows.rewards_needed import evaluates_rewards, gives_rewards, uses_reward
 from archon_rl.workflows.source import workflow_source
 from archon_train.run.context import RunContext
 
@@ -68,10 +68,11 @@ class RLTrainer:
 
     def __init__(self, run: RunContext, algorithm: AlgorithmFactory) -> None:
         self._run, self._algorithm = run, composed(run, algorithm)
-        self._reward = _choose_reward(run.config, self._algorithm)
-        refuse(sampling_problems(run.config, reward_role=self._reward and self._reward.role))
+        named = _choose_reward(run.config, self._algorithm)
+        refuse(sampling_problems(run.config, reward_role=named and named.role))
         self._workflow = workflow_source(workflow_name(run.config), registry())
-        refuse(workflow_problems(run.config, "" if self._reward is None else self._reward.role))
+        refuse(workflow_problems(run.config, "" if named is None else named.role))
+        self._reward = named if uses_reward(run.config) else None
         for role in ("actor", "critic"):
             updates = self._algorithm.updates_per_step(role)
             if updates is not None:

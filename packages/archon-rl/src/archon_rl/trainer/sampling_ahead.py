@@ -2,16 +2,17 @@
 
 The collector's process is the first rank's; its batches are broadcast, so every rank has the whole batch, as in
 synchronous training. A collector that dies is replaced: the groups that no step has consumed are sampled again, with
-the same seeds.
+the same seeds, and so are those of an evaluation.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgpack
 
@@ -25,8 +26,8 @@ from archon_rl.collector.batches import BatchRule, Pace
 from archon_rl.collector.group import Group
 from archon_rl.collector.messages import unpacked
 from archon_rl.collector.staleness import GroupAges, ages_of, staleness_metrics
-from archon_rl.collector.states import batch_data, read_batch, state_data
-from archon_rl.collector.window import ConsumedBatch, WindowState
+from archon_rl.collector.states import batch_data, read_batch, read_settled, settled_data, state_data
+from archon_rl.collector.window import ConsumedBatch, Settled, WindowState
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.trainer.collecting import Collected, StoppedWaitingError, refill_statistics, without_rewards
 from archon_rl.trainer.collector_link import CollectorLink, CollectorLostError
@@ -43,7 +44,22 @@ POLL_SECONDS = 0.5
 """Between looks at the servers while a batch is incomplete."""
 
 MAX_LOSSES = 3
-"""Collectors that may be lost in a row without a batch between them."""
+"""Collectors that may be lost in a row without a batch or an evaluation between them."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class HeldOutSampling:
+    """How a collector samples held-out records.
+
+    Attributes:
+        options: sampling options of evaluations, with all stop tokens.
+        context: the longest sequence that evaluations can generate.
+    """
+
+    options: GenerationConfig
+    context: ContextLimit
 
 
 @dataclass
@@ -63,6 +79,8 @@ class SampleAhead:
         reward: the source that scores completions; a collector that starts later must import the same.
         code: of the user's own functions of the workflow, by option; likewise.
         n_data_ranks: number of data ranks of the trainer; the collector has the reward processes of all.
+        held_out: how to sample held-out records; ``None`` for a run whose evaluations need no collector. Set before the
+            first ``published``.
     """
 
     run: RunContext
@@ -77,6 +95,7 @@ class SampleAhead:
     reward: Fingerprint | None
     code: Mapping[str, Fingerprint]
     n_data_ranks: int
+    held_out: HeldOutSampling | None = None
     _link: CollectorLink | None = field(default=None, init=False)
     _published: tuple[int, int] = field(default=(0, 0), init=False)
     _steps: dict[int, int] = field(default_factory=dict, init=False)
@@ -118,10 +137,20 @@ class SampleAhead:
     def __call__(self, step: int, clock: PhaseClock) -> Collected:
         """The completions of ``step``; groups with a completion without a reward are left out."""
         with clock("rollout"):
-            data = self._wait(step)
+            data = self._wait(self._take)
             batch = read_batch(data)
             self.task.cursor.seek(step + 1, drawn=data["first"])
             return self._collected(batch, data["load"], data["servers"], step)
+
+    def evaluate(self, n_records: int) -> Mapping[int, Settled[Group]]:
+        """The groups of the first ``n_records`` held-out records by place, without their trajectories, sampled with the
+        published weights. Collective.
+
+        Raises:
+            StoppedWaitingError: on all ranks; the groups are left to the collector, which ends with the run.
+        """
+        assert self.held_out is not None, "the collector has the held-out records"
+        return read_settled(self._wait(partial(self._take_evaluation, n_records)))
 
     def close(self) -> None:
         """End the collector."""
@@ -135,15 +164,16 @@ class SampleAhead:
             with contextlib.suppress(CollectorLostError):
                 self._link.switching()
 
-    def _wait(self, step: int) -> dict[str, Any]:
-        """The batch of ``step`` as data, on every rank. Raises StoppedWaitingError, as it may never be complete."""
+    def _wait(self, take: Callable[[CollectorLink], T | None]) -> T:
+        """What the first rank takes from the collector once it is complete, on every rank. Raises StoppedWaitingError,
+        as it may never be complete."""
         while True:
-            data: dict[str, Any] | None = None
+            data: T | None = None
             needs_publication = stops = False
             with failing_together(self._ranks):
                 if self._ranks.is_first:
                     while data is None and not needs_publication and not stops:
-                        data = self._reach(self._take)
+                        data = self._reach(take)
                         needs_publication = data is None and self.rollout.needs_publication()
                         stops = data is None and self.run.stop.requested
             data, stops = self._ranks.broadcast((data, stops))
@@ -156,15 +186,26 @@ class SampleAhead:
 
     def _take(self, link: CollectorLink) -> dict[str, Any] | None:
         taken = link.take(POLL_SECONDS)
-        failures = link.update_servers(self._published[1], self.rollout.servers(), self.rollout.answering())
-        if failures:
-            self.rollout.report_failures(failures)
+        self._update_servers(link)
         if taken is None:
             return None
         batch, load = taken
         self._lost = 0
         servers = {server.address: server.version for server in self.rollout.servers()}
         return batch_data(batch) | {"load": load, "servers": servers, "first": max(batch.settled) + 1}
+
+    def _take_evaluation(self, n_records: int, link: CollectorLink) -> list[Any] | None:
+        groups = link.evaluate(n_records, POLL_SECONDS)
+        self._update_servers(link)
+        if groups is None:
+            return None
+        self._lost = 0
+        return settled_data(groups)
+
+    def _update_servers(self, link: CollectorLink) -> None:
+        failures = link.update_servers(self._published[1], self.rollout.servers(), self.rollout.answering())
+        if failures:
+            self.rollout.report_failures(failures)
 
     def _reach(self, call: Any) -> Any:
         """Call the collector; start another one if it is lost."""
@@ -178,8 +219,8 @@ class SampleAhead:
                 self._lost += 1
                 if self._lost > MAX_LOSSES:
                     raise TrainingError(
-                        f"the collector was lost {self._lost} times without completing a batch: {error}; its log is "
-                        f"{self._log}"
+                        f"the collector was lost {self._lost} times without completing a batch or an evaluation: "
+                        f"{error}; its log is {self._log}"
                     ) from error
                 self.run.progress.note(f"The collector was lost ({error}); sampling its unfinished groups again")
 
@@ -216,6 +257,17 @@ class SampleAhead:
             "reward": None if self.reward is None else asdict(self.reward),
             "code": {option: asdict(found) for option, found in self.code.items()},
             "data_ranks": self.n_data_ranks,
+            "held_out": self._held_out_setup(),
+        }
+
+    def _held_out_setup(self) -> dict[str, Any] | None:
+        if self.held_out is None:
+            return None
+        kept = self.task.kept_held_out
+        return {
+            "kept": None if kept is None else list(kept),
+            "options": asdict(self.held_out.options),
+            "context": asdict(self.held_out.context),
         }
 
     def _collected(

@@ -10,18 +10,24 @@ from typing import Any
 
 from archon_core.contracts.rollout import GenerationConfig, InferenceEngine
 from archon_core.ranks.ranks import DataRanks
-from archon_rl.agents.checks import uses_agents
+from archon_rl.agents.checks import runs_agents, uses_agents
 from archon_rl.algorithm import Algorithm
 from archon_rl.collector.reward_threads import RewardThreads, reward_threads
 from archon_rl.collector.sampling import GroupSampler
 from archon_rl.collector_options import has_servers, pace_of
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.trainer.collecting import Collection
-from archon_rl.trainer.evaluation import evaluate_reward, evaluate_workflow, evaluation_seeds
+from archon_rl.trainer.evaluation import (
+    evaluate_reward,
+    evaluate_workflow,
+    evaluated_size,
+    evaluation_seeds,
+    group_metrics,
+)
 from archon_rl.trainer.failures import FailureJudge
 from archon_rl.trainer.reward_model import ModelScorer
 from archon_rl.trainer.rollout_batch import rollout_seeds, sampling_options
-from archon_rl.trainer.sampling_ahead import SampleAhead
+from archon_rl.trainer.sampling_ahead import HeldOutSampling, SampleAhead
 from archon_rl.trainer.sampling_now import SampleNow
 from archon_rl.trainer.sampling_rounds import SampleRounds, WorkflowRounds
 from archon_rl.trainer.scoring import Scorer
@@ -65,6 +71,7 @@ class Sampling:
     stack: ExitStack
     judge: FailureJudge = field(init=False)
     _threads: RewardThreads | None = field(init=False)
+    _collector: SampleAhead | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         config, progress = self.run.config, self.run.progress
@@ -79,7 +86,7 @@ class Sampling:
 
     @property
     def _scores_answers(self) -> bool:
-        """Whether a reward scores single answers. Agents give the rewards of training; evaluations do without them."""
+        """Whether a reward scores single answers. Agents from outside reward training alone, so a reward evaluates."""
         return self.workflow.is_rlvr or uses_agents(self.run.config)
 
     def collection(self, context: ContextLimit) -> Collection:
@@ -113,7 +120,7 @@ class Sampling:
         return SampleRounds(self.task, self.algorithm, rounds, self.judge, has_rewards, needs_experts)
 
     def evaluation(self, context: ContextLimit) -> Evaluate:
-        """What evaluates an engine on the held-out records.
+        """What evaluates an engine on the held-out records. Follows ``collection``.
 
         Args:
             context: the longest sequence that evaluations can generate.
@@ -122,6 +129,8 @@ class Sampling:
         generation = config.eval_gconfig
         options = sampling_options(generation or config.gconfig, task.ends, greedy=generation is None)
         limits = {"limit": config.trainer.eval_size, "pass_above": config.trainer.eval_pass_above}
+        if runs_agents(config):
+            return self._evaluation_of_agents(HeldOutSampling(options, context))
         if self._scores_answers:
             assert self.scorer is not None, "only evaluations that run the workflow do without a reward"
             return partial(
@@ -141,11 +150,26 @@ class Sampling:
 
         return evaluate
 
+    def _evaluation_of_agents(self, held_out: HeldOutSampling) -> Evaluate:
+        """Sessions need the collector; its groups come with the weights of the run's own servers alone."""
+        ahead, trainer = self._collector, self.run.config.trainer
+        assert ahead is not None, "agents need servers, so the run has a collector, which starts after this"
+        ahead.held_out = held_out
+
+        def evaluate(engine: InferenceEngine, *, data_ranks: DataRanks) -> dict[str, float]:
+            assert engine is self.rollout, "no other engine has the agents' servers"
+            settled = ahead.evaluate(evaluated_size(self.task.validation, trainer.eval_size)).values()
+            n_samples = held_out.options.n_samples
+            return group_metrics(settled, self.judge, n_samples=n_samples, pass_above=trainer.eval_pass_above)
+
+        return evaluate
+
     def _ahead(self, options: GenerationConfig, context: ContextLimit) -> SampleAhead:
         code = (self.reward, self.code)
         parts: tuple[Any, ...] = (self.scorer, self.judge, options, context, pace_of(self.run.config), *code)
         ahead = SampleAhead(self.run, self.task, self.algorithm, self.rollout, *parts, self.data_ranks.size)
         self.stack.callback(ahead.close)
+        self._collector = ahead
         return ahead
 
     def _sampler(

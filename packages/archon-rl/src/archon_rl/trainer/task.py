@@ -49,6 +49,7 @@ class Task:
         cursor: maps steps to training records.
         ends: the tokens that end a completion.
         kept: indices of ``train`` in the whole training split; ``None`` for all of it.
+        kept_held_out: indices of ``validation`` in the whole held-out split; ``None`` for all of it.
     """
 
     encoder: TextEncoder | PreferenceEncoder
@@ -57,6 +58,7 @@ class Task:
     cursor: DataCursor
     ends: EndTokens
     kept: Sequence[int] | None = None
+    kept_held_out: Sequence[int] | None = None
 
     def total_steps(self, trainer: TrainerConfig) -> int:
         """Number of training steps that the section ``trainer`` asks for, at least one."""
@@ -100,7 +102,6 @@ def build_task(
     if isinstance(encoder, PreferenceEncoder):
         train = without_equal_pairs(run, "training", train, encoder.fields)
         validation = without_equal_pairs(run, "held-out", validation, encoder.fields)
-    whole = train
     kept_train = _drop_overlong(run, "training", train, encoder, measure, limits)
     held_out_limits = limits if held_out_limits is None else held_out_limits
     kept_validation = _drop_overlong(run, "held-out", validation, encoder, measure, held_out_limits)
@@ -109,8 +110,15 @@ def build_task(
         if run.ranks.is_first:
             save_end_tokens(run, ends, run.folder.path / TOKENIZER_FOLDER)
     cursor = DataCursor(len(kept_train), data.batch_size, config.seed, data.shuffle)
-    kept = None if kept_train is whole else kept_train.indices
-    return Task(encoder, kept_train, kept_validation, cursor, ends, kept)
+    return Task(
+        encoder,
+        kept_train,
+        kept_validation,
+        cursor,
+        ends,
+        kept=None if kept_train is train else kept_train.indices,
+        kept_held_out=None if kept_validation is validation else kept_validation.indices,
+    )
 
 
 def _drop_overlong(

@@ -6,7 +6,7 @@ from typing import Any
 
 from archon_core.contracts.workflows import WorkflowSpec
 from archon_core.plugins import registry
-from archon_rl.agents.checks import uses_agents, workflow_name
+from archon_rl.agents.checks import runs_agents, uses_agents, workflow_name
 
 
 def gives_rewards(config: Any) -> bool:
@@ -16,9 +16,16 @@ def gives_rewards(config: Any) -> bool:
     return spec is None or spec.gives_rewards
 
 
-def evaluates_rewards(config: Any) -> bool:
-    """Whether evaluations have rewards, from the reward function or from the workflow.
+def uses_reward(config: Any) -> bool:
+    """Whether the run calls the reward that ``reward`` names. The run's own agents give all rewards; with agents from
+    outside, evaluations call it."""
+    return config.reward is not None and not runs_agents(config)
 
-    Sessions of agents need the collector, which samples training records alone.
+
+def evaluates_rewards(config: Any) -> bool:
+    """Whether evaluations have rewards, from the reward function, the workflow or the run's agents.
+
+    Agents from outside start sessions of training records alone.
     """
-    return config.reward is not None or (gives_rewards(config) and not uses_agents(config))
+    from_workflow = gives_rewards(config) and (runs_agents(config) or not uses_agents(config))
+    return from_workflow or config.reward is not None
