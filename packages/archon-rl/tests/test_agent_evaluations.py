@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import re
 import sys
+from collections import Counter
 
 import pytest
-from bigram_serving import Faults, ThreadLink
+from bigram_serving import BigramClient, Faults, ThreadLink
 from run_results import rows, table
 
 from archon_core.errors import RewardError
@@ -140,16 +141,21 @@ def test_evaluations_change_no_number_of_training(collected, layout):
 
 
 def test_samples_of_evaluations_have_their_own_options_and_no_selection(collected, sessions, monkeypatch):
-    evaluate, settled = SampleAhead.evaluate, []
+    evaluate, generate, settled, names = SampleAhead.evaluate, BigramClient.generate, [], Counter()
 
     def note(self, n_records):
         settled.append(evaluate(self, n_records))
         return settled[-1]
 
+    async def note_name(self, request, *, group=""):
+        names[group] += 1
+        return await generate(self, request, group=group)
+
     monkeypatch.setattr(SampleAhead, "evaluate", note)
+    monkeypatch.setattr(BigramClient, "generate", note_name)
     folder = collected(*LENGTH, *SAMPLED, "trainer.max_steps=1", "actor.dynamic_sampling=true", "trainer.eval_size=4")
-    names = ["eval/reward_avg@3", "eval/pass@1", "eval/pass@2", "eval/pass@3", "eval/session_calls"]
-    assert [[*metrics] for metrics in evaluations(folder).values()] == [names] * 2
+    metrics = ["eval/reward_avg@3", "eval/pass@1", "eval/pass@2", "eval/pass@3", "eval/session_calls"]
+    assert [[*found] for found in evaluations(folder).values()] == [metrics] * 2
     own = [(options.max_new_tokens, seeds) for options, _, seeds in sessions if options.temperature == 0.7]
     drawn = [(3, tuple(evaluation_seeds(SEED)(place, number) for number in range(3))) for place in range(4)]
     assert sorted(own) == sorted([*drawn] * 2)
@@ -157,6 +163,7 @@ def test_samples_of_evaluations_have_their_own_options_and_no_selection(collecte
     groups = [one for found in settled for one in found.values()]
     assert all(one.accepted and not one.group.trajectories for one in groups)
     assert any(len(set(one.group.rewards)) == 1 for one in groups), "dynamic sampling rejects such a group"
+    assert {name: n for name, n in names.items() if "-" in name} == {f"evaluation-{place}": 6 for place in range(4)}
 
 
 @pytest.mark.parametrize("export_style", ["individual", "concat"])
@@ -196,7 +203,7 @@ def test_held_out_records_that_are_too_long_are_left_out_of_sessions_too(collect
     assert all(len(question) == 4 for question in greedy), "and a token before it"
 
 
-@pytest.mark.parametrize("cause", ["fails", "sleeps"])
+@pytest.mark.parametrize("cause", ["fails", pytest.param("sleeps", marks=pytest.mark.wide)])
 def test_failed_sessions_are_counted_and_explained_and_end_the_run_when_there_are_too_many(collected, sessions, cause):
     collected(*LENGTH, "trainer.max_steps=1", "trial_name=first")
     questions = [record["question"] for options, record, _ in sessions if options.greedy]
@@ -210,7 +217,7 @@ def test_failed_sessions_are_counted_and_explained_and_end_the_run_when_there_ar
         collected(*some, f"rollout.agent.agent_kwargs={{{cause}: {questions[:10]}}}", "trial_name=all")
 
 
-@pytest.mark.parametrize("loss", ["lost_before", "lost_after"])
+@pytest.mark.parametrize("loss", ["lost_before", pytest.param("lost_after", marks=pytest.mark.wide)])
 def test_a_collector_that_dies_in_an_evaluation_is_replaced_and_the_evaluation_repeated(collected, monkeypatch, loss):
     few = (*LENGTH, "trainer.max_steps=2", "trainer.eval_every=1", "rollout.max_head_offpolicyness=0")
     whole = collected(*few, "trial_name=whole")
@@ -224,7 +231,10 @@ def test_a_collector_that_dies_in_an_evaluation_is_replaced_and_the_evaluation_r
         assert of_steps(found) == of_steps(whole)
 
 
-@pytest.mark.parametrize(("step", "end"), [(0, "before the first step"), (1, "after step 1"), (2, "after step 2")])
+@pytest.mark.parametrize(
+    ("step", "end"),
+    [(0, "before the first step"), (1, "after step 1"), pytest.param(2, "after step 2", marks=pytest.mark.wide)],
+)
 def test_a_request_to_stop_ends_a_run_in_an_evaluation(collected, monkeypatch, step, end):
     few = (*LENGTH, "trainer.max_steps=2", "trainer.eval_every=1", "rollout.max_head_offpolicyness=0")
     take = SampleAhead._take_evaluation
