@@ -87,9 +87,9 @@ def agent_evaluation(config: Any, workflow: AgentWorkflow, parts: WorkflowParts)
     """The workflow of a run's evaluations.
 
     Args:
-        config: the configuration.
-        workflow: that trains.
-        parts: of the evaluations.
+        config: the run's configuration.
+        workflow: the workflow of training, which has the agents and their server.
+        parts: parts of the run, with the sampling options of evaluations.
     """
     shared = session_parts(
         workflow.options,
@@ -106,7 +106,7 @@ class AgentEvaluation:
 
     Attributes:
         workflow: runs the sessions.
-        parts: of the sessions.
+        parts: what the sessions of evaluations share.
     """
 
     workflow: AgentWorkflow

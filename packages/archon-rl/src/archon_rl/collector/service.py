@@ -1,10 +1,11 @@
 """The collector's loop: keeps as many groups in progress as may start, and answers the trainer's calls.
 
-Training groups and the held-out groups of an evaluation share ``max_concurrent_rollouts``, which is what servers and
-agents can take. The trainer waits for an evaluation, so a held-out group takes every place that becomes free. Training
-groups in progress go on, and others start as soon as no held-out group waits for a place: after an evaluation the next
-step finds its batch as far as it would have been anyway. The window never learns of held-out groups, so they count
-neither as drawn nor as consumed, and no group becomes staler: nothing is published meanwhile.
+Training groups and the held-out groups of an evaluation share ``max_concurrent_rollouts``, the load that the user
+allows on servers and agents. The trainer waits for an evaluation, so held-out groups take the places that become free.
+Training groups in progress go on, because an interruption would waste their tokens, and others start as soon as no
+held-out group waits for a place, because servers would idle while the last sessions of an evaluation run. The window
+never learns of held-out groups, so they count neither as drawn nor as consumed. Staleness is unchanged: nothing is
+published meanwhile.
 """
 
 from __future__ import annotations
