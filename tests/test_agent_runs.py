@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,50 @@ def test_the_example_trains_on_the_sessions_of_its_agent(tmp_path, mode):
         assert row["eval/reward"] in (0, 0.25, 0.5, 0.75, 1)
         assert 1 <= row["eval/session_calls"] <= 2
         assert "eval/reward_failed" not in row
+
+
+WAITING = """
+import asyncio
+from pathlib import Path
+
+from examples.arithmetic_agent import SecondChance
+
+
+class Waits:
+    def __init__(self):
+        self.agent = SecondChance()
+
+    async def run(self, data, **extra_kwargs):
+        with open("sessions.txt", "a") as file:
+            print(data["question"], file=file)
+        while not Path("go").exists():
+            await asyncio.sleep(0.05)
+        return await self.agent.run(data, **extra_kwargs)
+"""
+
+
+@pytest.mark.wide
+def test_a_collector_that_is_killed_in_an_evaluation_is_replaced_and_the_evaluation_repeated(tmp_path):
+    pytest.importorskip("openai", reason="the optional dependency openai is not installed")
+    (tmp_path / "waiting_agent.py").write_text(WAITING, encoding="utf-8")
+    evaluated = ("trainer.eval_before_train=true", "trainer.eval_size=4", "rollout.max_concurrent_rollouts=4")
+    run = start(tmp_path, "rollout.agent.agent_cls_path=waiting_agent:Waits", *evaluated)
+    sessions = tmp_path / "sessions.txt"
+    # Two training groups of two sessions have started, and two of the four held-out groups.
+    while not sessions.exists() or len(sessions.read_text().split()) < 6:
+        assert run.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.1)
+    log = (tmp_path / "runs/agent/grpo/collector.log").read_text(encoding="utf-8")
+    [collector] = map(int, re.findall(r"Started server process \[(\d+)\]", log))
+    os.kill(collector, signal.SIGKILL)
+    (tmp_path / "go").touch()
+    assert run.wait(timeout=300) == 0, (tmp_path / "output.txt").read_text()
+    assert "The collector was lost" in (tmp_path / "output.txt").read_text()
+    evaluations = [row for row in read_metrics(tmp_path / METRICS) if "eval/reward" in row]
+    assert [row["step"] for row in evaluations] == [0, 2]
+    assert [row["dropped/workflow_failed"] for row in steps(tmp_path)] == [0, 0]
+    questions = sessions.read_text().split()
+    assert Counter(questions[:6]) <= Counter(questions[6:14]), "the next collector starts with the same records"
 
 
 @pytest.mark.wide
