@@ -126,12 +126,14 @@ class Faults:
     Attributes:
         lost_before: numbers of messages, counted over all collectors, which a collector does not live to get.
         lost_after: numbers of messages whose answer the trainer does not get.
+        only: count messages of this name alone; empty for all.
         n_messages: messages so far.
         n_collectors: collectors so far.
     """
 
     lost_before: tuple[int, ...] = ()
     lost_after: tuple[int, ...] = ()
+    only: str = ""
     n_messages: int = 0
     n_collectors: int = 0
     names: list[str] = field(default_factory=list)
@@ -156,9 +158,11 @@ class ThreadLink(CollectorLink):
 
     def _exchange(self, message, timeout):
         faults = self.faults
-        faults.n_messages += 1
-        number = faults.n_messages
-        faults.names.append(message.get("call", "setup"))
+        name = message.get("call", "setup")
+        faults.names.append(name)
+        counts = faults.only in ("", name)
+        faults.n_messages += counts
+        number = faults.n_messages if counts else 0
         if number in faults.lost_before:
             self._process.kill()
         answer = super()._exchange(message, timeout)
