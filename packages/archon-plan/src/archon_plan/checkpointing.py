@@ -100,13 +100,14 @@ def within_budget(operations: Operations, input_bytes: float, budget: float) -> 
     """Upper bound of the memory of a compiled block that keeps a share of what it can recompute.
 
     Each graph keeps at most ``smallest + budget x (largest - smallest)``: AOTAutograd solves a knapsack problem
-    (``torch._functorch.partitioners``). The smallest are the inputs of the block and what its eager parts save, which
-    no graph recomputes. The peak is that of a block which keeps everything.
+    (``torch._functorch.partitioners``). No graph recomputes its inputs, here those marked ``stays``, and what eager
+    parts save. The peak is that of a block which keeps everything.
     """
     most = without_checkpointing(operations, input_bytes)
     sizes = result_sizes(operations, input_bytes)
     eager = [operation for operation in operations if operation.eager]
     names = {INPUT, *(name for operation in eager for name in operation.saves)}
+    names |= {operation.name for operation in operations if operation.stays}
     least = sum(sizes[name] for name in names) + sum(operation.extra for operation in eager)
     return most._replace(kept=least + budget * (most.kept - least), keeps_input=True)
 
