@@ -48,8 +48,8 @@ def norm(
 ) -> Iterator[Operation]:
     """``archon_engine.nn.norm.RMSNorm`` of [rows, width]. The result is called ``name``.
 
-    In 16-bit types the fp32 copy and the normalised values are saved. ``behind`` are, in order, two factors of the
-    derivative of the square, a product that is summed to the gradient of the root, and one for that of the weight.
+    In 16-bit types the fp32 copy and the rounded values are saved. ``behind`` is, in order: two factors of the square's
+    derivative, a product whose sum is the gradient of the root, and one whose sum is that of the weight.
     """
     wide, own = rows * width * FP32, rows * width * s.value_bytes
     weights = width * s.value_bytes
@@ -112,7 +112,8 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         yield from norm("k_norm", key, T * s.key_heads, s.key_dim, s)
         query, key = "q_norm", "k_norm"
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
-        # Two products and a sum of half heads each; only cosines and sines, which all layers share, are saved.
+        # Beside: the halves before they are joined. Behind: gradients of both halves, and a product. Saved are only
+        # cosines and sines, which all layers share.
         yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
     given = ("q.rotated", "k.rotated", value)
     if c > 1:
@@ -120,7 +121,6 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         exchanged = b * (queries + copies * (keys + values))
         yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
         given = ("heads",)
-        keys, values = keys * copies, values * copies
     attended = b * T * s.query_heads * s.value_dim
     normaliser = T * s.query_heads * FP32
     yield Operation(

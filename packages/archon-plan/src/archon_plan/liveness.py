@@ -79,6 +79,7 @@ def fuse(operations: Operations) -> Operations:
 
 
 def result_sizes(operations: Operations, input_bytes: float) -> dict[str, float]:
+    """Bytes of every result, and of the input."""
     return {INPUT: input_bytes} | {operation.name: operation.bytes for operation in operations}
 
 
@@ -204,7 +205,9 @@ def backward_peak(
     sizes = result_sizes(operations, input_bytes)
     # The first operation to save a result is the last one to run backward.
     release = {name: place for place, operation in reversed([*enumerate(operations)]) for name in operation.saves}
-    live = sum(sizes[name] for name in {*release, *held}) + sum(operation.extra for operation in operations)
+    live = sum(sizes[name] for name in dict.fromkeys((*release, *held))) + sum(
+        operation.extra for operation in operations
+    )
     gradients = _Gradients(operations[-1].name, operations[-1].bytes)
     peak = live + gradients.bytes
     for place in reversed(range(len(operations))):
