@@ -14,7 +14,7 @@ from workspace import find_packages
 ROOT = Path(__file__).parents[1]
 IMPORT_NAMES = [package.import_name for package in find_packages().values()]
 
-LAYERS = {"archon_core": 0, "archon_engine": 1, "archon_rl": 3}
+LAYERS = {"archon_core": 0, "archon_engine": 1, "archon_plan": 3, "archon_rl": 3}
 """Package -> its layer; every other one is in layer 2."""
 
 INSIDERS = {"archon_engine", "archon_train", "archon_testing", "archon_scaffold"}

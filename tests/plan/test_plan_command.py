@@ -141,6 +141,9 @@ def test_what_does_not_fit_exits_with_1_and_says_what_would(capsys: pytest.Captu
         mode = [] if "--ac-mode" in given else ["--ac-mode", "none"]
         assert run("--model", "qwen3-32b", "--layout", "archon:d2t4", *tokens, *mode, *given) == 0, words
     assert run("--model", "qwen3-32b", "--layout", larger, "--ac-mode", "none", "--tokens", "16384") == 0
+    capsys.readouterr()
+    given = ("--model", "qwen3-32b", "--layout", "archon:d2t4", "--ac-mode", "none", "--tokens", "16384")
+    assert answer_of(capsys, *given)["alternatives"]["larger"] == larger
 
 
 def test_violated_constraints_exit_with_2_and_show_the_nearest_layouts(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,11 +6,11 @@
 The search looks for the best layouts of 1,024 devices. Its bar is five seconds.
 
 For the measurement, five layouts of a small model train on the same sequences in gloo worlds of processes with one
-thread each. Every world calibrates a device first, at the sizes of the model, and the plan predicts its steps from it,
-so that both see the same load of the machine. Printed are both times and their ratio, and whether the layouts come in
-the same order. The fastest step of each layout counts, because other processes only ever slow a step down; layouts
-whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a collective
-waits for the slowest process, so other load slows down layouts with many of them most.
+thread each. Every world calibrates a device first, at the sizes of the model, so that both see the same load of the
+machine; the plan predicts all steps from the medians. Printed are both times and their ratio, and whether the layouts
+come in the same order. The fastest step of each layout counts, because other processes only ever slow a step down.
+Layouts whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a
+collective waits for the slowest process, so other load slows down layouts with many of them most.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def measure(layout: str, schedule: str, rounds: int) -> Iterator[Device | float]
 
     tensor = parse_layout(f"archon:{layout}").dims["t"]
     sizes = Sizes.of(anatomy_of(MODEL), tokens=LENGTH, sequence=LENGTH, tensor=tensor)
-    yield calibrate(sizes, device_type="cpu", seconds=0.5)
+    yield calibrate(sizes, device_type="cpu", seconds=0.3)
     config = ArchonEngineConfig(
         model_config=MODEL,
         dtype="float32",
@@ -142,21 +142,27 @@ def predict(layout: str, schedule: str, device: Device) -> StepTime:
 
 def compare(n_ranks: int, rounds: int) -> bool:
     """Measure and predict all layouts; returns whether they come in the same order."""
-    print(f"{n_ranks} ranks\n{'layout':20} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
-    rows = []
+    measured, devices = {}, []
     for layout, schedule in LAYOUTS[n_ranks]:
         values: list[Any] = []
         run_world(measure, n_ranks, (layout, schedule, rounds), time_limit=300, on_value=_collect(values))
-        device, *seconds = values
+        devices.append(values[0])
+        measured[layout, schedule] = values[1:]
+    device = _median(devices)
+    print(
+        f"{n_ranks} ranks: {device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
+        f"{device.memory_bandwidth / 1e9:.1f} GB/s of memory, {1e6 * device.launch:.1f} us to launch, links with "
+        f"{device.node_bandwidth / 1e9:.2f} GB/s and {1e6 * device.node_latency:.0f} us"
+    )
+    print(f"{'layout':20} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
+    rows = []
+    for (layout, schedule), seconds in measured.items():
         plan = predict(layout, schedule, device)
         name = f"{layout} {schedule}".strip()
         rows.append((name, min(seconds), plan.total))
         print(
             f"{name:20} {1e3 * min(seconds):7.0f} ms {1e3 * statistics.median(seconds):7.0f} ms "
-            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}; "
-            f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s, links {device.node_bandwidth / 1e9:.2f} "
-            f"GB/s, {1e6 * device.node_latency:.0f} us",
-            flush=True,
+            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}"
         )
     wrong = [
         (a[0], b[0])
@@ -165,6 +171,13 @@ def compare(n_ranks: int, rounds: int) -> bool:
     ]
     print("order of predicted times: " + (f"differs for {wrong}" if wrong else "as measured"))
     return not wrong
+
+
+def _median(devices: list[Device]) -> Device:
+    """The median of every figure."""
+    rows = [{name: value for name, value, _ in device.rows() if not isinstance(value, str)} for device in devices]
+    figures = {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+    return devices[0].with_figures(figures, source="median")
 
 
 def _collect(values: list[Any]) -> Any:

@@ -44,6 +44,7 @@ def measured_in_a_world() -> Device:
     return calibrate(TINY, seconds=0.01, device_type="cpu")
 
 
+@pytest.mark.wide
 def test_ranks_of_a_world_measure_their_links_and_agree():
     devices = run_world(measured_in_a_world, 2)
     assert devices[0] == devices[1]

@@ -11,11 +11,10 @@ from dataclasses import dataclass, replace
 from archon_core.errors import ArchonError
 from archon_core.layout import ParallelDims
 from archon_core.plugins import Registry
-from archon_plan.answer import Answer, EngineAnswer
+from archon_plan.answer import Answer, EngineAnswer, bucket_of, memory_of
 from archon_plan.constraints import check_engine
 from archon_plan.engine_plan import plan_engine
 from archon_plan.layouts import nearest_layouts, write_layout
-from archon_plan.memory import rank_memory
 from archon_plan.parts import EngineRequest
 from archon_plan.violations import Check
 
@@ -42,10 +41,11 @@ def find_alternatives(answer: Answer, engine: EngineAnswer, registry: Registry) 
     """What fits in the place of ``engine``, while the other engines stay as they are."""
     request, device = engine.plan.request, answer.device
     kept = answer.peak(engine) - engine.fullest.total
+    bucket = bucket_of(answer.request, request.role)
 
     def fits(other: EngineRequest, check: Check) -> bool:
-        setting = plan_engine(other, check).setting
-        return all(rank_memory(setting, rank, device).total + kept <= device.memory for rank in range(setting.dims.pp))
+        memory = memory_of(plan_engine(other, check).setting, device, bucket=bucket)
+        return all(rank.total + kept <= device.memory for rank in memory)
 
     def works(other: EngineRequest) -> bool:
         check = check_engine(other, registry)

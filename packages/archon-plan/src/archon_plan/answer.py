@@ -82,6 +82,11 @@ class Answer:
         return engine.fullest.total + sum(other.resident for other in others if other is not engine)
 
     @property
+    def fullest(self) -> EngineAnswer:
+        """The engine that needs most memory while it works."""
+        return max(self.engines, key=self.peak)
+
+    @property
     def fits(self) -> bool:
         """Whether the memory of the device suffices for every engine."""
         return self.shortfall <= 0
@@ -89,7 +94,7 @@ class Answer:
     @property
     def shortfall(self) -> float:
         """Bytes that the fullest rank lacks; negative for what it has left."""
-        return max(self.peak(engine) for engine in self.engines) - self.device.memory
+        return self.peak(self.fullest) - self.device.memory
 
 
 @dataclass(frozen=True)
@@ -133,9 +138,14 @@ def answer_engine(request: EngineRequest, check: Check, device: Device, *, bucke
     """
     plan = plan_engine(request, check)
     setting = plan.setting
-    published = _published(setting, bucket)
-    memory = tuple(rank_memory(setting, rank, device, publication=published) for rank in range(setting.dims.pp))
+    memory = memory_of(setting, device, bucket=bucket)
     return EngineAnswer(plan, memory, tuple(transfers(setting)), step_time(setting, device))
+
+
+def memory_of(setting: Setting, device: Device, *, bucket: float = 0.0) -> tuple[RankMemory, ...]:
+    """Memory of every pipeline rank; ``bucket`` as for ``answer_engine``."""
+    published = _published(setting, bucket)
+    return tuple(rank_memory(setting, rank, device, publication=published) for rank in range(setting.dims.pp))
 
 
 def find_answer(request: RunRequest, device: Device, registry: Registry) -> Answer | Refused:
@@ -156,16 +166,13 @@ def find_answer(request: RunRequest, device: Device, registry: Registry) -> Answ
         reported = {violation.option for refusal in wrong for violation in refusal.violations}
         others = tuple(text for text in request.problems if re.split(r"[: ]", text, maxsplit=1)[0] not in reported)
         return Refused(request, wrong, others)
-    answers = [
-        answer_engine(engine, check, device, bucket=_bucket(request) if engine.role == "actor" else 0.0)
-        for engine, check in checks
-    ]
+    answers = [answer_engine(engine, check, device, bucket=bucket_of(request, engine.role)) for engine, check in checks]
     return Answer(request, device, tuple(answers))
 
 
-def _bucket(request: RunRequest) -> float:
-    """Bytes of a bucket of weights; 0 for a run that publishes none."""
-    if request.rollout is None or request.rollout.on_trainer_ranks:
+def bucket_of(request: RunRequest, role: str) -> float:
+    """Bytes of a bucket in which an engine publishes weights; 0 if it publishes none."""
+    if role != "actor" or request.rollout is None or request.rollout.on_trainer_ranks:
         return 0.0
     return float(request.config.rollout.weight_bucket_mb * 2**20)
 

@@ -230,15 +230,16 @@ class _Probe:
         where = "node" if size <= self._per_node() else "network"
         number = _LARGE if self._device.type == "cuda" else 2**22
 
-        def seconds(elements: int) -> float:
-            part = self._random(elements)
-            whole = self._random(elements * size)
+        # The functions that layers call: their latency on the host counts in every layer.
+        from archon_engine.compat import all_gather, reduce_scatter_with_grad
 
-            parts = list(whole.chunk(size))
+        def seconds(elements: int) -> float:
+            part, whole = self._random(elements), self._random(elements * size)
+            group = dist.group.WORLD
 
             def work() -> None:
-                dist.all_gather(parts, part)
-                dist.reduce_scatter(part, parts)
+                all_gather(part, 0, group)
+                reduce_scatter_with_grad(whole, 0, group)
 
             return self._seconds(work) / 2
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from archon_core.cli.console import print_json, print_remark, print_table
 from archon_core.errors import USER_ERROR, ConfigError
 from archon_core.plugins import registry
+from archon_plan.alternatives import find_alternatives
 from archon_plan.answer import Answer, Refused, find_answer
 from archon_plan.answer_data import answer_data, refused_data
 from archon_plan.devices import Device, write_device
@@ -50,14 +51,17 @@ def answer_request(request: RunRequest, device: Device, measured: Measured, outp
         print_refused(found)
         return USER_ERROR
     run = plan_run(found, registry(), measured)
+    others = None if found.fits else find_alternatives(found, found.fullest, registry())
     if output.as_json:
-        print_json({**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)})
+        data = {**answer_data(found), "run": None if run.plan is None else rl_data(run.plan, run.splits)}
+        alternatives = None if others is None else asdict(others)
+        print_json({**data, "alternatives": alternatives, "run_problem": run.problem})
     else:
         print_answer(found, run)
     if output.page is not None:
         _write_page(output.page, found, run)
-    if not found.fits:
-        print_shortfall(found, registry())
+    if others is not None:
+        print_shortfall(found, others)
     if run.problem:
         print_remark(run.problem, label="does not fit: ", style="bold red")
     return 0 if found.fits and not run.problem else DOES_NOT_FIT

@@ -147,14 +147,14 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     if setting.trains and setting.checkpointing == "selective" and setting.every is None:
         recompute = others
     elif setting.trains and setting.checkpointing == "memory_budget":
-        # The compiler drops results with the best ratio of memory to time first: an upper bound.
+        # An upper bound: the compiler first drops what is cheap to compute for the memory that it takes.
         recompute = forward * (1 - setting.budget)
     return Passes(
         forward,
         recompute,
         # Backward of a norm or an activation reads and writes about twice as much.
         products + core * _ATTENTION_BACKWARD + Work(memory=2 * traffic, operations=launched),
-        # Autograd records the product of a weight's gradient with that of its input: half of the launches.
+        # Only products have weights, so these gradients launch about half as many operations.
         products + Work(operations=launched / 2),
         # Experts begin both halves with the gradient behind their last matrix, one of three.
         Work(grouped=products.grouped / 3),

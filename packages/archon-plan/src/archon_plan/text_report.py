@@ -8,8 +8,7 @@ from rich.text import Text
 
 from archon_core.cli.console import print_hanging, print_remark, print_table, print_text
 from archon_core.contracts.decisions import Decision
-from archon_core.plugins import Registry
-from archon_plan.alternatives import find_alternatives
+from archon_plan.alternatives import Alternatives
 from archon_plan.answer import Answer, EngineAnswer, Refusal, Refused
 from archon_plan.cost_report import print_memory, print_parts, print_time, print_traffic
 from archon_plan.devices import Device
@@ -131,9 +130,9 @@ def _print_violations(refusal: Refusal, *, in_file: bool) -> None:
         print_remark(text if in_file else in_flags(text, role), label="- ")
 
 
-def print_shortfall(answer: Answer, registry: Registry) -> None:
-    """Print what is missing where an answer does not fit, and what would fit, to standard error."""
-    engine = max(answer.engines, key=answer.peak)
+def print_shortfall(answer: Answer, found: Alternatives) -> None:
+    """Print what the fullest engine of an answer lacks, and what would fit in its place, to standard error."""
+    engine = answer.fullest
     role, in_file = engine.plan.role, answer.request.config is not None
     needs, has = answer.peak(engine), answer.device.memory
     print_remark(
@@ -142,7 +141,6 @@ def print_shortfall(answer: Answer, registry: Registry) -> None:
         label="does not fit: ",
         style="bold red",
     )
-    found = find_alternatives(answer, engine, registry)
     for options in found.settings:
         text = " ".join(f"{role}.{option}={value}" for option, value in options.items())
         print_remark(text if in_file else " ".join(as_flags(options)), label="fits with ", style="bold")
