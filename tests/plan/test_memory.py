@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 import torch
 
+from archon_core.contracts.engine_config import OptimizerConfig
 from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.contracts.pipeline import Action, ActionKind, StagePlan
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.stage import Stage
 from archon_engine.models.initialize import materialize_empty
+from archon_engine.optimizer import muon
+from archon_engine.optimizer.named_optimizer import NamedOptimizer
 from archon_plan.devices import find_device
 from archon_plan.memory import communicators, host_memory, rank_memory, whole_memory
+from archon_plan.moments import moments
 from archon_plan.results import RankMemory
 from archon_plan.setting import Setting, Tokens
 from archon_plan.states import held
@@ -147,6 +151,29 @@ def test_muon_can_need_most_in_its_update() -> None:
     setting = replace(setting, tokens=Tokens(8, n_micro_batches=2))
     assert by_name(rank_memory(setting, 0))["buffers of the update"] > 0
     assert "buffers of the update" not in by_name(rank_memory(replace(setting, optimizer="adamw"), 0))
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(
+    "dims", [ParallelDims(dp_shard=4), ParallelDims(dp_shard=2, tp=2), ParallelDims(dp_replicate=2, dp_shard=2)]
+)
+def test_muons_exchange_allocates_what_is_planned(dims: ParallelDims, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nobody is there to exchange matrices with; all sizes are known without others.
+    monkeypatch.setattr(muon.dist, "all_to_all_single", lambda received, *_, **__: received.zero_())
+    setting = setting_of({**DENSE, "num_hidden_layers": 6}, dims, optimizer="muon")
+    with fake_rank(0, 4):
+        [stage] = shard_stages({**DENSE, "num_hidden_layers": 6}, dims)
+        materialize_empty(stage.module, "cpu")
+        parameters = dict(stage.module.named_parameters())
+        for parameter in parameters.values():
+            parameter.detach().to_local().zero_()
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer = NamedOptimizer(parameters, OptimizerConfig(type="muon"), total_steps=None)
+        optimizer.step(0.1)
+        with LiveStorages(stage.module) as live:
+            optimizer.step(0.1)
+    # Ranks share whole matrices, so their parts differ by up to one.
+    assert moments(setting, 0)[-1].buffers == pytest.approx(live.peak - held(setting, 0).total, rel=0.03)
 
 
 def test_offloaded_states_are_on_the_host() -> None:

@@ -259,9 +259,9 @@ def _optimizer_step(setting: Setting, stages: tuple[StageUnits, ...], pipeline_r
 
 
 def _muon_buffers(setting: Setting, stages: tuple[StageUnits, ...], pipeline_rank: int) -> float:
-    """Elements that Muon's exchange allocates (``archon_engine.optimizer.muon.orthogonalise_all``), at most: this
+    """Elements that Muon's exchange allocates (``archon_engine.optimizer.muon.orthogonalise_all``) at its peak: this
     rank's part of all updates, sent and received, and the whole matrices that this rank orthogonalises, before and
-    after. Ranks share the matrices evenly, as far as whole ones can be. Other optimizers update in place."""
+    after. Ranks share the matrices about evenly, as whole ones. Other optimizers update in place."""
     anatomy = setting.anatomy
     own = sum(block.total.matrices for stage in stages for block in stage.blocks)
     if not setting.is_sharded:
