@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from archon_core.layout.dims import ParallelDims
+from archon_engine.nn import head
 from archon_models_qwen.anatomy import anatomy
+from archon_plan import head_memory
 from archon_plan.activations import activation_parts
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
 from plan.tracked import fake_ranks, largest_activations
@@ -63,7 +65,16 @@ def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, crit
     assert planned == pytest.approx(largest_activations(entries, setting), rel=TOLERANCE)
 
 
-MODES = [("none", None), ("selective", None), ("selective", 2), ("full", None)]
+EVERY_MODE: list[tuple[Checkpointing, int | None]] = [
+    ("none", None),
+    ("selective", None),
+    ("selective", 2),
+    ("full", None),
+]
+
+
+def test_chunks_of_logits_have_the_size_of_the_heads():
+    assert (head_memory.CHUNK_BYTES, head_memory.GPU_CHUNK_BYTES) == (head.CHUNK_BYTES, head.GPU_CHUNK_BYTES)
 
 
 def test_a_dense_model_keeps_and_recomputes_what_is_planned():
@@ -75,14 +86,28 @@ def test_experts_over_ranks_keep_and_recompute_what_is_planned():
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize(("mode", "every"), MODES)
+@pytest.mark.parametrize(("mode", "every"), EVERY_MODE)
+@pytest.mark.parametrize("entries", [DENSE, EXPERTS], ids=["dense", "experts"])
+def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
+    check(entries, DATA, mode, every)
+
+
+@pytest.mark.wide
 @pytest.mark.parametrize(
-    ("entries", "dims"),
-    [(DENSE, DATA), (DENSE, TENSOR), (DENSE, CONTEXT), (EXPERTS, DATA), (EXPERTS, EXPERT), (EXPERTS, EXPERT_TENSOR)],
-    ids=["dense-d8", "dense-d4t2", "dense-d4c2", "experts-d8", "experts-d8e4", "experts-d4t2e4etp2"],
+    ("entries", "dims", "mode"),
+    [
+        (DENSE, TENSOR, "selective"),
+        (DENSE, TENSOR, "full"),
+        (DENSE, CONTEXT, "none"),
+        (DENSE, CONTEXT, "selective"),
+        (EXPERTS, EXPERT, "none"),
+        (EXPERTS, EXPERT_TENSOR, "selective"),
+        (EXPERTS, EXPERT_TENSOR, "full"),
+    ],
+    ids=["d4t2", "d4t2-full", "d4c2-none", "d4c2", "d8e4-none", "d4t2e4etp2", "d4t2e4etp2-full"],
 )
-def test_every_mode_keeps_and_recomputes_what_is_planned(entries, dims, mode, every):
-    check(entries, dims, mode, every)
+def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
+    check(entries, dims, mode)
 
 
 @pytest.mark.wide
@@ -96,21 +121,18 @@ def test_heads_without_norms():
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("mode", ["none", "full"])
-def test_tensor_ranks_exchange_parts_of_key_heads(mode):
-    check(DENSE, ParallelDims(dp_shard=2, tp=4), mode)
+def test_tensor_ranks_exchange_parts_of_key_heads():
+    check(DENSE, ParallelDims(dp_shard=2, tp=4), "none")
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("mode", ["none", "full"])
-def test_context_ranks_copy_key_heads(mode):
-    check(DENSE, ParallelDims(dp_shard=2, cp=4), mode)
+def test_context_ranks_copy_key_heads():
+    check(DENSE, ParallelDims(dp_shard=2, cp=4), "none")
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("value_bytes", [2, 4])
-def test_a_large_vocabulary_peaks_in_chunks_of_logits(value_bytes):
-    check({**DENSE, "vocab_size": 65536}, DATA, "full", value_bytes=value_bytes)
+def test_a_large_vocabulary_peaks_in_chunks_of_logits():
+    check({**DENSE, "vocab_size": 65536}, DATA, "full")
 
 
 @pytest.mark.wide

@@ -194,4 +194,4 @@ def _kept_note(setting: Setting) -> str:
             return f"everything in all blocks but each {setting.every}., which keeps its input"
         case "full":
             return "inputs of blocks"
-    return f"upper bound for a budget of {setting.budget:g}, between inputs of blocks (0) and the default (1)"
+    return f"upper bound: {setting.budget:g} of what compiled graphs can recompute, and all that they cannot"

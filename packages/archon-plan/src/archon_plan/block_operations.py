@@ -14,20 +14,21 @@ from math import lcm
 
 from archon_plan.block_sizes import FP32, BlockSizes
 from archon_plan.expert_operations import expert_operations
-from archon_plan.liveness import INPUT, Operation, Operations, fuse
+from archon_plan.liveness import INPUT, Operation, Operations
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
     """The operations of a block, in order. The first reads ``INPUT``, the last one makes the block's output."""
-    operations = tuple(_block(sizes))
-    return fuse(operations) if sizes.compiled else operations
+    return tuple(_block(sizes))
 
 
 def _block(s: BlockSizes) -> Iterator[Operation]:
     stream = s.input_bytes
-    yield from norm("attention_norm", INPUT, s.tokens, s.hidden, s)
+    # A compiled block is two graphs, before and after attention. Both save the residual stream that they norm, and the
+    # first one also the norm's result, under any budget (measured with torch 2.13).
+    yield from norm("attention_norm", INPUT, s.tokens, s.hidden, s, stays=True)
     yield from _region("attention", "attention_norm", _attention, s)
-    yield Operation("after_attention", stream, (INPUT, "attention.out"), passes=True)
+    yield Operation("after_attention", stream, (INPUT, "attention.out"), passes=True, stays=True)
     yield from norm("mlp_norm", "after_attention", s.tokens, s.hidden, s)
     if s.experts is None:
         yield from _region("mlp", "mlp_norm", _feed_forward, s)
@@ -42,16 +43,20 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
 
 
-def norm(name: str, source: str, rows: float, width: float, s: BlockSizes) -> Iterator[Operation]:
+def norm(
+    name: str, source: str, rows: float, width: float, s: BlockSizes, *, stays: bool = False
+) -> Iterator[Operation]:
     """``archon_engine.nn.norm.RMSNorm`` of [rows, width]. The result is called ``name``.
 
-    In 16-bit types the fp32 copy and the normalised values are saved. ``behind`` are, in order, two factors of the
-    derivative of the square, a product that is summed to the gradient of the root, and one for that of the weight.
+    In 16-bit types the fp32 copy and the rounded values are saved. ``behind`` is, in order: two factors of the square's
+    derivative, a product whose sum is the gradient of the root, and one whose sum is that of the weight.
     """
     wide, own = rows * width * FP32, rows * width * s.value_bytes
     weights = width * s.value_bytes
     if s.compiled:
-        yield Operation(name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True)
+        yield Operation(
+            name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True, stays=stays
+        )
         return
     upcast = source
     if s.value_bytes < FP32:
@@ -107,7 +112,8 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         yield from norm("k_norm", key, T * s.key_heads, s.key_dim, s)
         query, key = "q_norm", "k_norm"
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
-        # Two products and a sum of half heads each; only cosines and sines, which all layers share, are saved.
+        # Beside: the halves before they are joined. Behind: gradients of both halves, and a product. Saved are only
+        # cosines and sines, which all layers share.
         yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
     given = ("q.rotated", "k.rotated", value)
     if c > 1:
@@ -115,7 +121,6 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         exchanged = b * (queries + copies * (keys + values))
         yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
         given = ("heads",)
-        keys, values = keys * copies, values * copies
     attended = b * T * s.query_heads * s.value_dim
     normaliser = T * s.query_heads * FP32
     yield Operation(

@@ -41,11 +41,6 @@ class Usage(NamedTuple):
     keeps_input: bool = True
 
 
-def saved_bytes(operations: Operations, input_bytes: float) -> float:
-    """What autograd saves of a forward pass, each result once."""
-    return sum(saved_by_autograd(operations, input_bytes).values())
-
-
 def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
     """Memory of a block whose saved results all stay."""
     saved = saved_by_autograd(operations, input_bytes)
@@ -100,14 +95,17 @@ def within_budget(operations: Operations, input_bytes: float, budget: float) -> 
     """Upper bound of the memory of a compiled block that keeps a share of what it can recompute.
 
     Each graph keeps at most ``smallest + budget x (largest - smallest)``: AOTAutograd solves a knapsack problem
-    (``torch._functorch.partitioners``). The smallest are the inputs of the block and what its eager parts save, which
-    no graph recomputes. The peak is that of a block which keeps everything.
+    (``torch._functorch.partitioners``). The smallest is the block's input, results marked ``stays``, and what eager
+    parts save, which no graph can recompute. The peak is that of a block which keeps everything.
     """
     most = without_checkpointing(operations, input_bytes)
     sizes = result_sizes(operations, input_bytes)
     eager = [operation for operation in operations if operation.eager]
-    names = {INPUT, *(name for operation in eager for name in operation.saves)}
-    least = sum(sizes[name] for name in names) + sum(operation.extra for operation in eager)
+    saved = (name for operation in eager for name in operation.saves)
+    stay = (operation.name for operation in operations if operation.stays)
+    least = sum(sizes[name] for name in dict.fromkeys((INPUT, *saved, *stay))) + sum(
+        operation.extra for operation in eager
+    )
     return most._replace(kept=least + budget * (most.kept - least), keeps_input=True)
 
 
@@ -116,5 +114,5 @@ def _dispatched(operations: Operations, kept: Mapping[str, float]) -> float:
 
 
 def _deferred(operations: Operations) -> float:
-    """The gradients from which those of weights are computed (``torch.distributed.pipelining.backward_peak``)."""
+    """The gradients from which those of weights are computed (``torch.distributed.pipelining._backward``)."""
     return sum(operation.bytes for operation in operations if operation.weights)

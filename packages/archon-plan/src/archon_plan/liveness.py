@@ -32,7 +32,9 @@ class Operation(NamedTuple):
         passes: whether its result is a sum whose gradient is that of every summand, without a copy.
         is_dispatch: whether its result travels between ranks of experts.
         eager: whether it stays outside of compiled graphs.
-        fused: whether compiled graphs compute its result wherever it is read, so that it is never saved.
+        fused: whether selective checkpointing of compiled graphs computes its result wherever it is read, and never
+            saves it.
+        stays: whether compiled graphs save the result under any budget.
     """
 
     name: str
@@ -49,6 +51,7 @@ class Operation(NamedTuple):
     is_dispatch: bool = False
     eager: bool = False
     fused: bool = False
+    stays: bool = False
 
 
 Operations = Sequence[Operation]
@@ -58,8 +61,9 @@ INPUT = "input"
 
 
 def fuse(operations: Operations) -> Operations:
-    """The operations as compiled graphs run them: fused results are computed again from what their operations read."""
-    reads = {operation.name: operation.reads for operation in operations if operation.fused}
+    """The operations of compiled graphs that keep as selective checkpointing does: fused results are computed again
+    from what their operations read. By default graphs save them as inputs of products, which backward reads whole."""
+    reads = {operation.name: operation.reads for operation in operations if operation.fused and not operation.stays}
 
     def origins(name: str) -> tuple[str, ...]:
         return tuple(found for source in reads[name] for found in origins(source)) if name in reads else (name,)
@@ -75,6 +79,7 @@ def fuse(operations: Operations) -> Operations:
 
 
 def result_sizes(operations: Operations, input_bytes: float) -> dict[str, float]:
+    """Bytes of every result, and of the input."""
     return {INPUT: input_bytes} | {operation.name: operation.bytes for operation in operations}
 
 
@@ -200,7 +205,9 @@ def backward_peak(
     sizes = result_sizes(operations, input_bytes)
     # The first operation to save a result is the last one to run backward.
     release = {name: place for place, operation in reversed([*enumerate(operations)]) for name in operation.saves}
-    live = sum(sizes[name] for name in {*release, *held}) + sum(operation.extra for operation in operations)
+    live = sum(sizes[name] for name in dict.fromkeys((*release, *held))) + sum(
+        operation.extra for operation in operations
+    )
     gradients = _Gradients(operations[-1].name, operations[-1].bytes)
     peak = live + gradients.bytes
     for place in reversed(range(len(operations))):

@@ -16,6 +16,7 @@ from archon_plan.checkpointing import (
     without_checkpointing,
 )
 from archon_plan.head_memory import HeadUsage, head_usage
+from archon_plan.liveness import fuse
 from archon_plan.setting import Checkpointing, Setting
 
 EMBEDDING_BYTES = 9
@@ -120,7 +121,7 @@ def _usage(sizes: BlockSizes, mode: Checkpointing, budget: float) -> Usage:
         return within_budget(operations, given, budget)
     if mode == "full":
         return fully_recomputed(operations, given)
-    # Compiled graphs recompute by themselves, also by default: products stay, elementwise results do not.
     if mode == "selective" and not sizes.compiled:
         return selectively_recomputed(operations, given)
-    return without_checkpointing(operations, given)
+    # Compiled graphs recompute by themselves.
+    return without_checkpointing(fuse(operations) if mode == "selective" else operations, given)
