@@ -7,12 +7,14 @@ bounds must never exceed the time of a step (``timing``) with any of these optio
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.pipeline import StagePlan
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.stage import Stage
+from archon_plan.collectives import seconds_of
+from archon_plan.results import Axis, Collective, Transfer
 from archon_plan.setting import Setting
 from archon_plan.sizes import sizes_of
 from archon_plan.unit_times import Kind, UnitTimes
@@ -65,6 +67,18 @@ def _sorted(units: Counter[Kind]) -> tuple[tuple[Kind, int], ...]:
     return tuple(sorted(units.items(), key=str))
 
 
+_PassSeconds = tuple[float, float, float, float]
+"""Seconds of forward and backward passes, and of computation in each."""
+
+
+def _sum(parts: Iterable[tuple[_PassSeconds, int]]) -> _PassSeconds:
+    found = [0.0] * 4
+    for seconds, count in parts:
+        for place, each in enumerate(seconds):
+            found[place] += count * each
+    return found[0], found[1], found[2], found[3]
+
+
 class Bounds:
     """Bounds for the layouts of one model and one number of sequences.
 
@@ -82,35 +96,78 @@ class Bounds:
         self._per_node = units.device.devices_per_node
         self._sizes = sizes_of(base.anatomy)
         self._kinds: tuple[Kind, ...] = (*range(len(base.anatomy.kinds)), "embed", "head")
-        self._blocks: dict[tuple[object, ...], tuple[float, float]] = {}
+        self._blocks: dict[tuple[object, ...], _PassSeconds] = {}
         self._exchanges: dict[tuple[object, ...], tuple[float, float]] = {}
-        self._passes: dict[tuple[int, ...], float] = {}
+        self._passes: dict[tuple[int, ...], _PassSeconds] = {}
         self._weights: dict[tuple[int, int, int], tuple[float, float]] = {}
+        self._links: dict[tuple[object, ...], float] = {}
 
     def time(self, dims: ParallelDims) -> float:
         """Seconds that a step takes at least."""
-        # Replicas and shards differ in what data ranks exchange, which may take no time.
+        # Replicas and shards differ only in what data ranks exchange and update.
         data = dims.dp_replicate * dims.dp_shard
         key = dims.pp, data, dims.tp, dims.cp, dims.ep, dims.etp
         if key not in self._passes:
-            self._passes[key] = self._time_of_passes(dims, -(-self._sequences // data))
-        return self._passes[key] + self._update(dims)
+            self._passes[key] = self._of_passes(dims, -(-self._sequences // data))
+        forward, backward, forward_work, backward_work = self._passes[key]
+        gather, reduce = self._data_traffic(dims)
+        # What exceeds the computation beside it cannot be hidden. A pipeline gathers once, and reduces at the end.
+        forward += max(0.0, gather - forward_work)
+        if self._base.trains and dims.pp == 1:
+            backward += max(0.0, reduce - backward_work)
+        return forward + backward + self._update(dims)
 
-    def _time_of_passes(self, dims: ParallelDims, sequences: int) -> float:
+    def _of_passes(self, dims: ParallelDims, sequences: int) -> _PassSeconds:
+        """Seconds of the slowest rank with the best schedule, and the work beside which weights are gathered and
+        gradients reduced."""
         length = self._base.tokens.sequence
+        # A pipeline runs as many micro-batches as it has stages, of padding if there are too few sequences.
+        sequences = max(sequences, dims.pp)
         # One large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
         whole = {kind: self._of_unit(dims, kind, sequences * length) for kind in self._kinds}
-        single = {kind: self._of_unit(dims, kind, length) for kind in self._kinds} if dims.pp > 1 else whole
+        if dims.pp == 1:
+            [[shape]] = self._shapes[1]
+            return _sum((whole[kind], count) for kind, count in shape.held)
+        single = {kind: self._of_unit(dims, kind, length) for kind in self._kinds}
         best = float("inf")
         for shapes in self._shapes[dims.pp]:
             slowest = 0.0
             for shape in shapes:
-                seconds = sum(count * sum(whole[kind]) for kind, count in shape.held)
+                seconds = sum(count * (whole[kind][0] + whole[kind][1]) for kind, count in shape.held)
                 seconds += sum(count * single[kind][0] for kind, count in shape.before)
                 seconds += sum(count * single[kind][1] for kind, count in shape.behind)
                 slowest = max(slowest, seconds)
             best = min(best, slowest)
-        return best
+        # The first of at least as many micro-batches as there are pipeline ranks waits for weights of all stages.
+        first = -(-sequences // dims.pp) * length
+        counts = Counter(self._sizes.kind_of)
+        beside = sum(count * self._of_unit(dims, kind, first)[2] for kind, count in counts.items())
+        beside += sum(self._of_unit(dims, kind, first)[2] for kind in ("embed", "head"))
+        return best, 0.0, beside, 0.0
+
+    def _data_traffic(self, dims: ParallelDims) -> tuple[float, float]:
+        """Seconds of gathering all layers once, over all pipeline ranks, and of gathering them again and reducing their
+        gradients."""
+        dense, experts = self._layers(dims)
+        ranks = dims.dp_shard * dims.cp
+        number = self._base.types
+        shards, expert_shards = dense / ranks, experts / dims.edp
+        of_dense = self._per_byte(dims, "fsdp", ranks, "all_gather") * shards * (ranks - 1)
+        of_experts = self._per_byte(dims, "edp", dims.edp, "all_gather") * expert_shards * (dims.edp - 1)
+        gather = (of_dense + of_experts) * number.compute
+        copies = dims.dp_replicate
+        sent = 2 * (shards + expert_shards) * (copies - 1) / copies
+        reduce = of_dense + of_experts + self._per_byte(dims, "dp_replicate", copies, "all_reduce") * sent
+        return gather, gather + reduce * number.reduce
+
+    def _per_byte(self, dims: ParallelDims, axis: Axis, size: int, collective: Collective) -> float:
+        """Seconds per byte that a rank sends, without latency."""
+        key = axis, size, dims.tp, dims.ep * dims.etp, dims.sharding_size, min(dims.world_size, self._per_node)
+        if key not in self._links:
+            many = 1e15  # beside which latency is nothing
+            seconds = seconds_of(Transfer(axis, size, collective, "", 1, many, overlaps=True), dims, self._units.device)
+            self._links[key] = seconds / many * (1 - 1e-9)
+        return self._links[key]
 
     def memory(self, dims: ParallelDims) -> float:
         """Bytes that the busiest rank needs at least: sharded states, and in a pipeline whole gradients and weights."""
@@ -127,7 +184,7 @@ class Bounds:
         sharded = elements * (stored - base.types.master)
         return sharded + self._whole(dims) * (base.types.reduce + base.types.compute)
 
-    def _of_unit(self, dims: ParallelDims, kind: Kind, tokens: int) -> tuple[float, float]:
+    def _of_unit(self, dims: ParallelDims, kind: Kind, tokens: int) -> _PassSeconds:
         """Seconds of the forward and the backward pass of one micro-batch through a unit, without recomputation."""
         world = min(dims.world_size, self._per_node)
         key = kind, dims.tp, dims.cp, tokens, world
@@ -135,14 +192,14 @@ class Bounds:
         if found is None:
             time = self._units.of(self._setting(replace(dims, ep=1, etp=1), tokens), kind)
             backward = sum(time.inputs.values()) + sum(time.weights.values())
-            found = self._blocks[key] = sum(time.forward.values()), backward
+            found = self._blocks[key] = sum(time.forward.values()), backward, time.forward_work, time.backward_work
         if dims.ep * dims.etp == 1:
             return found
         places = kind, dims.ep, dims.etp, -(-tokens // (dims.tp * dims.cp)), world
         exchange = self._exchanges.get(places)
         if exchange is None:
             exchange = self._exchanges[places] = self._units.exchange(self._setting(dims, tokens), kind)
-        return found[0] + exchange[0], found[1] + exchange[1]
+        return found[0] + exchange[0], found[1] + exchange[1], found[2], found[3]
 
     def _setting(self, dims: ParallelDims, tokens: int) -> Setting:
         multiple = dims.tp * dims.cp
@@ -166,6 +223,12 @@ class Bounds:
         """Mean elements of a rank."""
         dense, experts = self._model(dims)
         return dense / (dims.dp_shard * dims.cp * dims.pp) + experts / (dims.edp * dims.pp)
+
+    def _layers(self, dims: ParallelDims) -> tuple[float, float]:
+        """As ``_model``, of the layers alone."""
+        dense, experts = self._model(dims)
+        sizes = self._sizes
+        return dense - (sizes.embed + sizes.last_sharded) / dims.tp - sizes.last_replicated, experts
 
     def _whole(self, dims: ParallelDims) -> float:
         """Mean elements of the gathered weights of a rank."""
