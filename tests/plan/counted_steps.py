@@ -84,10 +84,11 @@ class Counted:
     sent: tuple[Sent, ...]
 
 
-def run_cases(cases: list[Case]) -> list[Counted]:
-    """Count one step of each case on this rank."""
+def run_cases(cases: list[Case]) -> Iterator[Counted]:
+    """Count one step of each case on this rank; yielded one by one, so that a world's time limit is that of a case."""
     _balance_routers()
-    return [_run(case) for case in cases]
+    for case in cases:
+        yield _run(case)
 
 
 def _run(case: Case) -> Counted:

@@ -240,7 +240,10 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"), (AREAL, *FEW)],
+    [
+        ("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"),
+        pytest.param((AREAL, *FEW), marks=pytest.mark.wide),
+    ],
     ids=["flags", "file"],
 )
 def test_a_fresh_interpreter_answers_without_torch(arguments: tuple[str, ...]) -> None:

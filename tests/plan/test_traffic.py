@@ -95,7 +95,8 @@ LARGEST_VALUES = 2**14
 def counted(n_ranks: int, is_wide: bool):
     """Case -> what each rank counted; one world runs all cases of a size."""
     cases = [case for case in (WIDE if is_wide else QUICK) if case.n_ranks == n_ranks]
-    ranks = run_world(run_cases, n_ranks, (cases,))
+    ranks = [[] for _ in range(n_ranks)]
+    run_world(run_cases, n_ranks, (cases,), on_value=lambda rank, value: ranks[rank].append(value))
     return {repr(case): [own[place] for own in ranks] for place, case in enumerate(cases)}
 
 
