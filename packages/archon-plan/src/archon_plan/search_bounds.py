@@ -28,11 +28,13 @@ class RankShape:
         held: units of the rank.
         before: units through which a micro-batch passes before the first of them.
         behind: units through which gradients pass after the last of them, unless backward passes are split.
+        stages: of the whole pipeline.
     """
 
     held: tuple[tuple[Kind, int], ...]
     before: tuple[tuple[Kind, int], ...]
     behind: tuple[tuple[Kind, int], ...]
+    stages: int
 
 
 def rank_shapes(kind_of: Sequence[int], plan: StagePlan, *, splits: bool) -> tuple[RankShape, ...]:
@@ -50,7 +52,7 @@ def rank_shapes(kind_of: Sequence[int], plan: StagePlan, *, splits: bool) -> tup
         own = plan.held_by(rank)
         before = sum((counts[stage] for stage in range(own[0])), Counter())
         held = _sorted(sum((counts[stage] for stage in own), Counter()))
-        shapes[held] = RankShape(held, _sorted(before), () if splits else _sorted(before))
+        shapes[held] = RankShape(held, _sorted(before), () if splits else _sorted(before), len(plan))
     return tuple(shapes.values())
 
 
@@ -121,16 +123,16 @@ class Bounds:
         """Seconds of the slowest rank with the best schedule, and the work beside which weights are gathered and
         gradients reduced."""
         length = self._base.tokens.sequence
-        # A pipeline runs as many micro-batches as it has stages, of padding if there are too few sequences.
-        sequences = max(sequences, dims.pp)
-        # One large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
-        whole = {kind: self._of_unit(dims, kind, sequences * length) for kind in self._kinds}
         if dims.pp == 1:
             [[shape]] = self._shapes[1]
-            return _sum((whole[kind], count) for kind, count in shape.held)
+            return _sum((self._of_unit(dims, kind, sequences * length), count) for kind, count in shape.held)
         single = {kind: self._of_unit(dims, kind, length) for kind in self._kinds}
         best = float("inf")
         for shapes in self._shapes[dims.pp]:
+            # A pipeline runs as many micro-batches as it has stages, of padding if there are too few sequences. One
+            # large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
+            tokens = max(sequences, shapes[0].stages) * length
+            whole = {kind: self._of_unit(dims, kind, tokens) for kind in self._kinds}
             slowest = 0.0
             for shape in shapes:
                 seconds = sum(count * (whole[kind][0] + whole[kind][1]) for kind, count in shape.held)
