@@ -125,25 +125,23 @@ def test_the_bar_of_memory_fits_the_terminal(
 
 
 def test_what_does_not_fit_exits_with_1_and_says_what_would(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("--model", "qwen3-32b", "--layout", "archon:d2t4", "--ac-mode", "none", "--tokens", "16384") == 1
-    captured = capsys.readouterr()
-    assert "does not fit: actor needs" in captured.err
-    assert "are missing" in captured.err
-    suggested = [line.removeprefix("fits with ") for line in captured.err.splitlines() if line.startswith("fits with ")]
-    larger = next(
-        line.removeprefix("fits on more ranks: ")
-        for line in captured.err.splitlines()
-        if line.startswith("fits on more ranks: ")
-    )
-    for words in suggested[:2]:
-        given = words.split()
-        tokens = [] if "--tokens" in given else ["--tokens", "16384"]
-        mode = [] if "--ac-mode" in given else ["--ac-mode", "none"]
-        assert run("--model", "qwen3-32b", "--layout", "archon:d2t4", *tokens, *mode, *given) == 0, words
-    assert run("--model", "qwen3-32b", "--layout", larger, "--ac-mode", "none", "--tokens", "16384") == 0
+    model, mode, tokens = ("--model", "qwen3-14b"), ("--ac-mode", "none"), ("--tokens", "8192")
+    assert run(*model, "--layout", "archon:d4", *mode, *tokens) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert "does not fit: actor needs" in lines[0]
+    assert "are missing" in lines[0]
+    found = {label: text for label, _, text in (line.partition(": ") for line in lines[1:]) if text}
+    settings = [line.removeprefix("fits with ").split() for line in lines if line.startswith("fits with ")]
+    assert ["--ac-mode", "full"] in settings
+    for given in settings:
+        kept = [*(() if "--tokens" in given else tokens), *(() if "--ac-mode" in given else mode)]
+        assert run(*model, "--layout", "archon:d4", *kept, *given) == 0, given
+    for layout in (*found["fits on as many ranks"].split(", "), found["fits on more ranks"]):
+        assert run(*model, "--layout", layout, *mode, *tokens) == 0, layout
     capsys.readouterr()
-    given = ("--model", "qwen3-32b", "--layout", "archon:d2t4", "--ac-mode", "none", "--tokens", "16384")
-    assert answer_of(capsys, *given)["alternatives"]["larger"] == larger
+    data = answer_of(capsys, *model, "--layout", "archon:d4", *mode, *tokens)["alternatives"]
+    assert data["larger"] == found["fits on more ranks"]
+    assert data["layouts"] == found["fits on as many ranks"].split(", ")
 
 
 def test_violated_constraints_exit_with_2_and_show_the_nearest_layouts(capsys: pytest.CaptureFixture[str]) -> None:
@@ -240,7 +238,10 @@ sys.exit(code)
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"), (AREAL, *FEW)],
+    [
+        ("--model", MOE, "--layout", "archon:p4t2c2e4", "--tokens", "8192"),
+        pytest.param((AREAL, *FEW), marks=pytest.mark.wide),
+    ],
     ids=["flags", "file"],
 )
 def test_a_fresh_interpreter_answers_without_torch(arguments: tuple[str, ...]) -> None:

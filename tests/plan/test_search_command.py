@@ -81,6 +81,7 @@ def test_the_engine_of_the_layout_and_the_model_limit_the_axes(backend: str, axe
     assert all(candidate.layout.startswith(f"{backend}:") for candidate in found.result.candidates)
 
 
+@pytest.mark.wide
 def test_a_file_is_searched_with_the_sequences_of_its_steps() -> None:
     request = request_run(AREAL, ("data.batch_size=32",), registry())
     found = find_layouts(request, find_device("h100"), registry(), world=8, best=1)

@@ -42,10 +42,10 @@ def test_a_device_holds_its_share_of_the_weights_and_of_the_kv_cache() -> None:
     norms = 2 * 2 * HIDDEN
     assert halves.weights == (whole - norms) / 2 + norms, "norms are replicated"
     # Two layers, two KV heads, keys and values of 4 numbers of 2 bytes.
-    assert Server(MODEL).cache_per_token == 2 * 2 * (4 + 4) * 2
-    assert halves.cache_per_token == 2 * 1 * (4 + 4) * 2
-    assert Server(MODEL, tensor=4).cache_per_token == halves.cache_per_token, "ranks beyond the KV heads hold copies"
-    assert Server(MODEL, pipeline=2).cache_per_token == Server(MODEL).cache_per_token / 2
+    assert Server(MODEL).cached(1, 1) == 2 * 2 * (4 + 4) * 2
+    assert halves.cached(1, 1) == 2 * 1 * (4 + 4) * 2
+    assert Server(MODEL, tensor=4).cached(1, 1) == halves.cached(1, 1), "ranks beyond the KV heads hold copies"
+    assert Server(MODEL, pipeline=2).cached(1, 1) == Server(MODEL).cached(1, 1) / 2
 
 
 def test_a_window_limits_the_cache_of_each_sequence() -> None:
@@ -70,7 +70,7 @@ def test_a_step_reads_the_experts_that_its_tokens_meet_and_no_embedding() -> Non
 def test_decoding_is_limited_by_memory_and_then_by_products() -> None:
     server = Server(MODEL)
     slow_memory = server.decode_seconds(RATES, 4, 400)
-    assert slow_memory == pytest.approx((server.read_weights(4) + 400 * server.cache_per_token) / 1e3)
+    assert slow_memory == pytest.approx((server.read_weights(4) + 400 * server.cached(1, 1)) / 1e3)
     slow_products = replace(RATES, flops=1.0)
     assert server.decode_seconds(slow_products, 4, 400) == pytest.approx(4 * server.flops_per_token)
     # Two experts of sixteen, and the head: two operations per weight of a matrix.
@@ -114,7 +114,7 @@ def test_memory_limits_the_sequences_that_run_together() -> None:
     server = Server(MODEL, memory_share=0.5, reserved=1e4)
     free = 0.5e6 - 1e4 - server.weights
     assert server.capacity(RATES) == free
-    assert server.most_sequences(RATES, 10) == int(free / (10 * server.cache_per_token))
+    assert server.most_sequences(RATES, 10) == int(free / (10 * server.cached(1, 1)))
     assert replace(server, max_sequences=3).most_sequences(RATES, 10) == 3
     assert server.most_sequences(replace(RATES, memory=100.0), 10) == 0
 

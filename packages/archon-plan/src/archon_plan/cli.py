@@ -151,7 +151,7 @@ def plan(
     """Predict memory, traffic and time of a layout, on any machine and without a device.
 
     [bold]archon plan CONFIG.yaml[/bold] plans every engine of a run. [bold]archon plan --model qwen3-8b --layout
-    archon:d4t2[/bold] plans one engine. [bold]archon plan --model qwen3-8b --world 64 --search[/bold] finds the best
+    archon:d4t2c2[/bold] plans one engine. [bold]archon plan --model qwen3-8b --world 64 --search[/bold] finds the best
     layouts.
 
     Exit codes: 0 fits, 1 does not fit, 2 wrong input or violated constraints.

@@ -8,10 +8,10 @@ forward passes of reference, critic and proximal policy, then the updates, in tu
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from archon_plan.devices import Device
-from archon_plan.overlap import BatchTimes, Pace, Step, pace, play
+from archon_plan.overlap import Pace, Step, pace, play
 from archon_plan.publishing import Transport, publication_seconds
 from archon_plan.results import StepTime
 from archon_plan.sampling import Fleet, Samples
@@ -151,11 +151,9 @@ class RLPlan:
 
     def timeline(self, n_steps: int) -> list[Step]:
         """The first steps of the run."""
-        found = play(self.train_seconds + self.publication, self._batches(self.run.staleness), self.run.staleness)
-        return found[:n_steps]
-
-    def _batches(self, staleness: int) -> list[BatchTimes]:
-        return self.fleet.batches(staleness)
+        run = self.run
+        train, batches = self.train_seconds + self.publication, self.fleet.batches(run.staleness)
+        return play(train, batches, run.staleness, run.queued)[:n_steps]
 
 
 def plan_rl(run: RLRun, device: Device) -> RLPlan:
@@ -195,8 +193,3 @@ def _unsharding(run: RLRun, device: Device) -> float:
     share = device.efficiency
     bandwidth = device.node_bandwidth * share.node if within else device.network_bandwidth * share.network
     return run.server.weights * (shards - 1) / shards / bandwidth
-
-
-def forward_of(setting: Setting) -> Setting:
-    """The setting of a forward pass without gradients over the tokens of an optimizer step of ``setting``."""
-    return replace(setting, trains=False, checkpointing="none")

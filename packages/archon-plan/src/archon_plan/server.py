@@ -103,16 +103,10 @@ class Server:
         ends = embed + last if self.pipeline == 1 else max(embed, last + (embed if self.anatomy.tied else 0.0))
         return layers / self.pipeline + ends
 
-    @cached_property
-    def cache_per_token(self) -> float:
-        """Bytes of the KV cache per token on one device: layers / p x kv / t x (head + value size) x bytes.
+    def cached(self, tokens: float, sequences: float) -> float:
+        """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes of a number.
 
         Tensor ranks beyond the number of KV heads hold copies.
-        """
-        return sum(self._cache_of(layer.attention) for layer in self.anatomy.layers) / self.pipeline
-
-    def cached(self, tokens: float, sequences: float) -> float:
-        """Bytes of the KV cache on one device.
 
         Args:
             tokens: prompt and completion tokens of all sequences together.
