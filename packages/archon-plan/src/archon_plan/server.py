@@ -104,7 +104,7 @@ class Server:
         return layers / self.pipeline + ends
 
     def cached(self, tokens: float, sequences: float) -> float:
-        """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes of a number.
+        """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes.
 
         Tensor ranks beyond the number of KV heads hold copies.
 
