@@ -67,7 +67,7 @@ def _run(loaded, own: RoleRanks, joined: JoinedRanks, stop_after: int | None) ->
             RunFolder.open(*place, resume=config.trainer.resume)
             folder.config.write_text(to_yaml(config), encoding="utf-8")
             output = stack.enter_context((folder.path / "output.txt").open("a"))
-            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step(), decisions=[]))
+            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step()))
             progress = Progress(Console(file=output))
         log = metrics.log
 

@@ -153,7 +153,7 @@ def train(file: Path, algorithm: str, layout: str, trial: str, overrides: tuple[
         if ranks.is_first:
             RunFolder.open(*place, resume=config.trainer.resume)
             output = stack.enter_context((folder.path / "output.txt").open("a"))
-            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step(), decisions=[]))
+            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step()))
             progress = Progress(Console(file=output))
         spec = registry().get(AlgorithmSpec, algorithm)
         run = RunContext(config, folder, metrics, progress, StopSignal(), [], ranks=ranks)

@@ -33,7 +33,7 @@ def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), 
             )
             folder.config.write_text(to_yaml(config), encoding="utf-8")
             output = stack.enter_context((folder.path / "output.txt").open("a"))
-            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step(), decisions=[]))
+            metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step()))
             progress = Progress(Console(file=output))
         else:
             metrics, progress = NoMetrics(), NoProgress()

@@ -31,6 +31,8 @@ from archon_engine.parallel.tensor import apply_tensor_parallel
 @contextmanager
 def fake_rank(rank: int, world_size: int) -> Iterator[None]:
     """A process group of ``world_size`` in which this process is ``rank``; collectives return at once."""
+    if dist.is_initialized():
+        dist.destroy_process_group()  # of an engine of an earlier test in this process
     dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
     try:
         yield

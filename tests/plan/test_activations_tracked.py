@@ -10,7 +10,8 @@ from archon_models_qwen.anatomy import anatomy
 from archon_plan import head_memory
 from archon_plan.activations import activation_parts
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
-from plan.tracked import fake_ranks, largest_activations
+from plan.sharded_ranks import fake_rank
+from plan.tracked import largest_activations
 
 TOLERANCE = 0.003
 """Sizes are sums of named tensors, so they agree but for the rounding of rows per rank, and indices."""
@@ -48,7 +49,7 @@ EXPERT_TENSOR = ParallelDims(dp_shard=4, tp=2, ep=4, etp=2)
 
 @pytest.fixture(scope="module", autouse=True)
 def ranks():
-    with fake_ranks(8):
+    with fake_rank(0, 8):
         yield
 
 

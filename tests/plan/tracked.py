@@ -9,13 +9,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 # Private: torch has no public memory tracker.
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType, _FSDPState
-from torch.testing._internal.distributed.fake_pg import FakeStore
 from transformers import AutoConfig
 
 from archon_core.contracts.packed import HeadInputs, PackedSequences
@@ -58,19 +56,9 @@ class ActivationTracker(FSDPMemTracker):
         return result
 
 
-@contextmanager
-def fake_ranks(number: int) -> Iterator[None]:
-    """This process as the first of ``number``, whose collectives return without the others."""
-    dist.init_process_group("fake", rank=0, world_size=number, store=FakeStore())
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
-
-
 def largest_activations(entries: Mapping[str, Any], setting: Setting) -> int:
     """The largest sum of activations in bytes, in one forward and backward pass of the model of ``entries``, the
-    content of a ``config.json``, sharded as in ``setting``. Needs ``fake_ranks``.
+    content of a ``config.json``, sharded as in ``setting``. Needs ``sharded_ranks.fake_rank``.
 
     Experts run as ``grouped_mm``, because the loop over experts reads values.
     """

@@ -104,7 +104,7 @@ class Runner:
                 trial = config.trial_name if role == ACTOR else f"{config.trial_name}-{role}"
                 rows = folder if is_first else self.other_rank(here.rank, trial)
                 rows.path.mkdir(parents=True, exist_ok=True)
-                with MetricsLog(rows, resume_step=resume_step, decisions=decisions) as metrics:
+                with MetricsLog(rows, resume_step=resume_step) as metrics:
                     context = RunContext(
                         config, folder, metrics, progress, stop, decisions, ranks=here, role=role, links=links
                     )

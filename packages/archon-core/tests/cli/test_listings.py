@@ -30,6 +30,7 @@ FALCON = {
     "weight_map": "",
     "parallel_plan": "",
     "tiny_config": "",
+    "anatomy": "",
     "capabilities": ["cp", "tp"],
     "needs": ["moe"],
     "rounds_inside": "",

@@ -35,7 +35,7 @@ from archon_train.cluster import EngineShare, check_cluster, cluster_shares, eng
 from archon_train.engine_checks import EngineChecks
 from archon_train.findings import Findings
 from archon_train.local_files import file_problems
-from archon_train.loggers.opening import logger_problems
+from archon_train.loggers.opening import logger_problems, unused_logger_options
 from archon_train.model_sections import (
     missing_reward_model,
     missing_sections,
@@ -121,6 +121,7 @@ class _Planner(Findings):
         self.check_files()
         for text in logger_problems(self.config, self.registry):
             self.unable(text)
+        self.decisions += unused_logger_options(self.config, self.registry, self.loaded.explicit)
         self.decisions += restarts_without_checkpoints(self.config.trainer)
 
     def why_nothing_to_train(self) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,12 +35,33 @@ def used_loggers(config: Any, registry: Registry) -> list[UsedLogger]:
     """The loggers that a configuration selects, installed or not."""
     found = []
     for spec in registry.all(LoggerSpec):
-        options = config
-        for name in spec.section.split("."):
-            options = getattr(options, name)
+        options = _at(config, spec.section)
         if options.is_used:
             found.append(UsedLogger(spec, options))
     return found
+
+
+def unused_logger_options(config: Any, registry: Registry, explicit: Collection[str]) -> Iterator[Decision]:
+    """The options of loggers that are switched off.
+
+    Args:
+        explicit: dotted names of the options that the user wrote.
+    """
+    used = {logger.spec.name for logger in used_loggers(config, registry)}
+    for spec in registry.all(LoggerSpec):
+        if spec.name in used:
+            continue
+        for option in sorted(explicit):
+            value = _at(config, option) if option.startswith(f"{spec.section}.") else None
+            if value is not None and option != f"{spec.section}.mode":
+                yield Decision(option, str(value), "no effect", f"{spec.name} is switched off")
+
+
+def _at(config: Any, option: str) -> Any:
+    """The value of a dotted option; ``None`` inside a value that is no section."""
+    for name in option.split("."):
+        config = getattr(config, name, None)
+    return config
 
 
 def logger_problems(config: Any, registry: Registry) -> Iterator[str]:
