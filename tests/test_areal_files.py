@@ -36,6 +36,7 @@ SHORT = {
     "actor.archon.enable_compile": "false",
     "rollout.backend": "local",
     "scheduler.type": "local",
+    "stats_logger.wandb.mode": "disabled",
     "cluster.n_gpus_per_node": "0",
     "data.dataset": "jsonl",
     "data.validation_path": "null",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 
 import pytest
 
@@ -12,6 +13,7 @@ from archon_core.ranks.addresses import (
     InterfaceAddress,
     address_towards,
     free_port,
+    free_ports,
     interface_addresses,
     interface_of,
     is_loopback,
@@ -137,6 +139,16 @@ def test_a_free_port_is_one_of_the_address(host):
     if ":" in host and not any(one.address == host for one in interface_addresses()):
         pytest.skip("this machine has no IPv6")
     assert 0 < free_port(host) < 2**16
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux says which ports outgoing connections take")
+def test_free_ports_differ_and_are_not_those_of_outgoing_connections(monkeypatch, tmp_path):
+    ports = free_ports(50, "127.0.0.1")
+    assert len(set(ports)) == 50
+    first = int(addresses.OUTGOING_PORTS.read_text().split()[0])
+    assert all(addresses.LOWEST_PORT <= port < first for port in ports)
+    monkeypatch.setattr(addresses, "OUTGOING_PORTS", tmp_path / "unknown")
+    assert 0 < free_port() < 2**16
 
 
 SRUN = {

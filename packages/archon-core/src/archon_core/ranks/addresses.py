@@ -8,13 +8,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import ipaddress
+import secrets
 import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 ELSEWHERE = "192.0.2.1"
 """An address reserved for documentation (RFC 5737): nothing is sent there, but the system chooses a route to it."""
+
+OUTGOING_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+"""Where Linux says which ports outgoing connections take."""
+
+LOWEST_PORT = 10_000
+"""Below it many services have their ports."""
+
+TRIES = 20
 
 _IS_UP = 0x1
 """``IFF_UP`` of Linux and macOS."""
@@ -145,9 +155,39 @@ def own_address(*names: str) -> str:
 
 def free_port(host: str = "") -> int:
     """A port that nobody uses at the moment, on an address of this machine; empty for all IPv4 addresses."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
-        one.bind((host, 0))
-        return int(one.getsockname()[1])
+    (port,) = free_ports(1, host)
+    return port
+
+
+def free_ports(count: int, host: str = "") -> list[int]:
+    """Different ports that nobody uses at the moment, likewise.
+
+    If possible, they lie below the range from which the system takes those of outgoing connections: otherwise, one of
+    these could take a port before its server listens there.
+    """
+    with contextlib.ExitStack() as held:
+        return [_bound(held, host) for _ in range(count)]
+
+
+def _bound(held: contextlib.ExitStack, host: str) -> int:
+    """Bind a socket to a free port, and leave it bound as long as ``held``."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    first = _first_outgoing_port()
+    drawn = [secrets.choice(range(LOWEST_PORT, first)) for _ in range(TRIES)] if first > LOWEST_PORT else []
+    for port in (*drawn, 0):
+        one = held.enter_context(socket.socket(family))
+        with contextlib.suppress(OSError):  # somebody uses it
+            one.bind((host, port))
+            return int(one.getsockname()[1])
+    raise OSError(f"found no free port on {host or 'this machine'}")
+
+
+def _first_outgoing_port() -> int:
+    """The first port of outgoing connections; 0 if the system does not tell."""
+    try:
+        return int(OUTGOING_PORTS.read_text(encoding="ascii").split()[0])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def interface_of(address: str) -> str | None:

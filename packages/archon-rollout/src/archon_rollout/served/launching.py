@@ -6,7 +6,6 @@ import contextlib
 import os
 import shlex
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Mapping
@@ -16,6 +15,7 @@ from pathlib import Path
 from archon_core.contracts.serving import ServerDriver
 from archon_core.errors import ConfigError, ServerError, UncertainCallError
 from archon_core.layout import Layout
+from archon_core.ranks.addresses import free_ports
 from archon_core.ranks.priority import put_behind_caller
 from archon_core.serving.guard import guarded
 from archon_core.serving.model_folder import Architecture
@@ -98,7 +98,7 @@ class ServerProcesses:
         self._folder.mkdir(parents=True, exist_ok=True)
         started = time.monotonic()
         try:
-            for index, port in enumerate(free_ports(self._layout.servers)):
+            for index, port in enumerate(free_ports(self._layout.servers, HOST)):
                 self._processes.append(self._start(index, port))
             return [self._wait_for(index, started, timeout) for index in range(self._layout.servers)]
         except BaseException:
@@ -196,15 +196,6 @@ class ServerProcesses:
                 f"other machines: start them there and set {self._option}.addresses"
             )
         return {"CUDA_VISIBLE_DEVICES": ",".join(chosen)}
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ports that nobody listens on."""
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind((HOST, 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 def _is_of_a_rank(name: str) -> bool:
