@@ -22,7 +22,7 @@ from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.parallel_plan import parallel_plan
 from archon_plan.activations import activation_moments
 from archon_plan.setting import Setting, Tokens
-from plan.test_activations_tracked import DENSE
+from plan.small_models import DENSE
 
 TOKENS = 192
 SMALL = {**DENSE, "num_hidden_layers": 2}

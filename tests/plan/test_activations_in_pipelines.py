@@ -31,7 +31,8 @@ from archon_pipeline.timeline import count_peak_activations
 from archon_plan.activations import activation_parts, replay
 from archon_plan.setting import Setting, Tokens
 from archon_plan.stage_activations import StageUsage, stage_usage
-from plan.test_activations_tracked import DENSE, TOLERANCE
+from plan.small_models import DENSE
+from plan.test_activations_tracked import TOLERANCE
 
 N_RANKS, N_MICRO_BATCHES = 4, 8
 SCHEDULES = ("GPipe", "1F1B", "Interleaved1F1B", "InterleavedZeroBubble", "ZBVZeroBubble")

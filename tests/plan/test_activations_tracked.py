@@ -11,23 +11,12 @@ from archon_plan import head_memory
 from archon_plan.activations import activation_parts
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
 from plan.sharded_ranks import fake_rank
+from plan.small_models import DENSE
 from plan.tracked import largest_activations
 
 TOLERANCE = 0.003
 """Sizes are sums of named tensors, so they agree but for the rounding of rows per rank, and indices."""
 
-DENSE = {
-    "model_type": "qwen3",
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
 QWEN2 = {**{name: value for name, value in DENSE.items() if name != "head_dim"}, "model_type": "qwen2"}
 EXPERTS = {
     **DENSE,

@@ -1,4 +1,4 @@
-"""The parts of a planned engine are those that the engine would be assembled from."""
+"""A planned engine has the parts from which the real one would be assembled."""
 
 from __future__ import annotations
 

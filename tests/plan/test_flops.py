@@ -182,8 +182,8 @@ def test_model_flops_are_six_per_weight_and_token_and_leave_out_what_is_recomput
 
 
 def test_the_second_half_of_a_split_backward_pass_recomputes_a_checkpointed_block_once_per_weight():
-    """torch.distributed.pipelining goes through the graph once for every weight whose gradient has inputs of its own,
-    and torch's checkpoints recompute in each of these passes."""
+    """torch.distributed.pipelining goes through the graph once for every weight,
+    because each gradient has other inputs, and torch's checkpoints recompute in each of these passes."""
     engine, micro_batch = started(DENSE, "full")
     module = engine.module
     x = torch.randn(LENGTH * N_SEQUENCES, DENSE["hidden_size"], requires_grad=True)

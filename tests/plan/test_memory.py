@@ -24,24 +24,13 @@ from archon_plan.setting import Setting, Tokens
 from archon_plan.states import held
 from plan.live_storages import LiveStorages
 from plan.sharded_ranks import anatomy_of, fake_rank, shard_stages
+from plan.small_models import DENSE
 
 TOKENS, SEQUENCE = 1024, 512
 
 CLOSE = 0.005
 """Left out are what takes kilobytes: token ids, positions, and buffers of rotations."""
 
-DENSE: dict[str, Any] = {
-    "model_type": "qwen3",
-    "vocab_size": 512,
-    "hidden_size": 256,
-    "intermediate_size": 768,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 64,
-    "max_position_embeddings": 4096,
-    "tie_word_embeddings": False,
-}
 MIXTURE = {
     **DENSE,
     "model_type": "qwen3_moe",

@@ -1,5 +1,5 @@
-"""Parameters, gradients and optimizer states of a plan equal those that the engine's code makes on ranks of a world of
-1,024, to the byte. Sizes do not divide, so that shards are unequal."""
+"""Parameters, gradients and optimizer states of a plan equal what the engine's code makes on ranks of a world of 1,024,
+to the byte. Sizes do not divide, so that shards are unequal."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ class Answer:
     """A plan that violates no constraint.
 
     Attributes:
-        request: what was asked.
+        request: what the user asked to plan.
         device: what all ranks run on.
         engines: the answers, the actor's first.
     """
@@ -117,7 +117,7 @@ class Refused:
     """A request that violates constraints.
 
     Attributes:
-        request: what was asked.
+        request: what the user asked to plan.
         engines: of which engines, and the layouts that would work.
         problems: further errors of the configuration.
     """

@@ -25,7 +25,7 @@ class EnginePlan:
     """One engine, ready to be planned.
 
     Attributes:
-        request: what was asked.
+        request: the engine and its options, as the user requested them.
         parts: its parts.
         effective: its options in effect.
         setting: what the planning functions take.

@@ -11,7 +11,6 @@ or once per block if it is compiled.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 
 from archon_core.models.anatomy import AttentionAnatomy
@@ -100,20 +99,12 @@ def stage_work(setting: Setting, stage: Stage) -> tuple[tuple[int, Passes], ...]
     """The work of a stage for one micro-batch on one rank: number and mean work of equal units, in the order of the
     forward pass."""
     sizes = sizes_of(setting.anatomy)
-    counts = Counter(sizes.kind_of[layer] for layer in stage.layers)
-    whole = Counter(sizes.kind_of[layer] for layer in stage.layers if is_recomputed(setting, layer))
+    layers = setting.layers_of(stage)
     work = [(1, embedding_passes(setting))] if stage.has_embed else []
-    for kind, count in sorted(counts.items()):
-        work.append((count, layer_passes(setting, sizes.kinds[kind], whole[kind] / count)))
+    for kind in sorted({kind for kind, _ in layers}):
+        count = layers[kind, True] + layers[kind, False]
+        work.append((count, layer_passes(setting, sizes.kinds[kind], layers[kind, True] / count)))
     return (*work, *([(1, head_passes(setting, sizes.head))] if stage.has_head else []))
-
-
-def is_recomputed(setting: Setting, layer: int) -> bool:
-    """Whether backward recomputes a layer as a whole."""
-    if not setting.trains:
-        return False
-    every = setting.every if setting.checkpointing == "selective" else None
-    return setting.checkpointing == "full" or (every is not None and (layer + 1) % every == 0)
 
 
 def mean_keys(attention: AttentionAnatomy, sequence: float) -> float:

@@ -54,7 +54,7 @@ def nearest_layouts(
     most: int = SHOWN,
     most_tried: int = TRIED,
 ) -> tuple[str, ...]:
-    """Layouts without violations, nearest first: those that the violations suggest, then others on as many ranks.
+    """Layouts without violations, nearest first: what the violations suggest, then others on as many ranks.
 
     Args:
         request: the engine whose layout does not work.

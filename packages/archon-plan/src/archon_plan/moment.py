@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activations = Literal["head", "block", "any", "kept"]
-"""The activations at a moment: those while the head or the block with most of them runs backward, the most at any
-time, or those that blocks keep for their backward passes."""
+"""The activations at a moment: while the head, or the block that needs most, runs backward; the most at any time; or
+only what blocks keep for their backward passes."""
 
 
 @dataclass(frozen=True)

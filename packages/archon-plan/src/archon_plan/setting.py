@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -111,6 +112,19 @@ class Setting:
         """The stages on a pipeline rank, in the order of the forward pass."""
         plan = self.stage_plan
         return tuple(plan.stages[number] for number in plan.held_by(pipeline_rank))
+
+    def checkpointing_of(self, layer: int) -> Checkpointing:
+        """The mode of one layer; N of every Nth counts over the whole model."""
+        if not self.trains:
+            return "none"
+        if self.checkpointing == "selective" and self.every is not None:
+            return "full" if (layer + 1) % self.every == 0 else "none"
+        return self.checkpointing
+
+    def layers_of(self, stage: Stage) -> Counter[tuple[int, bool]]:
+        """(kind of layer, whether backward recomputes it as a whole) -> number of such layers in a stage."""
+        kinds = self.anatomy.kind_of
+        return Counter((kinds[layer], self.checkpointing_of(layer) == "full") for layer in stage.layers)
 
     @property
     def local_tokens(self) -> int:

@@ -16,7 +16,7 @@ class LayerSizes:
 
     Attributes:
         sharded: of matrices and vectors that tensor ranks shard.
-        replicated: of those that every tensor rank holds.
+        replicated: of matrices and vectors that every tensor rank holds whole.
         experts: of all experts.
         products: of matrices that multiply every token, the router's left out.
         router: of the router's matrix; 0 without experts.

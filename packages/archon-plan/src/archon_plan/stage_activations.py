@@ -62,7 +62,7 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     anatomy, dims, value_bytes = setting.anatomy, setting.dims, setting.types.compute
     kinds = tuple(block_sizes(setting, kind, imbalance=imbalance, on_cpu=on_cpu) for kind in anatomy.kinds)
     blocks = [
-        _usage(kinds[anatomy.kind_of[layer]], _checkpointing(setting, layer), setting.budget) for layer in stage.layers
+        _usage(kinds[anatomy.kind_of[layer]], setting.checkpointing_of(layer), setting.budget) for layer in stage.layers
     ]
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
@@ -103,15 +103,6 @@ def _running(blocks: list[Usage]) -> tuple[float, float]:
         half = max(half, block.half - block.kept + deferred)
         after, deferred = after + block.kept, deferred + block.deferred
     return running, half
-
-
-def _checkpointing(setting: Setting, layer: int) -> Checkpointing:
-    """The mode of one layer; N of every Nth counts over the whole model."""
-    if not setting.trains:
-        return "none"
-    if setting.checkpointing == "selective" and setting.every is not None:
-        return "full" if (layer + 1) % setting.every == 0 else "none"
-    return setting.checkpointing
 
 
 @lru_cache(maxsize=4096)

@@ -7,13 +7,11 @@ reduction. Other collectives are on the path of the data: tensor, context and ex
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from archon_core.models.stage import Stage
 from archon_plan.devices import Device
-from archon_plan.flops import is_recomputed
 from archon_plan.setting import Setting
 from archon_plan.unit_times import NO_TIME, Spent, UnitTime, UnitTimes, add_up, times
 from archon_plan.units import StageUnits
@@ -110,12 +108,10 @@ def _line(setting: Setting, stage: Stage, groups: StageUnits, units: UnitTimes) 
         early = groups.early
         time = units.of(setting, "embed")
         line.append(_Unit(1, time, units.gather(setting, early), units.reduce(setting, early)))
-    kinds = setting.anatomy.kind_of
-    counts = Counter(kinds[layer] for layer in stage.layers)
-    whole = Counter(kinds[layer] for layer in stage.layers if is_recomputed(setting, layer))
-    for (kind, count), block in zip(sorted(counts.items()), groups.blocks, strict=True):
-        both = block.dense, block.experts
-        time = units.of(setting, kind, whole[kind] / count)
+    layers = setting.layers_of(stage)
+    for kind, block in zip(sorted({kind for kind, _ in layers}), groups.blocks, strict=True):
+        both, count = (block.dense, block.experts), block.count
+        time = units.of(setting, kind, layers[kind, True] / count)
         line.append(_Unit(count, time, units.gather(setting, *both), units.reduce(setting, *both)))
     if stage.has_head:
         last = groups.last

@@ -7,7 +7,6 @@ share of the peak, bytes over a share of the bandwidth, latency and bytes for co
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -15,7 +14,7 @@ from archon_core.contracts.pipeline import PIPELINE, ActionKind, PipelineSpec, R
 from archon_core.models.stage import Stage
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device
-from archon_plan.flops import is_recomputed, stage_work
+from archon_plan.flops import stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
@@ -273,9 +272,7 @@ class StepClock:
 
 def _composition(setting: Setting, stage: Stage) -> tuple[object, ...]:
     """What the times of a stage depend on: its ends, and how many layers of each kind it has."""
-    kinds = setting.anatomy.kind_of
-    layers = Counter((kinds[layer], is_recomputed(setting, layer)) for layer in stage.layers)
-    return stage.has_embed, stage.has_head, tuple(sorted(layers.items()))
+    return stage.has_embed, stage.has_head, tuple(sorted(setting.layers_of(stage).items()))
 
 
 def model_flops(setting: Setting) -> float:

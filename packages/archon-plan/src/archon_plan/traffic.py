@@ -15,7 +15,6 @@ from itertools import pairwise
 
 from archon_core.contracts.pipeline import ActionKind
 from archon_core.models.anatomy import LayerAnatomy, WeightShape
-from archon_core.models.stage import Stage
 from archon_plan.expert_traffic import add_experts, add_reports
 from archon_plan.ledger import Group, Ledger
 from archon_plan.muon_traffic import add_muon
@@ -53,7 +52,7 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int, halves: Mapping[int,
     for number, stage in zip(setting.stage_plan.held_by(pipeline_rank), stages, strict=True):
         if stage.has_embed:
             add_embedding(ledger, setting, Passes(n, backward))
-        for (kind, is_repeated), count in _layers(setting, stage).items():
+        for (kind, is_repeated), count in setting.layers_of(stage).items():
             layer = setting.anatomy.kinds[kind]
             again = backward + halves[number] * gradient_passes(layer) if is_repeated else 0
             passes = Passes(count * n, count * backward, count * again)
@@ -108,14 +107,6 @@ def _halves(setting: Setting) -> Counter[int]:
     middle, half = range(1, len(setting.stage_plan) - 1), ActionKind.BACKWARD_INPUT
     return Counter(
         action.stage for own in setting.actions for action in own if action.kind is half and action.stage in middle
-    )
-
-
-def _layers(setting: Setting, stage: Stage) -> Counter[tuple[int, bool]]:
-    """(kind of layer, whether backward recomputes it as a whole) -> how many."""
-    every = 1 if setting.checkpointing == "full" else setting.every if setting.checkpointing == "selective" else None
-    return Counter(
-        (setting.anatomy.kind_of[number], every is not None and (number + 1) % every == 0) for number in stage.layers
     )
 
 

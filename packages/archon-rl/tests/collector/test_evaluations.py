@@ -36,7 +36,7 @@ class Samplers:
         return Settled(Group((float(number),), (1,), (False,), 2))
 
     async def end(self, name: str, error: Exception | None = None) -> list[str]:
-        """End a group; returns the names of those that are then in progress."""
+        """End a group; returns the names of the groups still in progress."""
         if error is None:
             self.ends[name].set_result(None)
         else:
