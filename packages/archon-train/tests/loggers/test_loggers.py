@@ -86,6 +86,14 @@ def test_a_logger_without_its_library_is_an_error_before_the_run(tmp_path: Path,
     assert not any("wandb" in obstacle.text for obstacle in plan_run(read(tmp_path), registry()).obstacles)
 
 
+def test_options_of_a_logger_that_is_switched_off_are_recorded(tmp_path: Path) -> None:
+    options = ("mode=disabled", "project=p", "group=null", "config.note=mine")
+    loaded = read(tmp_path, *(f"stats_logger.wandb.{option}" for option in options))
+    found = {d.option: d.requested for d in plan_run(loaded, registry()).decisions if "wandb" in d.option}
+    assert found.keys() == {f"stats_logger.wandb.{name}" for name in ("project", "group", "config")}
+    assert (found["stats_logger.wandb.project"], found["stats_logger.wandb.group"]) == ("p", "null")
+
+
 @pytest.mark.parametrize("name", ["wandb", "swanlab", "trackio"])
 def test_an_unknown_mode_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=rf"stats_logger\.{name}\.mode: found 'onlin'.*allowed"):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any
 
+from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.loggers import LoggedRun, LoggerSpec, MetricsLogger
 from archon_core.errors import ConfigError
@@ -35,7 +37,7 @@ def used_loggers(config: Any, registry: Registry) -> list[UsedLogger]:
     """The loggers that a configuration selects, installed or not."""
     found = []
     for spec in registry.all(LoggerSpec):
-        options = _at(config, spec.section)
+        options = attrgetter(spec.section)(config)
         if options.is_used:
             found.append(UsedLogger(spec, options))
     return found
@@ -51,17 +53,14 @@ def unused_logger_options(config: Any, registry: Registry, explicit: Collection[
     for spec in registry.all(LoggerSpec):
         if spec.name in used:
             continue
-        for option in sorted(explicit):
-            value = _at(config, option) if option.startswith(f"{spec.section}.") else None
-            if value is not None and option != f"{spec.section}.mode":
-                yield Decision(option, str(value), "no effect", f"{spec.name} is switched off")
-
-
-def _at(config: Any, option: str) -> Any:
-    """The value of a dotted option; ``None`` inside a value that is no section."""
-    for name in option.split("."):
-        config = getattr(config, name, None)
-    return config
+        options = attrgetter(spec.section)(config)
+        for field in fields(options):
+            option = f"{spec.section}.{field.name}"
+            # An option that is a mapping is explicit through its entries.
+            is_written = any(name == option or name.startswith(f"{option}.") for name in explicit)
+            if is_written and field.name != "mode":
+                value = written_value(getattr(options, field.name))
+                yield Decision(option, value, "no effect", f"{spec.name} is switched off")
 
 
 def logger_problems(config: Any, registry: Registry) -> Iterator[str]:

@@ -101,11 +101,6 @@ class RunFolder:
         return self.path / "metrics.jsonl"
 
     @property
-    def tensorboard(self) -> Path:
-        """TensorBoard's event files."""
-        return self.path / "tensorboard"
-
-    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return checkpoints_of(self.path)
