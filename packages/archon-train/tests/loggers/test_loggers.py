@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.loggers import LoggedRun
+from archon_core.contracts.loggers import LoggedRun, LoggerSpec
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
 from archon_train.experiment import load_config
@@ -84,6 +84,19 @@ def test_a_logger_without_its_library_is_an_error_before_the_run(tmp_path: Path,
     )
     assert expected in texts
     assert not any("wandb" in obstacle.text for obstacle in plan_run(read(tmp_path), registry()).obstacles)
+
+
+def test_a_logger_that_cannot_be_opened_is_an_error_with_its_section(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(options: Any, run: LoggedRun) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(LoggerSpec, "load", lambda self: refuse)
+    with pytest.raises(ConfigError) as raised:
+        dict(open_loggers(read(tmp_path).config, registry(), run_of(tmp_path), []))
+    expected = "stats_logger.tensorboard: tensorboard cannot be opened: OSError: no space; correct its options"
+    assert str(raised.value) == expected  # it has no mode that switches it off
 
 
 def test_options_of_a_logger_that_is_switched_off_are_recorded(tmp_path: Path) -> None:

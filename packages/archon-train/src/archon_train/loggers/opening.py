@@ -99,7 +99,7 @@ def open_loggers(
         try:
             yield spec.name, spec.load()(logger.options, run)
         except Exception as error:  # libraries raise their own types, such as for a wrong key
+            off = f", or set {spec.section}.mode=disabled" if hasattr(logger.options, "mode") else ""
             raise ConfigError(
-                f"{spec.section}: {spec.name} cannot be opened: {type(error).__name__}: {error}; correct its options, "
-                f"or set {spec.section}.mode=disabled"
+                f"{spec.section}: {spec.name} cannot be opened: {type(error).__name__}: {error}; correct its options{off}"
             ) from error
