@@ -101,5 +101,6 @@ def open_loggers(
         except Exception as error:  # libraries raise their own types, such as for a wrong key
             off = f", or set {spec.section}.mode=disabled" if hasattr(logger.options, "mode") else ""
             raise ConfigError(
-                f"{spec.section}: {spec.name} cannot be opened: {type(error).__name__}: {error}; correct its options{off}"
+                f"{spec.section}: {spec.name} cannot be opened: {type(error).__name__}: {error}; "
+                f"correct its options{off}"
             ) from error
