@@ -1,4 +1,4 @@
-"""Selects engine, model, schedule, pipeline and experts for a role among the installed ones.
+"""Selects engine, model, schedule, pipeline, experts and adapter for a role among the installed ones.
 
 Pure functions of the registry, which import none of the selected parts. Dry runs select one part at a time to report
 every missing package; ``assemble`` selects all of them.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.engine import Selection, TrainEngineSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
@@ -43,6 +44,7 @@ def select(config: Any, layout: Layout, registry: Registry, *, model_type: str, 
         select_schedule(config, engine, registry) if is_pipelined else None,
         registry.get(PipelineSpec, PIPELINE) if is_pipelined else None,
         select_experts(model, registry, asked=engine.asked(config, "moe"), option=engine.option("moe", role)),
+        select_adapter(config, registry, role=role),
     )
 
 
@@ -85,3 +87,16 @@ def select_experts(
     if len(installed) > 1:
         raise ConfigError(explain_several_builders([spec.name for spec in installed], option))
     return installed[0]
+
+
+def select_adapter(config: Any, registry: Registry, *, role: str) -> AdapterSpec | None:
+    """The adapter that an option of ``config`` switches on; ``None`` if none does.
+
+    Raises:
+        ConfigError: several are switched on.
+    """
+    chosen = [spec for spec in registry.all(AdapterSpec) if getattr(config, spec.option, False)]
+    if len(chosen) > 1:
+        found = " and ".join(f"{role}.{spec.option}" for spec in chosen)
+        raise ConfigError(f"{found}: found true; a model has one kind of adapter; switch the others off")
+    return chosen[0] if chosen else None

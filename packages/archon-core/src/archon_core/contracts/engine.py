@@ -14,6 +14,7 @@ from archon_core.errors import ConfigError
 if TYPE_CHECKING:
     from torch import Tensor, device
 
+    from archon_core.contracts.adapters import AdapterSpec
     from archon_core.contracts.batch import Batch
     from archon_core.contracts.decisions import Decision
     from archon_core.contracts.loss import Loss, OutputRequest
@@ -229,6 +230,7 @@ class Selection:
         schedule: the pipeline schedule; ``None`` without a pipeline.
         pipeline: splits the model into stages and runs them; ``None`` without a pipeline.
         experts: builds mixture-of-experts blocks; ``None`` for a model without experts.
+        adapter: adds trainable parameters to a frozen model; ``None`` to train the model's own weights.
     """
 
     engine: TrainEngineSpec
@@ -236,6 +238,7 @@ class Selection:
     schedule: ScheduleSpec | None = None
     pipeline: PipelineSpec | None = None
     experts: MoESpec | None = None
+    adapter: AdapterSpec | None = None
 
 
 class TrainEngineFactory(Protocol):

@@ -31,8 +31,9 @@ if TYPE_CHECKING:
     from archon_core.contracts.model import ModelArguments
     from archon_core.contracts.packed import TensorRanks
 
-InitialValue = Literal["normal", "ones", "zeros"]
-"""Initial values of a parameter; ``normal`` has mean 0 and the standard deviation of the model's configuration."""
+InitialValue = Literal["normal", "ones", "zeros", "fan_in"]
+"""Initial values of a parameter. ``normal`` has mean 0 and the standard deviation of the model's configuration;
+``fan_in`` is uniform within 1 / sqrt(inputs), as ``torch.nn.Linear`` starts."""
 
 
 @runtime_checkable

@@ -13,6 +13,7 @@ A plugin module needs only this package::
 and an entry point of the group ``archon`` that names it.
 """
 
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
@@ -39,6 +40,7 @@ from archon_core.plugins.status import PluginStatus
 __all__ = [
     "PLUGIN_API",
     "SPEC_TYPES",
+    "AdapterSpec",
     "AlgorithmSpec",
     "Capability",
     "CommandSpec",

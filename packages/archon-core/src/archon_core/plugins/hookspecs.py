@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import pluggy
 
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
@@ -53,6 +54,11 @@ def archon_pipelines() -> Iterable[PipelineSpec]:
 @hookspec
 def archon_moe() -> Iterable[MoESpec]:
     """Mixture-of-experts blocks."""
+
+
+@hookspec
+def archon_adapters() -> Iterable[AdapterSpec]:
+    """Adapters: trainable parameters beside frozen weights."""
 
 
 @hookspec

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.data import DatasetSpec, RewardSpec
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.environments import EnvironmentSpec
@@ -37,6 +38,7 @@ SPEC_TYPES: tuple[type[Spec], ...] = (
     ScheduleSpec,
     PipelineSpec,
     MoESpec,
+    AdapterSpec,
     TrainEngineSpec,
     InferenceEngineSpec,
     ServerDriverSpec,

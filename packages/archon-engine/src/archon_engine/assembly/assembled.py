@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,14 @@ from archon_core.contracts.pipeline import PipelineParts
 from archon_core.layout import Layout, ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import layer_number
+from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.ranks import Ranks
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
 from archon_engine.assembly.blueprint import Blueprint, build_blueprint
 from archon_engine.assembly.experts import ExpertBlocks
 from archon_engine.assembly.tied_copies import TiedCopies
 from archon_engine.assembly.weight_loading import load_weights
+from archon_engine.checkpoint.adapter_files import load_adapter
 from archon_engine.mesh import (
     Meshes,
     build_meshes,
@@ -86,6 +90,13 @@ class Assembled:
         """Persistent buffers by name. They belong to the training state, and every process with their module holds them
         whole."""
         return {name: w for name, w in self.named_weights.items() if not isinstance(w, nn.Parameter)}
+
+    @property
+    def trained_weights(self) -> dict[str, Tensor]:
+        """The weights that training changes, without tied copies: those of a training state."""
+        if self.plan.adapter_weights is not None:
+            return {name: self.parameters[name] for name in self.parameters if name in self.plan.adapter_weights.shapes}
+        return self.logical_parameters | self.buffers
 
     @property
     def logical_parameters(self) -> dict[str, nn.Parameter]:
@@ -169,13 +180,17 @@ def assemble(
         _model_decisions(plan, role)
         + uneven
         + (_expert_decisions(experts, effective, role) if experts is not None else [])
+        + ([] if plan.adapter is None else list(plan.adapter.decisions(role=role)))
     )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
         initialize_weights(module, seed, deviation, ties=plan.weights.ties, local_part=local_part)
-        return assembled, decisions
-    loaded = load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
-    return assembled, decisions + loaded
+    else:
+        decisions += load_weights(module, plan, checkpoint_folder(config.path), role=role, seed=seed)
+    if plan.adapter is not None and plan.adapter_weights is not None and plan.adapter.source is not None:
+        with failing_together(Ranks.of_process_group()):
+            load_adapter(module, plan.adapter, plan.adapter_weights, Path(plan.adapter.source))
+    return assembled, decisions
 
 
 def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:

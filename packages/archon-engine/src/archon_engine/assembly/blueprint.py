@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from archon_core.contracts.adapters import Adapter
 from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import LoadedModel, ModelArguments
 from archon_core.contracts.module import attention_dropout
@@ -55,6 +56,8 @@ class Blueprint:
         weights: the resolved map between its weights and Hugging Face tensors.
         stages: the pipeline stages; ``None`` without a pipeline.
         expert_builder: builds its experts; ``None`` for a model without experts.
+        adapter: its adapters; ``None`` to train its own weights.
+        adapter_weights: the resolved map of the adapters' parameters.
     """
 
     selection: Selection
@@ -68,10 +71,15 @@ class Blueprint:
     weights: ResolvedMap
     stages: StagePlan | None = None
     expert_builder: MoEBuilder | None = None
+    adapter: Adapter | None = None
+    adapter_weights: ResolvedMap | None = None
 
     def build(self, stage: Stage | None = None) -> nn.Module:
         """The module, or one stage of it, on the meta device."""
-        return _build(self.model, self.arguments, self.dtype, self.expert_builder, stage)
+        module = _build(self.model, self.arguments, self.dtype, self.expert_builder, stage)
+        if self.adapter is not None:
+            self.adapter.attach(module, self.parallel)
+        return module
 
     @cached_property
     def block_names(self) -> list[str]:
@@ -100,6 +108,14 @@ def build_blueprint(
     dtype = getattr(torch, effective.master_dtype)
     whole = _build(model, arguments, dtype, experts)
     parallel = model.parallel_plan(arguments)
+    weights = model.weight_map(arguments).resolve(weight_shapes(whole))
+    adapter, adapter_weights = None, None
+    if selection.adapter is not None:
+        adapter = selection.adapter.load()(config, role=role)
+        adapter.attach(whole, parallel)
+        added = {name: shape for name, shape in weight_shapes(whole).items() if name not in weights.shapes}
+        adapter_weights = adapter.weight_map(weights, added)
+        parallel = adapter.extend(parallel)
     option = f"{role}.backend"
     dims = layout.parallel_dims(moe=model.has_experts, option=option)
     _check_plan(whole, parallel, layout, option=option)
@@ -124,9 +140,11 @@ def build_blueprint(
         dims=dims,
         parallel=parallel,
         whole=whole,
-        weights=model.weight_map(arguments).resolve(weight_shapes(whole)),
+        weights=weights,
         stages=stages,
         expert_builder=experts,
+        adapter=adapter,
+        adapter_weights=adapter_weights,
     )
 
 

@@ -41,11 +41,12 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
     with failing_together(ranks):
         if failure is not None:
             raise failure
+    added = () if plan.adapter_weights is None else plan.adapter_weights.shapes
     initialize_weights(
         module,
         seed,
         plan.hf_config.initializer_range,
-        only=report.initialised,
+        only=(*report.initialised, *added),
         ties=plan.weights.ties,
         local_part=local_part,
     )

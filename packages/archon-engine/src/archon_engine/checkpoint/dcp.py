@@ -45,15 +45,17 @@ COUNTERS = "counters.json"
 MODEL = "model.json"
 
 
-def describe_model(hf_config: Any, *, critic: bool, name: str) -> dict[str, Any]:
+def describe_model(hf_config: Any, *, critic: bool, name: str, adapter: str | None = None) -> dict[str, Any]:
     """The description of the model in a training state.
 
     Args:
         hf_config: the ``transformers`` configuration.
         critic: whether the head is a value head.
         name: name of the model's spec.
+        adapter: the kind of adapter that the state holds without the weights of the model; ``None`` for a whole model.
     """
-    return {"hf_config": json.loads(hf_config.to_json_string(use_diff=False)), "critic": critic, "model": name}
+    described = {"hf_config": json.loads(hf_config.to_json_string(use_diff=False)), "critic": critic, "model": name}
+    return described if adapter is None else {**described, "adapter": adapter}
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ from archon_core.ranks.ranks import Ranks
 from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import Assembled
 from archon_engine.assembly.weight_loading import load_weights
+from archon_engine.checkpoint.adapter_files import ADAPTER_FOLDER, save_adapter
 from archon_engine.checkpoint.dcp import TrainingState, describe_model, load_training_state
 from archon_engine.checkpoint.gathering import WRITER, gather_to_writer
 from archon_engine.checkpoint.hf_saving import prepare_folder, save_hf_weights
 from archon_engine.checkpoint.parts import HostCopies
 from archon_engine.checkpoint.weight_export import BucketBuffers, gather_buckets, manifest_of
 from archon_engine.models.hf_config import checkpoint_folder
-from archon_engine.models.weight_conversion import BoxCopier
+from archon_engine.models.weight_conversion import BoxCopier, copy_from
 from archon_engine.optimizer.named_optimizer import NamedOptimizer
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
@@ -67,6 +68,8 @@ class EngineCheckpoints:
     def save_hf(self, folder: Path) -> None:
         """Write weights, configuration, tokenizer and generation settings in Hugging Face format.
 
+        The weights of a model with adapters are merged; the adapters are also written alone, into ``adapter``.
+
         Raises:
             WeightsError: on every rank, if the folder holds weights already, or cannot be written.
         """
@@ -87,6 +90,15 @@ class EngineCheckpoints:
                 companions_from=self._companions(),
                 write=is_writer,
             )
+            if assembled.plan.adapter is not None and assembled.plan.adapter_weights is not None:
+                save_adapter(
+                    self._own_reader(self._compute_dtype),
+                    assembled.plan.adapter_weights,
+                    folder / ADAPTER_FOLDER,
+                    assembled.plan.adapter.file_config(self._config.path),
+                    dtype=self._compute_dtype,
+                    write=is_writer,
+                )
 
     def manifest(self, dtype: str | None, *, version: int) -> WeightManifest:
         """The tensors to publish; see ``contracts.engine.TrainEngine.weight_manifest``."""
@@ -143,7 +155,11 @@ class EngineCheckpoints:
         stored = {
             copies.get(name, name): parameters[name] for name in sorted(parameters, key=lambda n: n not in copies)
         } | self._assembled.buffers
-        state, counters, decisions = load_training_state(folder, stored, self._assembled.plan.weights.stored)
+        whole = self._assembled.plan.weights.stored
+        if (added := self._assembled.plan.adapter_weights) is not None:
+            whole = added.stored
+            stored = {name: weight for name, weight in stored.items() if name in whole}
+        state, counters, decisions = load_training_state(folder, stored, whole)
         if self._assembled.tied is not None:
             self._assembled.tied.copy_originals()
         if self._optimizer is not None:
@@ -158,7 +174,15 @@ class EngineCheckpoints:
         return getattr(torch, self._effective.compute_dtype)
 
     def _reader(self, dtype: torch.dtype) -> Mapping[str, Tensor] | BoxCopier:
-        """The writing rank's access to the weights: the weights themselves, or a collective copier to ``dtype``."""
+        """The writing rank's access to the model's weights, with merged adapters: the weights themselves, or a copier
+        to ``dtype``, which may be collective."""
+        own, adapter = self._own_reader(dtype), self._assembled.plan.adapter
+        if adapter is None:
+            return own
+        return adapter.merged(own if callable(own) else copy_from(own))
+
+    def _own_reader(self, dtype: torch.dtype) -> Mapping[str, Tensor] | BoxCopier:
+        """``_reader`` of the weights and the adapters apart."""
         assembled = self._assembled
         if assembled.groups is None:
             return assembled.named_weights
@@ -170,8 +194,14 @@ class EngineCheckpoints:
         optimizer: Mapping[str, Mapping[str, Any]] = self._optimizer.state() if self._optimizer else {}
         spec = assembled.plan.selection.model
         assert spec is not None, "a model was chosen"
-        model = describe_model(assembled.plan.hf_config, critic=self._config.is_critic, name=spec.name)
-        originals = assembled.logical_parameters | assembled.buffers
+        adapter = assembled.plan.selection.adapter
+        model = describe_model(
+            assembled.plan.hf_config,
+            critic=self._config.is_critic,
+            name=spec.name,
+            adapter=None if adapter is None else adapter.name,
+        )
+        originals = assembled.trained_weights
         own_state = {name: state for name, state in optimizer.items() if name in originals}
         return TrainingState.of(originals, own_state, {"version": version}, model)
 

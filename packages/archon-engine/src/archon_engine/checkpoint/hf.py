@@ -78,6 +78,8 @@ def load_hf_weights(
     lacking = set(report.initialised)
     initialised: list[str] = []
     for name, weight in own.items():
+        if name not in weights.links_of_ours:
+            continue  # a parameter of an adapter: every weight of the model has a rule
         stored = weights.ties.get(name, name)
         if stored != name and own.get(stored) is weight:
             continue  # filled under the other name

@@ -74,7 +74,7 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
     """The whole initial tensor of parameter ``name``: fp32 on the CPU.
 
     Args:
-        kind: ``normal`` has mean 0 and standard deviation ``std``.
+        kind: ``normal`` has mean 0 and standard deviation ``std``; ``fan_in`` is uniform within 1 / sqrt(last dim).
     """
     with torch.device("cpu"):
         if kind == "ones":
@@ -82,6 +82,9 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
         if kind == "zeros":
             return torch.zeros(shape)
         generator = torch.Generator().manual_seed(derive_seed(seed, "init", name))
+        if kind == "fan_in":
+            bound = shape[-1] ** -0.5
+            return torch.empty(shape).uniform_(-bound, bound, generator=generator)
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 

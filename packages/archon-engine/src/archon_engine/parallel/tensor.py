@@ -145,7 +145,7 @@ def _distribute(parameter: nn.Parameter, placement: Placement, mesh: DeviceMesh)
     sharded = DTensor.from_local(
         local, mesh, [placement], run_check=False, shape=parameter.shape, stride=parameter.stride()
     )
-    return nn.Parameter(sharded)
+    return nn.Parameter(sharded, requires_grad=parameter.requires_grad)
 
 
 def _exchange_heads(exchange: HeadExchange, projection: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:

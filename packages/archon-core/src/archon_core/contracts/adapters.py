@@ -1,0 +1,95 @@
+"""Contracts of adapters: a few trainable parameters beside a model whose own weights stay as they are.
+
+An adapter package adds parameters to the modules of any model, by their roles in the parallel plan. So it works on every
+axis that the model supports, and no model mentions it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from archon_core.contracts.spec import Spec
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from archon_core.contracts.decisions import Decision
+    from archon_core.models.box import Box
+    from archon_core.models.parallel_plan import ParallelPlan
+    from archon_core.models.weight_map import ResolvedMap
+
+
+@dataclass(frozen=True)
+class AdapterSpec(Spec):
+    """A kind of adapter. ``target`` names an ``AdapterFactory``.
+
+    Attributes:
+        option: the boolean option of a role's section that switches it on.
+        check: target of ``check(config, *, role, explicit) -> list[str]``: the problems with its options in the section
+            ``role``, one sentence each. It must not import torch: dry runs call it.
+    """
+
+    kind: ClassVar[str] = "adapter"
+    hook: ClassVar[str] = "archon_adapters"
+
+    option: str = ""
+    check: str = ""
+
+
+CopyBox = Callable[[str, "Box", "Tensor | None"], None]
+"""Copies a box of a named weight into a tensor; it may gather from other ranks. The tensor is ``None`` on ranks that only
+send. All ranks must call it for the same boxes in the same order."""
+
+
+class Adapter(Protocol):
+    """The adapters of one model."""
+
+    @property
+    def source(self) -> str | None:
+        """The folder whose adapters training starts from; ``None`` to draw new ones from the seed."""
+
+    def attach(self, module: nn.Module, plan: ParallelPlan) -> None:
+        """Add the adapters' parameters to a model or a stage of it, on the meta device, in place; freeze all others.
+
+        Args:
+            module: the model, or a stage with the module names of the whole model.
+            plan: the model's plan.
+
+        Raises:
+            ConfigError: an option names modules that the model does not have, or that cannot be adapted.
+        """
+
+    def extend(self, plan: ParallelPlan) -> ParallelPlan:
+        """The plan with the roles of the adapters' parameters. Call it after ``attach`` of the whole model."""
+
+    def weight_map(self, weights: ResolvedMap, shapes: Mapping[str, tuple[int, ...]]) -> ResolvedMap:
+        """Names of the adapters' parameters here and in files.
+
+        Args:
+            weights: the map of the model's own weights.
+            shapes: our name -> shape of the adapters' parameters in the whole model.
+
+        Raises:
+            ConfigError: the files' format has no place for an adapter of some weight.
+        """
+
+    def merged(self, copy: CopyBox) -> CopyBox:
+        """``copy``, but of the model's weights with the adapters' products added."""
+
+    def file_config(self, base: str | None) -> Mapping[str, Any]:
+        """The content of ``adapter_config.json``.
+
+        Args:
+            base: path or id of the model that is adapted; ``None`` if it was not loaded.
+        """
+
+    def decisions(self, *, role: str) -> Sequence[Decision]:
+        """Parts of the model that stay without adapters although no option leaves them out."""
+
+
+class AdapterFactory(Protocol):
+    """``target`` of an ``AdapterSpec``. ``config`` is the role's section; ``role`` is its name, for messages."""
+
+    def __call__(self, config: Any, *, role: str) -> Adapter: ...
