@@ -354,7 +354,7 @@ def _(folder: Path) -> None:
 
 @row("An AReaL option needs a missing feature")
 def _(folder: Path) -> None:
-    text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"use_lora": True}}
+    text = {"train_dataset": {"path": "a.jsonl"}, "actor": {"optimizer": {"offload": True}}}
     (folder / "run.yaml").write_text(yaml.safe_dump(text))
     load_config(folder / "run.yaml")
 

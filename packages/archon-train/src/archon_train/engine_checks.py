@@ -1,4 +1,4 @@
-"""What a dry run checks of the training engine of each role: axes, model, value head, pipeline, experts."""
+"""What a dry run checks of the training engine of each role: axes, model, value head, pipeline, experts, adapters."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from archon_core.config.packages import missing_package
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.engine_config import EngineConfig
@@ -18,7 +19,7 @@ from archon_core.layout import Layout, refuse_axes
 from archon_core.plugins.clashes import explain_several_builders
 from archon_core.plugins.first_party import PACKAGES
 from archon_core.plugins.hints import package_for
-from archon_core.selection import select_model
+from archon_core.selection import select_adapter, select_model
 from archon_train.findings import Findings
 from archon_train.local_files import model_entries, model_type_of
 from archon_train.model_sections import critic_problems, engine_section, stray_value_head
@@ -73,6 +74,7 @@ class EngineChecks:
                 self._findings.wrong(text)
         schedule, pipeline = self._check_pipeline(role, config, layout, engine)
         self._check_experts(role, config, layout, engine, model)
+        self._check_adapters(role, config)
         if engine.preview:
             outline = EngineOutline(
                 config,
@@ -137,13 +139,27 @@ class EngineChecks:
         else:
             chosen = next((spec for spec in installed if asked in (None, spec.name)), None)
         if isinstance(chosen, MoESpec) and chosen.check:
-            try:
-                check = chosen.load_part("check")
-            except PluginError as error:
-                self._findings.unable(str(error))
-                return
-            for text in check(config, role=role, explicit=self._explicit, has_experts=has_experts):
-                self._findings.wrong(text)
+            self._ask(chosen, config, role=role, explicit=self._explicit, has_experts=has_experts)
+
+    def _check_adapters(self, role: str, config: EngineConfig) -> None:
+        """Check the options of adapters that are switched on."""
+        try:
+            chosen = select_adapter(config, self._findings.registry, role=role)
+        except ConfigError as error:
+            self._findings.wrong(str(error))
+            return
+        if isinstance(chosen, AdapterSpec) and chosen.check:
+            self._ask(chosen, config, role=role, explicit=self._explicit)
+
+    def _ask(self, spec: AdapterSpec | MoESpec, config: EngineConfig, **facts: Any) -> None:
+        """Add the problems that a plugin's own check finds."""
+        try:
+            check = spec.load_part("check")
+        except PluginError as error:
+            self._findings.unable(str(error))
+            return
+        for text in check(config, **facts):
+            self._findings.wrong(text)
 
     def _check_model(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec

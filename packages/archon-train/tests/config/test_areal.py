@@ -238,9 +238,7 @@ def verdict(option: str, value: str) -> str:
 @pytest.mark.parametrize(
     ("option", "value", "outcome"),
     [
-        ("actor.use_lora", "false", "harmless"),
-        ("actor.use_lora", "true", "error"),
-        ("actor.lora_rank", "8", "decision"),
+        ("rollout.use_lora", "true", "decision"),
         ("gconfig.use_beam_search", "false", "harmless"),
         ("gconfig.use_beam_search", "true", "error"),
         ("eval_gconfig.use_beam_search", "true", "error"),
@@ -289,13 +287,13 @@ def test_a_copy_of_another_option_is_harmless_when_both_say_the_same(load: Load)
 
 
 def test_a_value_that_would_change_results_is_an_error_with_its_line(load: Load) -> None:
-    with pytest.raises(ConfigError, match=r"config\.yaml:1: actor\.use_lora: found true; allowed is false: "):
-        load("actor: {use_lora: true}\n")
+    with pytest.raises(ConfigError, match=r"config\.yaml:1: actor\.optimizer\.offload: found true; allowed is false: "):
+        load("actor: {optimizer: {offload: true}}\n")
 
 
 def test_options_with_the_same_reason_share_a_row(load: Load) -> None:
-    loaded = load("actor: {lora_rank: 8, lora_alpha: 32}\nref: {lora_rank: 8}\n")
-    assert decided(loaded) == {"actor.lora_rank, actor.lora_alpha, ref.lora_rank": ("8, 32", "no effect")}
+    loaded = load("gconfig: {lora_name: a}\nrollout: {lora_name: b}\n")
+    assert decided(loaded) == {"gconfig.lora_name, rollout.lora_name": ("a, b", "no effect")}
 
 
 def test_an_unknown_option_inside_areals_sections_is_still_unknown(load: Load) -> None:

@@ -92,10 +92,14 @@ def test_reasons_hold_for_every_rollout_engine_and_every_reward() -> None:
 
 def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_feature(load: Load) -> None:
     with pytest.raises(ConfigError) as error:
-        load("rollout: {use_lora: true}\nactor: {use_lora: '${rollout.use_lora}'}\ntotal_train_epochs: 1\n")
+        load(
+            "actor: {archon: {fp8_config: {mode: blockwise}}}\nref: {archon: {fp8_config: '${actor.archon.fp8_config}'}}\n"
+            "total_train_epochs: 1\n"
+        )
     text = str(error.value)
-    assert "config.yaml:1: rollout.use_lora: found true; allowed is false: LoRA training is not part" in text
-    assert text.endswith("it needs adapters in the engine and in published weights (the same holds for actor.use_lora)")
+    assert "config.yaml:1: actor.archon.fp8_config: found" in text
+    assert "FP8 training is not part of this version" in text
+    assert text.endswith("scaled FP8 matrix products in the engine (the same holds for ref.archon.fp8_config)")
     assert "\n" not in text
 
 
@@ -317,7 +321,7 @@ def test_a_file_in_archons_format_keeps_its_megatron_backend(load: Load) -> None
 )
 def test_images_are_refused_by_name_before_anything_else(load: Load, text: str, found: str) -> None:
     with pytest.raises(ConfigError) as error:
-        load(text + "total_train_epochs: 1\nrollout: {use_lora: true}\n")
+        load(text + "total_train_epochs: 1\ngconfig: {use_beam_search: true}\n")
     assert str(error.value).partition(": ")[2] == (
         f"visual models and data sets: found {found}; allowed are text models and text data: images need models with a "
         "vision encoder, and batches with pixels"

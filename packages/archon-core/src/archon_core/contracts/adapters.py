@@ -1,7 +1,7 @@
 """Contracts of adapters: a few trainable parameters beside a model whose own weights stay as they are.
 
-An adapter package adds parameters to the modules of any model, by their roles in the parallel plan. So it works on every
-axis that the model supports, and no model mentions it.
+An adapter package adds parameters to the modules of any model, by their roles in the parallel plan. So it works on
+every axis that the model supports, and no model mentions it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class AdapterSpec(Spec):
 
 
 CopyBox = Callable[[str, "Box", "Tensor | None"], None]
-"""Copies a box of a named weight into a tensor; it may gather from other ranks. The tensor is ``None`` on ranks that only
-send. All ranks must call it for the same boxes in the same order."""
+"""Copies a box of a named weight into a tensor; it may gather from other ranks. The tensor is ``None`` on ranks that
+only send. All ranks must call it for the same boxes in the same order."""
 
 
 class Adapter(Protocol):

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "adapter": {
+        "archon-lora": ("lora",),
+    },
     "algorithm": {
         "archon-rl": (
             "sft",
@@ -207,6 +210,38 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "ref.archon",
         "reward_model.archon",
         "teacher.archon",
+    ),
+    "archon-lora": (
+        "actor.lora_alpha",
+        "actor.lora_path",
+        "actor.lora_rank",
+        "actor.peft_type",
+        "actor.target_modules",
+        "actor.use_lora",
+        "critic.lora_alpha",
+        "critic.lora_path",
+        "critic.lora_rank",
+        "critic.peft_type",
+        "critic.target_modules",
+        "critic.use_lora",
+        "ref.lora_alpha",
+        "ref.lora_path",
+        "ref.lora_rank",
+        "ref.peft_type",
+        "ref.target_modules",
+        "ref.use_lora",
+        "reward_model.lora_alpha",
+        "reward_model.lora_path",
+        "reward_model.lora_rank",
+        "reward_model.peft_type",
+        "reward_model.target_modules",
+        "reward_model.use_lora",
+        "teacher.lora_alpha",
+        "teacher.lora_path",
+        "teacher.lora_rank",
+        "teacher.peft_type",
+        "teacher.target_modules",
+        "teacher.use_lora",
     ),
     "archon-moe": (
         "actor.archon.moe_aux_loss",

@@ -103,5 +103,13 @@ def load_adapter(module: nn.Module, adapter: Adapter, weights: ResolvedMap, fold
                 fill_ours(storage, name, box, weights, file.read)
 
 
-_CHANGES = ("use_rslora", "use_dora", "fan_in_fan_out", "rank_pattern", "alpha_pattern", "modules_to_save", "layer_replication")
+_CHANGES = (
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+)
 """Entries of PEFT's configuration whose effect Archon does not reproduce, unless they are false or empty."""

@@ -1,0 +1,318 @@
+"""LoRA: on every layout the numbers of one process, in float64; in files and in gradients those of PEFT."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from archon_core import assemble, registry
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
+from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.spec import load_target
+from archon_core.errors import ConfigError, WeightsError
+from archon_engine.checkpoint.dcp import SavedState
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_engine.parallel.shards import whole_values
+from archon_lora.options import LoraOptions
+from archon_rollout.local_engine import LocalEngine
+from archon_testing.worlds import run_world
+
+CLOSE = 1e-9
+LIKE_TRANSFORMERS = 1e-5
+"""transformers computes rotations in fp32 whatever the dtype of the weights."""
+
+LENGTHS = ((4, 90, 1, 6, 3), (9, 2, 33, 1, 2, 7), (1, 18, 5))
+"""Of the sequences of each step."""
+
+RECOMPUTED = {"gradient_checkpointing": True, "ac_mode": "full"}
+ON_TWO = (
+    ("d2", "qwen3", {}),
+    ("t2", "one key head", RECOMPUTED),
+    ("t2", "hf", {}),
+    ("p2", "qwen3", {"pp_schedule": "ZBVZeroBubble"}),
+)
+ON_FOUR = (("c2t2", "qwen3", {}), ("d2t2e2", "qwen3_moe", {}))
+WIDE = (
+    ("r2d2", "qwen3", RECOMPUTED),
+    ("t4", "one key head", {}),
+    ("d2t2", "qwen2", {}),
+    ("d2c2", "qwen3", {"gradient_checkpointing": True, "ac_mode": "selective"}),
+    ("p2t2", "qwen3", {"pp_schedule": "InterleavedZeroBubble"}),
+    ("d2p2", "qwen3", {"pp_schedule": "Interleaved1F1B", **RECOMPUTED}),
+    ("p2c2", "tied", {"pp_schedule": "1F1B"}),
+    ("(attn:d2t2|ffn:e4)", "qwen3_moe", {}),
+    ("d2t2", "hf", {}),
+)
+MODELS = {
+    "qwen3": ("qwen3", {}),
+    "qwen2": ("qwen2", {}),
+    "tied": ("qwen3", {"tie_word_embeddings": True}),
+    "one key head": ("qwen3", {"num_key_value_heads": 1}),
+    "qwen3_moe": ("qwen3_moe", {}),
+    "hf": ("hf", {}),
+}
+
+
+@dataclass
+class Config(LoraOptions, ArchonEngineConfig):
+    """The section of a model in a run with archon-lora."""
+
+
+def make_engine(layout="d1", model="qwen3", *, path=None, optimizer="adamw", **changes):
+    family, sizes = MODELS[model]
+    archon = {key: changes.pop(key) for key in ("ac_mode", "pp_schedule") if key in changes}
+    tiny = load_target(registry().get("model", family).tiny_config)()
+    # transformers' own modules round to fp32 inside.
+    dtype = "float32" if family == "hf" else "float64"
+    config = Config(
+        **{
+            "use_lora": True,
+            "lora_rank": 3,
+            "lora_alpha": 7,
+            "path": None if path is None else str(path),
+            "model_config": None if path else {**tiny, "num_hidden_layers": 4, "initializer_range": 0.3, **sizes},
+            "dtype": dtype,
+            "optimizer": OptimizerConfig(type=optimizer, lr=1e-2),
+            "mb_spec": MicroBatchSpec(n_mbs=2),
+            "archon": ArchonOptions(enable_compile=False, model="hf" if family == "hf" else None, **archon),
+            **changes,
+        }
+    )
+    engine = assemble(config, layout=f"archon:{layout}", seed=5)
+    engine.initialize()
+    return engine
+
+
+class LogLikelihoodAndEntropy:
+    """Of every token."""
+
+    request = OutputRequest(("logprobs", "entropy"), temperature=0.8)
+
+    def weights(self, batch):
+        return {"token": float(batch.n_tokens)}
+
+    def __call__(self, outputs, micro_batch):
+        return LossSums({"token": (0.3 * outputs["entropy"] - outputs["logprobs"]).sum()})
+
+
+def batch_of(step, engine):
+    generator = torch.Generator().manual_seed(step)
+    rows = engine.hf_config.vocab_size
+    batch = Batch.from_sequences([torch.randint(0, rows, (n,), generator=generator) for n in LENGTHS[step]])
+    ranks = engine.data_ranks
+    return batch.select(range(ranks.rank, len(batch), ranks.size))
+
+
+def train(engine, steps=(0, 1, 2)):
+    told = [engine.train_batch(batch_of(step, engine), LogLikelihoodAndEntropy()) for step in steps]
+    return [(stats.loss, stats.gradient_norm) for stats in told]
+
+
+def numbers(layout, model, options):
+    """Loss and norm of each step, the gradients of the last, the weights after it, and their merged export."""
+    engine = make_engine(layout, model, **options)
+    told = train(engine)
+    gradients = {name: whole_values(p.grad) for name, p in engine.parameters.items() if p.grad is not None}
+    weights = {name: whole_values(p) for name, p in engine.parameters.items()}
+    merged = {
+        name: values.clone() for bucket in engine.weight_buckets(2**30) for name, values in bucket.tensors.items()
+    }
+    engine.close()
+    return told, gradients, weights, merged
+
+
+def compare(folder, layout, model, options):
+    """What this rank finds wrong, and the names of its gradients."""
+    expected = torch.load(folder / f"{model}.pt")
+    found = numbers(layout, model, options)
+    close = LIKE_TRANSFORMERS if model == "hf" else CLOSE
+    problems = []
+    for step, (these, those) in enumerate(zip(found[0], expected[0], strict=True)):
+        problems += [f"step {step}: {these}, not {those}"] * (these != pytest.approx(those, rel=close))
+    # AdamW divides tiny fp32 gradients by their own size, so fp32 weights are not compared.
+    for what, these, those in list(zip(("gradient", "weight", "export"), found[1:], expected[1:], strict=True))[
+        : 1 if model == "hf" else 3
+    ]:
+        for name, values in these.items():
+            original = those[name if name in those else "embed.weight"]  # the other end of a tie
+            error = float((values - original).abs().max() / original.abs().max().clamp_min(1e-30))
+            problems += [f"{what} of {name}: {error}"] * (not error <= close)
+    return problems, set(found[1])
+
+
+def compare_all(folder, cases):
+    return [compare(folder, *case) for case in cases]
+
+
+def assert_right(folder, n_ranks, cases):
+    for model in {model for _, model, _ in cases}:
+        if not (folder / f"{model}.pt").exists():
+            torch.save(numbers("d1", model, {}), folder / f"{model}.pt")
+    ranks = run_world(compare_all, n_ranks, (folder, cases))
+    for number, case in enumerate(cases):
+        assert [problem for rank in ranks for problem in rank[number][0]] == [], case
+        expected = set(torch.load(folder / f"{case[1]}.pt")[1])
+        assert set().union(*(rank[number][1] for rank in ranks)) == expected, case
+        assert all(".lora." in name for name in expected)
+
+
+def test_every_axis_has_the_numbers_of_one_process(tmp_path):
+    assert_right(tmp_path, 2, ON_TWO)
+    assert_right(tmp_path, 4, ON_FOUR)
+
+
+@pytest.mark.wide
+def test_products_of_axes_have_the_numbers_of_one_process(tmp_path):
+    assert_right(tmp_path, 4, WIDE)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with a base model and the export of adapters trained on it, the engine, and its log-probabilities."""
+    folder = tmp_path_factory.mktemp("lora")
+    base = make_engine(use_lora=False)
+    base.save(folder / "base", "hf")
+    base.close()
+    engine = make_engine(path=folder / "base")
+    train(engine, (0, 1))
+    engine.save(folder / "export", "hf")
+    logprobs = engine.forward_batch(batch_of(2, engine), OutputRequest())["logprobs"].clone()
+    yield folder, engine, logprobs
+    engine.close()
+
+
+def test_only_adapters_are_trained_and_have_optimizer_state(trained):
+    folder, engine, _ = trained
+    base = load_file(folder / "base" / "model.safetensors")
+    for name, parameter in engine.parameters.items():
+        assert parameter.requires_grad == (".lora." in name)
+        assert parameter.requires_grad or parameter.grad is None
+    assert torch.equal(engine.parameters["embed.weight"], base["model.embed_tokens.weight"])
+    assert torch.equal(engine.parameters["layers.0.mlp.up_proj.weight"], base["model.layers.0.mlp.up_proj.weight"])
+    engine.save(folder / "state", "dcp")
+    saved = SavedState.open(folder / "state")
+    assert set(saved.weights) == {name for name, p in engine.parameters.items() if p.requires_grad}
+
+
+def test_a_new_adapter_changes_nothing(trained):
+    folder, engine, _ = trained
+    base, new = make_engine(path=folder / "base", use_lora=False), make_engine(path=folder / "base")
+    batch = batch_of(2, engine)
+    expected, found = (e.forward_batch(batch, OutputRequest())["logprobs"] for e in (base, new))
+    assert torch.equal(found, expected)
+
+
+def test_merged_weights_and_peft_have_the_engines_log_probabilities_and_gradients(trained):
+    peft = pytest.importorskip("peft", reason="the oracle is not installed")
+    from transformers import AutoModelForCausalLM
+
+    folder, engine, expected = trained
+    batch = batch_of(2, engine)
+    merged = AutoModelForCausalLM.from_pretrained(folder / "export", dtype=torch.float64)
+    base = AutoModelForCausalLM.from_pretrained(folder / "base", dtype=torch.float64)
+    adapted = peft.PeftModel.from_pretrained(base, folder / "export" / "adapter", is_trainable=True).double()
+    for model in (merged, adapted):
+        torch.testing.assert_close(log_probabilities(model, batch), expected, rtol=0, atol=LIKE_TRANSFORMERS)
+
+    (-log_probabilities(adapted, batch).sum() / batch.n_tokens).backward()
+    oracle = {name.replace(".default", ""): p.grad for name, p in adapted.named_parameters() if p.requires_grad}
+    again = make_engine(path=folder / "base", lora_path=str(folder / "export" / "adapter"))
+    assert torch.equal(again.forward_batch(batch, OutputRequest())["logprobs"], expected)
+    stats = again.train_batch(batch, LogLikelihood())
+    clipped = min(1.0, 1.0 / stats.gradient_norm)
+    trained_names = [name for name, p in again.parameters.items() if p.requires_grad]
+    assert len(trained_names) == len(oracle)
+    for name in trained_names:
+        [link] = again._running.assembled.plan.adapter_weights.links_of_ours[name]
+        torch.testing.assert_close(
+            again.parameters[name].grad, oracle[link.hf] * clipped, rtol=LIKE_TRANSFORMERS, atol=LIKE_TRANSFORMERS
+        )
+
+
+class LogLikelihood(LogLikelihoodAndEntropy):
+    request = OutputRequest()
+
+    def __call__(self, outputs, micro_batch):
+        return LossSums({"token": -outputs["logprobs"].sum()})
+
+
+def log_probabilities(model, batch):
+    """[T] as the engine gives them: 0 at the end of a sequence, whose next token does not exist."""
+    parts = []
+    for start, stop in zip(batch.offsets, batch.offsets[1:], strict=False):
+        ids = batch.input_ids[start:stop]
+        logits = model(ids[None]).logits[0].log_softmax(-1)
+        parts += [logits[:-1].gather(1, ids[1:, None])[:, 0], logits.new_zeros(1)]
+    return torch.cat(parts)
+
+
+def test_completions_are_sampled_from_the_adapted_model(trained):
+    _, engine, _ = trained
+    rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
+    [[completion]] = rollout.generate(
+        [GenerationRequest((1, 7, 20), GenerationConfig(n_samples=1, max_new_tokens=9), (4,))]
+    )
+    whole = Batch.from_sequences([torch.tensor([1, 7, 20, *completion.token_ids])])
+    logprobs = engine.forward_batch(whole, OutputRequest())["logprobs"][2:-1]
+    torch.testing.assert_close(torch.tensor(completion.logprobs).double(), logprobs, rtol=1e-6, atol=1e-6)
+
+
+def test_a_run_continues_from_its_training_state_on_another_layout(trained):
+    folder, _, _ = trained
+    whole = make_engine(path=folder / "base")
+    expected = train(whole)
+    start = make_engine(path=folder / "base")
+    train(start, (0,))
+    start.save(folder / "after one", "dcp")
+    for rank in run_world(continue_run, 2, (folder,)):
+        for these, those in zip(rank, expected[1:], strict=True):
+            assert these == pytest.approx(those, rel=CLOSE)
+
+
+def continue_run(folder):
+    engine = make_engine("t2", path=folder / "base")
+    engine.load(folder / "after one", "dcp")
+    return train(engine, (1, 2))
+
+
+def test_another_rank_scale_or_target_than_the_adapters_is_refused_with_all_differences(trained):
+    folder, _, _ = trained
+    with pytest.raises(WeightsError) as error:
+        make_engine(
+            path=folder / "base", lora_path=str(folder / "export/adapter"), lora_rank=4, target_modules=["q_proj"]
+        )
+    assert "r: found 3, the options say 4" in str(error.value)
+    assert "unexpected base_model.model.model.layers.0.mlp.up_proj.lora_A.weight" in str(error.value)
+    with pytest.raises(WeightsError, match=r"found no adapter_config\.json; give a folder that PEFT or Archon saved"):
+        make_engine(path=folder / "base", lora_path=str(folder / "base"))
+
+
+def test_adapters_that_work_otherwise_are_refused(trained, tmp_path):
+    folder, _, _ = trained
+    for file in (folder / "export/adapter").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "use_dora": True}))
+    with pytest.raises(WeightsError, match="use_dora: found True, which changes the product"):
+        make_engine(path=folder / "base", lora_path=str(tmp_path))
+
+
+def test_targets_are_chosen_by_name():
+    engine = make_engine(target_modules=["q_proj", "down_proj"])
+    adapted = {name.split(".lora")[0].rpartition(".")[2] for name in engine.parameters if ".lora." in name}
+    assert adapted == {"q_proj", "down_proj"}
+    with pytest.raises(
+        ConfigError, match=r"found 'q_prj'; allowed are down_proj, .* and all-linear; did you mean 'q_proj'"
+    ):
+        make_engine(target_modules=["q_prj"])
+
+
+def test_experts_stay_without_adapters_by_decision():
+    [decision] = [d for d in make_engine(model="qwen3_moe").decisions if d.option == "actor.target_modules"]
+    assert decision.effective == "without experts"
