@@ -22,8 +22,8 @@ from archon_lora.options import ALL_LINEAR, LoraOptions
 DOWN, UP = f"{ATTRIBUTE}.down.weight", f"{ATTRIBUTE}.up.weight"
 
 _ROLES: Mapping[str, tuple[Role, Role]] = {"column": ("head_norm", "column"), "row": ("row", "head_norm")}
-"""Role of a projection -> roles of ``A`` and ``B``. What is not sharded is replicated inside the region, and its gradient
-is summed over the tensor ranks: the role ``head_norm``."""
+"""Role of a projection -> roles of ``A`` and ``B``. One of the two is replicated inside the region, so its gradient is
+summed over the tensor ranks: the role ``head_norm``."""
 
 
 class LoraAdapter:
@@ -82,8 +82,8 @@ class LoraAdapter:
             links = weights.links_of_ours[f"{name}.weight"]
             if len(links) != 1 or len(weights.links_of_hf[links[0].hf]) != 1:
                 raise ConfigError(
-                    f"{self._role}.target_modules: found {name.rpartition('.')[2]!r}, which is a part of {links[0].hf!r} "
-                    "in files, where an adapter belongs to the whole; leave it out"
+                    f"{self._role}.target_modules: found {name.rpartition('.')[2]!r}, which files store as a part of "
+                    f"{links[0].hf!r}, where an adapter belongs to the whole; leave it out"
                 )
             hf = links[0].hf.removesuffix(".weight")
             self._hf_targets.append(hf.rpartition(".")[2])

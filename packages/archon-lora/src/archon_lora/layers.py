@@ -1,7 +1,7 @@
 """The layers of an adapter: two projections beside one of the model, added by a forward hook.
 
-A hook leaves the model's module as it is, so its name, its role in the parallel plan and its place in checkpoints do not
-change, whichever library it is from.
+A hook leaves the model's module as it is, so its name, its role in the parallel plan and its place in checkpoints do
+not change, whichever library it is from.
 
 Legend: T tokens, I inputs, O outputs of the adapted projection, r rank.
 """
@@ -35,9 +35,9 @@ class Up(Linear):
 class LowRank(nn.Module):
     """``scale * B A x``.
 
-    Tensor ranks need no exchange of their own. Beside a column projection every rank computes ``A x`` from all tokens
-    and its rows of ``B``; beside a row projection its columns of ``A``, and the partial sums pass through ``B``, which is
-    linear, into the sum of the region.
+    It needs no collective between tensor ranks. Beside a column projection every rank computes ``A x`` and its rows of
+    ``B``; beside a row projection its columns of ``A``, whose partial sums pass through the linear ``B`` into the sum of
+    the region.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, rank: int, scale: float) -> None:
@@ -52,7 +52,7 @@ class LowRank(nn.Module):
 
 
 def attach(projection: nn.Module, rank: int, scale: float) -> None:
-    """Add an adapter to ``projection``, whose ``weight`` is [O, I], in place, in the weight's dtype and on its device."""
+    """Add an adapter to ``projection``, whose ``weight`` is [O, I], in place, with that weight's dtype and device."""
     n_outputs, n_inputs = projection.weight.shape
     with torch.device(projection.weight.device):
         adapter = LowRank(n_inputs, n_outputs, rank, scale)

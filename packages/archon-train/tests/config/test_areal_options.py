@@ -93,7 +93,8 @@ def test_reasons_hold_for_every_rollout_engine_and_every_reward() -> None:
 def test_a_refusal_says_what_would_be_needed_and_lists_the_options_of_its_feature(load: Load) -> None:
     with pytest.raises(ConfigError) as error:
         load(
-            "actor: {archon: {fp8_config: {mode: blockwise}}}\nref: {archon: {fp8_config: '${actor.archon.fp8_config}'}}\n"
+            "actor: {archon: {fp8_config: {mode: blockwise}}}\n"
+            "ref: {archon: {fp8_config: '${actor.archon.fp8_config}'}}\n"
             "total_train_epochs: 1\n"
         )
     text = str(error.value)

@@ -28,6 +28,17 @@ ADAPTER_FOLDER = "adapter"
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 
+_CHANGES = (
+    "use_rslora",
+    "use_dora",
+    "fan_in_fan_out",
+    "rank_pattern",
+    "alpha_pattern",
+    "modules_to_save",
+    "layer_replication",
+)
+"""Entries of PEFT's configuration whose effect Archon does not reproduce, unless they are false or empty."""
+
 
 def save_adapter(
     tensors: Mapping[str, Tensor] | BoxCopier,
@@ -101,15 +112,3 @@ def load_adapter(module: nn.Module, adapter: Adapter, weights: ResolvedMap, fold
             storage, box = local_part(weight)
             if box.numel:
                 fill_ours(storage, name, box, weights, file.read)
-
-
-_CHANGES = (
-    "use_rslora",
-    "use_dora",
-    "fan_in_fan_out",
-    "rank_pattern",
-    "alpha_pattern",
-    "modules_to_save",
-    "layer_replication",
-)
-"""Entries of PEFT's configuration whose effect Archon does not reproduce, unless they are false or empty."""
