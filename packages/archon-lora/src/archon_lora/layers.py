@@ -36,8 +36,7 @@ class LowRank(nn.Module):
     """``scale * B A x``.
 
     It needs no collective between tensor ranks. Beside a column projection every rank computes ``A x`` and its rows of
-    ``B``; beside a row projection its columns of ``A``, whose partial sums pass through the linear ``B`` into the sum of
-    the region.
+    ``B``; beside a row projection its columns of ``A``, whose partial sums pass through ``B`` into the region's sum.
     """
 
     def __init__(self, n_inputs: int, n_outputs: int, rank: int, scale: float) -> None:
