@@ -72,7 +72,7 @@ class Measurement:
         """One line."""
         bar = "" if self.bar is None else f", bar {'>=' if self.better == 'higher' else '<='} {self.bar:g}"
         return (
-            f"{self.name}: {_shown(self.archon)}, {self.against} {_shown(self.other)}, ratio {self.ratio:.3g}{bar}"
+            f"{self.name}: {shown(self.archon)}, {self.against} {shown(self.other)}, ratio {self.ratio:.3g}{bar}"
             f"{'' if self.passed else ' MISSED'}"
         )
 
@@ -154,6 +154,7 @@ def _finite(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)
 
 
-def _shown(figure: Figure) -> str:
+def shown(figure: Figure) -> str:
+    """The value and its unit."""
     number = f"{figure.value:,.0f}" if abs(figure.value) >= 1000 else f"{figure.value:.3g}"
     return f"{number} {figure.unit}".strip()
