@@ -1,9 +1,9 @@
 """A mixture-of-experts block, forward and backward, against transformers' with the same weights, on one process.
 
 The rivals are the implementations that transformers has for Qwen3-MoE's experts (eager, batched_mm, grouped_mm), each
-inside its whole block; the fastest counts. Ours and that one take turns, and the median of each counts. Beside the ratio
-stand the time in routing, dispatch (ordering, gathering and adding rows) and matrix products, and the floor: the same
-products alone, into memory that is there. Exits 1 when a bar is missed.
+inside its whole block; the fastest counts. Archon and the fastest take turns; medians count. Details are the time in
+routing, dispatch (ordering, gathering and adding rows) and matrix products, and the floor: the same products alone,
+into memory that is already allocated. Exits 1 when a bar is missed.
 
     python tooling/bench/moe.py [--tokens 2048] [--hidden 512] [--intermediate 384] [--dtype float32] [--device cpu]
 """
