@@ -24,7 +24,7 @@ class Bench:
 
 
 BENCHES = (
-    Bench("startup", 90, quick=("--rounds", "3")),
+    Bench("startup", 240, quick=("--rounds", "3", "--train-rounds", "1")),
     Bench("head", 150, quick=("--tokens", "1024", "--turns", "2")),
     Bench("train_step", 210, quick=("--turns", "2")),
     Bench("generate", 120, quick=("--repetitions", "2")),
