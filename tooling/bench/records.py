@@ -136,7 +136,10 @@ def merged(old: Sequence[Result], new: Sequence[Result]) -> list[Result]:
 
 
 def _plain(result: Result) -> dict[str, Any]:
-    rows = [asdict(one) | {"ratio": _finite(one.ratio), "passed": one.passed} for one in result.measurements]
+    rows = []
+    for one in result.measurements:
+        figures = {side: {"value": _finite(value.value), "unit": value.unit} for side, value in _figures(one)}
+        rows.append(asdict(one) | figures | {"ratio": _finite(one.ratio), "passed": one.passed})
     return asdict(result) | {"measurements": rows, "seconds": round(result.seconds, 1)}
 
 
@@ -144,9 +147,14 @@ def _result(row: Mapping[str, Any]) -> Result:
     measurements = []
     for entry in row["measurements"]:
         values = {name: value for name, value in entry.items() if name != "passed"}
-        values |= {"archon": Figure(**entry["archon"]), "other": Figure(**entry["other"])}
+        for side in ("archon", "other"):
+            values[side] = Figure(float(entry[side]["value"]), entry[side]["unit"])
         measurements.append(Measurement(**values | {"ratio": float(entry["ratio"])}))
     return Result(**{**row, "measurements": tuple(measurements)})
+
+
+def _figures(one: Measurement) -> tuple[tuple[str, Figure], ...]:
+    return ("archon", one.archon), ("other", one.other)
 
 
 def _finite(value: float) -> float | str:
