@@ -25,19 +25,19 @@ class Bench:
 
 BENCHES = (
     Bench("startup", 240, quick=("--rounds", "3", "--train-rounds", "1")),
-    Bench("head", 150, quick=("--tokens", "1024", "--turns", "2")),
-    Bench("train_step", 210, quick=("--turns", "2")),
+    Bench("head", 240, quick=("--tokens", "1024", "--turns", "2")),
+    Bench("train_step", 600, quick=("--turns", "2")),
     Bench("generate", 120, quick=("--repetitions", "2")),
     Bench("grpo", 240),
     Bench("moe", 90, quick=("--rounds", "3")),
-    Bench("distributed", 150, quick=("--rounds", "3")),
+    Bench("distributed", 270, ("--rounds", "8"), quick=("--rounds", "3")),
     Bench("pipeline", 120, ("--rounds", "8"), quick=("--rounds", "4")),
     Bench("plan", 150, ("--measure",), quick=("--rounds", "3")),
     Bench("served", 90, quick=("--repetitions", "2")),
     Bench("publish", 90, ("--rounds", "13"), quick=("--rounds", "3")),
     Bench("checkpoint", 120, ("--rounds", "7"), quick=("--rounds", "3")),
     Bench("verify", 240, quick=("--world", "2")),
-    Bench("asynchronous", 330, ("--steps", "15"), quick=("--steps", "6", "--turns", "1")),
+    Bench("asynchronous", 330, ("--steps", "12"), quick=("--steps", "6", "--turns", "1")),
 )
 """Together at most about 25 minutes on two idle cores; a limit is about twice the usual time."""
 

@@ -136,8 +136,8 @@ def least_bytes(layout: str, model: Mapping[str, Any], found: Mapping[str, Any])
       and backward (Korthikanti et al., 2022), and the same once for embedding and head.
     - ``c``: all-to-all of queries, keys, values and of the output, forward and backward (Ulysses), beside the weights.
     - ``p``: the activations between the stages, or their gradients.
-    - ``e``: every chosen row of a token to its expert and back, forward and backward, half of them to the other rank,
-      beside the weights that are not experts'.
+    - ``e``: every chosen row of a token to its expert and back, forward and backward, half of them to the other rank
+      (random routers send a little more or less), beside the weights that are not experts'.
     """
     layers, hidden = model["num_hidden_layers"], model["hidden_size"]
     half_of_activations = TOKENS * hidden * FP32 / 2
@@ -168,12 +168,15 @@ def run(layout: str, model: Mapping[str, Any], rounds: int) -> list[list[dict[st
 
 
 def compare_layouts(rounds: int, report: Report) -> None:
-    """Measure every layout, each after half of the repetitions of one process and before the other half."""
+    """Measure every layout, each between two worlds of one process, which two neighbours share."""
+    half = max(rounds // 2, 1)
+    last: dict[str, list[dict[str, Any]]] = {}
     for layout, (model, alone) in LAYOUTS.items():
-        half = max(rounds // 2, 1)
-        before = run(alone, model, half)
+        kind = model["model_type"]
+        before = last.get(kind) or run(alone, model, half)[0]
         ranks = run(layout, model, rounds)
-        single = [row["seconds"] for row in (*before[0], *run(alone, model, half)[0])]
+        last[kind] = run(alone, model, half)[0]
+        single = [row["seconds"] for row in (*before, *last[kind])]
         double = [row["seconds"] for row in ranks[0] if "seconds" in row]
         found = max((rows[-1] for rows in ranks), key=lambda row: row["bytes"])
         least = least_bytes(layout, model, found)

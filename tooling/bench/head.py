@@ -2,7 +2,7 @@
 
 Memory is what a process needs beyond the weight, the hidden states and their gradients. Each variant's is measured in a
 separate process, since the peak resident size of a process never falls; once, since it does not vary. Times are medians
-of turns in one process, on a quarter of the tokens. Exits 1 when the bar is missed, or results differ.
+of turns in one process, on an eighth of the tokens. Exits 1 when the bar is missed, or results differ.
 
     hatch run bench-head [--tokens 4096] [--hidden 1024] [--vocab 151936] [--dtype float32] [--device cpu] [--turns 5]
 """
@@ -137,7 +137,7 @@ def compare_memory(options: argparse.Namespace, arguments: list[str], report: Re
 
 def compare_times(options: argparse.Namespace, report: Report) -> None:
     """Report the ratio of both times."""
-    inputs = Inputs.make(options, options.tokens // 4)
+    inputs = Inputs.make(options, options.tokens // 8)
     times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
     for turn in range(options.turns + 1):
         for variant in VARIANTS:
@@ -148,7 +148,7 @@ def compare_times(options: argparse.Namespace, report: Report) -> None:
     plain, fused = (statistics.median(times[variant]) for variant in VARIANTS)
     report.add(
         Measurement(
-            f"time, {options.tokens // 4} tokens",
+            f"time, {options.tokens // 8} tokens",
             fused / plain,
             "lower",
             Figure(fused, "s"),
