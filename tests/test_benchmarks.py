@@ -83,7 +83,7 @@ def test_what_is_worse_by_more_than_15_per_cent_is_a_regression() -> None:
 
     def found(before: Measurement, after: Measurement, machine: dict[str, object] = MACHINE) -> list[str]:
         old, new = Result("head", "pass", (before,), MACHINE), Result("head", "pass", (after,), machine)
-        return [one.measurement.name for one in regressions(from_flat(new), from_flat(old))]
+        return [one.measurement.name for one in regressions([new], [old])]
 
     higher, lower = measured(), measured(better="lower")
     assert found(higher, replace(higher, ratio=1.71)) == []
@@ -97,10 +97,6 @@ def test_what_is_worse_by_more_than_15_per_cent_is_a_regression() -> None:
     absolute = replace(higher, ratio=0.1, absolute=True)
     assert found(higher, absolute) == ["time"]
     assert found(higher, absolute, {**MACHINE, "cpu": "another"}) == []
-
-
-def from_flat(result: Result) -> list[Result]:
-    return [result]
 
 
 @pytest.mark.usefixtures("flat")
@@ -186,6 +182,32 @@ def test_every_benchmark_exists_has_a_command_and_a_table_on_the_page() -> None:
     with pytest.raises(ValueError, match="found --only nothing; allowed are startup"):
         chosen(["nothing"])
     assert {result.bench for result in read_results(BENCH / "baseline.json")} <= set(names)
+
+
+@pytest.mark.usefixtures("flat")
+def test_rough_ratios_do_not_become_the_baseline(capsys: pytest.CaptureFixture[str]) -> None:
+    from run import main
+
+    with pytest.raises(SystemExit):
+        main(["--quick", "--save-baseline"])
+    assert "a baseline needs all repetitions" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("flat")
+def test_the_baseline_changes_only_for_benchmarks_that_ended_in_order(tmp_path: Path) -> None:
+    from records import Result as FlatResult
+    from records import read_results as read_flat
+    from records import to_json as to_flat
+    from run import save_baseline
+
+    file = tmp_path / "baseline.json"
+    file.write_text(to_flat([FlatResult("head", "pass", seconds=1.0), FlatResult("moe", "pass")]), encoding="utf-8")
+    ended = ("head", "fail"), ("moe", "timeout"), ("grpo", "skipped")
+    save_baseline([FlatResult(name, status, seconds=2.0) for name, status in ended], file)
+    assert [(one.bench, one.status, one.seconds) for one in read_flat(file)] == [
+        ("head", "fail", 2.0),
+        ("moe", "pass", 0.0),
+    ]
 
 
 def test_the_page_shows_missed_bars_details_and_the_machine() -> None:

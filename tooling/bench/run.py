@@ -29,6 +29,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_run_options(parser)
     parser.add_argument("--save-baseline", action="store_true", help=f"replace what was measured in {BASELINE.name}")
     options = parser.parse_args(arguments)
+    if options.save_baseline and options.quick:
+        parser.error("found --quick with --save-baseline; a baseline needs all repetitions; leave out one of them")
     results = measure(parser, options)
     if options.save_baseline:
         save_baseline(results, BASELINE)
