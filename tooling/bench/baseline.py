@@ -12,8 +12,8 @@ ALLOWED = 0.15
 
 
 @dataclass(frozen=True)
-class Regression:
-    """A ratio that is worse than the baseline allows.
+class Compared:
+    """A ratio and the same in the baseline.
 
     Attributes:
         bench: its benchmark.
@@ -25,6 +25,11 @@ class Regression:
     measurement: Measurement
     before: float
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the ratio is worse by more than ``ALLOWED``; NaN is worse than any."""
+        return not self.measurement.worse_by(self.before) <= ALLOWED
+
     def describe(self) -> str:
         """One line."""
         return (
@@ -33,8 +38,8 @@ class Regression:
         )
 
 
-def regressions(results: Sequence[Result], baseline: Sequence[Result]) -> Iterator[Regression]:
-    """Every ratio that is worse than the baseline by more than ``ALLOWED``.
+def compare(results: Sequence[Result], baseline: Sequence[Result]) -> Iterator[Compared]:
+    """Every ratio that the baseline has, too.
 
     Absolute figures, such as seconds against a limit, count only on the baseline's machine.
     """
@@ -43,16 +48,11 @@ def regressions(results: Sequence[Result], baseline: Sequence[Result]) -> Iterat
         old = before.get(result.bench)
         if old is None:
             continue
-        is_same = result.machine.get("cpu") == old.machine.get("cpu") and (
-            result.machine.get("cores") == old.machine.get("cores")
-        )
+        is_same = all(result.machine.get(name) == old.machine.get(name) for name in ("cpu", "cores"))
         ratios = {one.name: one.ratio for one in old.measurements}
         for one in result.measurements:
-            if not one.compared or one.name not in ratios or (one.absolute and not is_same):
-                continue
-            # A NaN is worse than any baseline.
-            if not one.worse_by(ratios[one.name]) <= ALLOWED:
-                yield Regression(result.bench, one, ratios[one.name])
+            if one.compared and one.name in ratios and (is_same or not one.absolute):
+                yield Compared(result.bench, one, ratios[one.name])
 
 
 def not_compared(results: Sequence[Result], baseline: Sequence[Result]) -> Iterator[str]:

@@ -25,7 +25,7 @@ class Bench:
 
 BENCHES = (
     Bench("startup", 240, quick=("--rounds", "3", "--train-rounds", "1")),
-    Bench("head", 240, quick=("--tokens", "1024", "--turns", "2")),
+    Bench("head", 240, quick=("--turns", "1")),
     Bench("train_step", 600, quick=("--turns", "2")),
     Bench("generate", 120, quick=("--repetitions", "2")),
     Bench("grpo", 240),

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from baseline import not_compared, regressions
+from baseline import compare, not_compared
 from records import read_results
 from run import BASELINE, add_run_options, measure
 
@@ -32,16 +32,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, ValueError) as problem:
         print(f"bench-check: {problem}", file=sys.stderr)
         return 2
-    worse = list(regressions(results, baseline))
+    compared = list(compare(results, baseline))
+    worse = [one for one in compared if one.is_regression]
     for text in not_compared(results, baseline):
         print(f"not compared: {text}")
     for one in worse:
         print(f"worse: {one.describe()}")
     broken = [result.bench for result in results if result.status in ("error", "timeout")]
-    compared = sum(len(result.measurements) for result in results)
-    print(
-        f"{len(worse)} of {compared} ratios are worse than the baseline" + (f"; {broken} did not run" if broken else "")
-    )
+    print(f"{len(worse)} of {len(compared)} compared ratios are worse than the baseline's")
+    if broken:
+        print(f"did not run to the end: {', '.join(broken)}")
+    if not compared and not broken:
+        return 2
     return int(bool(worse or broken))
 
 
