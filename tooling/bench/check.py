@@ -4,7 +4,8 @@
     hatch run bench-check --results FILE      # compares a file of `hatch run bench --json FILE`
     hatch run bench-check --only head --quick
 
-Exits 1 if a ratio is worse, or a benchmark failed to run. Absolute figures are compared on the same machine only.
+Exits 1 if a ratio is worse or a benchmark failed to run, 2 if nothing can be compared. Absolute figures are compared on the
+same machine only.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from run import BASELINE, add_run_options, measure
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Compare; 0 when nothing is worse, else 1; 2 when there is nothing to compare."""
+    """Compare; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_run_options(parser)
     parser.add_argument("--results", type=Path, metavar="FILE", help="compare these results instead of measuring")
