@@ -4,8 +4,8 @@
     hatch run bench-check --results FILE      # compares a file of `hatch run bench --json FILE`
     hatch run bench-check --only head --quick
 
-Exits 1 if a ratio is worse or a benchmark failed to run, 2 if nothing can be compared. Absolute figures are compared on the
-same machine only.
+Exits 1 if a ratio is worse or a benchmark failed to run, 2 if nothing can be compared. Absolute figures are compared on
+the same machine only.
 """
 
 from __future__ import annotations
