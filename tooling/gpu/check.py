@@ -1,4 +1,4 @@
-"""Check numbers and speed on this machine's GPU, and trace a step, within eight minutes, from a checkout, without installing anything.
+"""Check numbers and speed on this machine's GPU and trace a step, within eight minutes, from a checkout as it is.
 
     python3 tooling/gpu/check.py [--cpu] [--json OUT] [--parts numbers,speed,trace] [--only 'numbers.engine/*'] ...
 
