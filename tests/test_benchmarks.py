@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
+from bench.intervals import Interval, busy, gaps, largest, report
 from bench.limited import run_limited
 from bench.records import Figure, Measurement, Result, from_json, merged, read_results, to_json
 from generated.performance import MEASURED, render_result
-from gpu.tracing.intervals import Interval, busy, gaps, largest, report
 
 ROOT = Path(__file__).resolve().parents[1]
 BENCH = ROOT / "tooling/bench"

@@ -3,9 +3,10 @@
     hatch run bench-distributed [--rounds 10]
 
 Every layout of two ranks, with one thread each, trains on the same tokens as one process with two threads; their worlds
-run by turns, and medians count. Details are, of one step on the rank that sends most: milliseconds in collectives (the
-profiler's, which include waiting for the other rank), collectives per layer, and sent bytes, counted operation by
-operation by the tests' ``WireCounter``, as a multiple of the least that the layout has to send (``least_bytes``).
+run by turns, and medians count. Details are of one step, on the rank that sends most: collectives per layer, and the
+milliseconds in which a collective or message is under way, by the profiler. Waiting for the other rank is part of them,
+and a posted receive counts until its message arrives. Sent bytes are counted operation by operation, by the tests'
+``WireCounter``; their ratio is to the least that the layout has to send (``least_bytes``).
 
 Then ``bucketed.py``, our reading of picotron's approach, trains on the same tensors. Exits 1 when a bar is missed.
 """
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bucketed import BATCHES, compare_approaches
+from intervals import Interval, busy
 from records import Figure, Measurement
 from report import Report, add_json_option
 
@@ -115,7 +117,8 @@ def _exchanged(engine: Any, batch: Any, loss: Any) -> dict[str, Any]:
 
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
         engine.train_batch(batch, loss)
-    inside = sum(event.time_range.elapsed_us() for event in profiler.events() if event.name.startswith("gloo:"))
+    times = [(event.name, event.time_range) for event in profiler.events() if event.name.startswith("gloo:")]
+    inside = busy([Interval(name, time.start, time.end) for name, time in times])
     with WireCounter() as counter:
         engine.train_batch(batch, loss)
     weights = {name: parameter.numel() for name, parameter in engine.parameters.items()}

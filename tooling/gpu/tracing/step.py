@@ -13,11 +13,11 @@ from torch.profiler import ProfilerActivity, profile
 
 from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_testing.losses import NegativeLogLikelihood
+from bench.intervals import Interval, busy, gaps, largest, report
 from gpu.records import Check, Context, Outcome
 from gpu.speed import archon, shapes
 from gpu.speed.flops import synchronize
 from gpu.speed.timing import WARM_UP, free_memory
-from gpu.tracing.intervals import Interval, busy, gaps, largest, report
 
 FILE = "trace.json"
 """In the run's work folder, in Chrome's format; the command puts it beside the JSON file."""

@@ -1,4 +1,7 @@
-"""What a trace says of a step: the kernels that take most time, and the gaps in which nothing runs."""
+"""What a trace says of a step: the kernels that take most time, and the gaps in which nothing runs.
+
+Also used by ``tooling/gpu``.
+"""
 
 from __future__ import annotations
 
