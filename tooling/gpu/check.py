@@ -1,6 +1,6 @@
-"""Check numbers and speed on this machine's GPU, within eight minutes, from a checkout, without installing anything.
+"""Check numbers and speed on this machine's GPU and trace a step, within eight minutes, from a checkout as it is.
 
-    python3 tooling/gpu/check.py [--cpu] [--json OUT] [--parts numbers,speed] [--only 'numbers.engine/*'] ...
+    python3 tooling/gpu/check.py [--cpu] [--json OUT] [--parts numbers,speed,trace] [--only 'numbers.engine/*'] ...
 
 Needs Python 3.11 and torch 2.11 or newer, transformers, safetensors and pluggy, and no network. See ``command.py``.
 """
