@@ -11,9 +11,10 @@ from run_results import rows
 
 from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_core.errors import ConfigError, DataError
+from archon_core.run_files.trajectories import Segment, read_step, steps_in
 from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trajectories_cli import describe, has_colours, trajectories
-from archon_rl.trajectory_files import Segment, line_of, read_step, steps_in, write_step
+from archon_rl.trajectory_files import line_of, write_step
 
 LETTERS = "abcdefghij"
 TURNS = Trajectory(
