@@ -63,8 +63,8 @@ class Run:
 
     @property
     def step(self) -> int:
-        """The last step in its metrics; 0 before the first."""
-        return max((int(row["step"]) for row in self.rows), default=0)
+        """The last step in its metrics; 0 before the first. Supervised starts have negative steps."""
+        return max((0, *(int(row["step"]) for row in self.rows)))
 
     @property
     def total(self) -> int | None:

@@ -23,8 +23,14 @@ SURPRISES = (0.1, 0.5, 1.0, 2.0, 4.0)
 
 
 def choose(lines: Sequence[Line], most: int = MOST_SAMPLES) -> list[Line]:
-    """Completions for readers: the best, the worst, and others evenly spread between them by reward."""
-    ordered = sorted(lines, key=lambda line: (-line.reward if math.isfinite(line.reward) else math.inf, line.group))
+    """Completions for readers: the best, the worst, and others evenly spread between them by reward.
+
+    Where a step has some with details about their tokens, only among these.
+    """
+    ordered = sorted(
+        [line for line in lines if line.pieces] or lines,
+        key=lambda line: (-line.reward if math.isfinite(line.reward) else math.inf, line.group),
+    )
     if len(ordered) <= most:
         return ordered
     return [ordered[round(place * (len(ordered) - 1) / (most - 1))] for place in range(most)]

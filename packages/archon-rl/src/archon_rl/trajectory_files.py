@@ -18,6 +18,12 @@ from archon_engine.checkpoint.publication import publish_text
 
 STALE = "it is staler than rollout.max_head_offpolicyness allows"
 
+UNDECODED = "\ufffd"
+"""Stands in decoded text for bytes that are no whole character."""
+
+MOST_BYTES = 4
+"""Bytes of the longest character in UTF-8."""
+
 Decode = Callable[[Sequence[int]], str]
 
 
@@ -32,8 +38,41 @@ def segments_of(trajectory: Trajectory, decode: Decode) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def line_of(trajectory: Trajectory, decode: Decode, *, step: int, group: int, sample: int, dropped: str = "") -> Line:
-    """The line of a trajectory; ``step`` counts from 1."""
+def pieces_of(trajectory: Trajectory, decode: Decode) -> tuple[tuple[str, int], ...]:
+    """The sampled text, piece by piece, each with its number of tokens: the fewest that decode to whole characters.
+
+    Text that depends on the tokens before it, such as a space that a tokenizer strips at the start, may differ from the
+    one in ``segments``.
+    """
+    found: list[tuple[str, int]] = []
+    part: list[int] = []
+    sampled = [token for token, mine in zip(trajectory.token_ids, trajectory.loss_mask, strict=True) if mine]
+    for place, token in enumerate(sampled, start=1):
+        part.append(token)
+        text = decode(part)
+        if not text.endswith(UNDECODED) or len(part) == MOST_BYTES or place == len(sampled):
+            found.append((text, len(part)))
+            part = []
+    return tuple(found)
+
+
+def line_of(
+    trajectory: Trajectory,
+    decode: Decode,
+    *,
+    step: int,
+    group: int,
+    sample: int,
+    dropped: str = "",
+    trainer_logprobs: Sequence[float] | None = None,
+) -> Line:
+    """The line of a trajectory.
+
+    Args:
+        step: counts from 1.
+        trainer_logprobs: of all its tokens; ``None`` if unknown, and then the line has no pieces either.
+    """
+    known = zip(trainer_logprobs or (), trajectory.loss_mask, strict=trainer_logprobs is not None)
     return Line(
         step=step,
         group=group,
@@ -47,6 +86,8 @@ def line_of(trajectory: Trajectory, decode: Decode, *, step: int, group: int, sa
         logprobs=tuple(trajectory.logprobs),
         versions=tuple(trajectory.versions),
         metadata=dict(trajectory.metadata),
+        pieces=() if trainer_logprobs is None else pieces_of(trajectory, decode),
+        trainer_logprobs=tuple(logprob if mine else 0.0 for logprob, mine in known),
     )
 
 
