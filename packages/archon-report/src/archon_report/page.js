@@ -305,23 +305,11 @@
   document.querySelectorAll("figure.split").forEach(split);
   document.querySelectorAll("figure.heat").forEach(heat);
 
-  // A chart is drawn when it is on the screen, and again when its width or the view has changed.
-  const widths = new Map();
-  const visible = new Set();
-  const redraw = () => { widths.clear(); for (const one of drawn) if (visible.has(one.figure)) { widths.set(one.figure, one.figure.clientWidth); one.draw(); } };
-  const byFigure = new Map(drawn.map((one) => [one.figure, one]));
-  const observer = new IntersectionObserver((entries) => {
-    for (const { target, isIntersecting } of entries) {
-      if (!isIntersecting) { visible.delete(target); continue; }
-      visible.add(target);
-      if (widths.get(target) !== target.clientWidth) { widths.set(target, target.clientWidth); byFigure.get(target).draw(); }
-    }
-  }, { rootMargin: "600px" });
-  drawn.forEach((one) => { one.figure.style.minHeight = "220px"; observer.observe(one.figure); });
+  // Charts in a closed <details> have no width; they are drawn when it opens.
+  const redraw = () => { for (const one of drawn) if (one.figure.clientWidth > 0) one.draw(); };
+  document.querySelectorAll("details").forEach((details) => details.addEventListener("toggle", redraw));
   let waiting = 0;
   addEventListener("resize", () => { clearTimeout(waiting); waiting = setTimeout(redraw, 120); });
-  addEventListener("beforeprint", () => drawn.forEach((one) => one.draw()));
-
   document.querySelectorAll(".chip").forEach((chip) => {
     const run = runs[+chip.dataset.run];
     chip.querySelector("i").style.background = run.colour;
@@ -335,6 +323,8 @@
     root.dataset.theme = dark ? "light" : "dark";
     redraw();
   });
+
+  redraw();
 
   for (const options of document.querySelectorAll(".options")) {
     const search = options.querySelector("input[type=search]"), only = options.querySelector("[data-differing]");

@@ -17,7 +17,7 @@ from archon_core.page.style import STYLE
 from archon_report import __version__
 from archon_report.loads import heat_map
 from archon_report.options_table import draw_side_by_side, flatten
-from archon_report.panels import OTHERS, panels_of
+from archon_report.panels import OTHERS, Panel, panels_of
 from archon_report.run import Run
 from archon_report.samples import draw_samples
 from archon_report.series import MOST_POINTS, PHASE, Series, cumulated, thin, time_split
@@ -84,11 +84,17 @@ def _json(data: Any) -> str:
 
 
 def _data(runs: Sequence[Run]) -> dict[str, Any]:
-    panels = panels_of({name for run in runs for name in run.series if not _is_phase(name)})
+    panels = _panels(runs)
     return {
         "panels": [asdict(panel) for panel in panels],
         "runs": [_run_data(run) for run in runs],
     }
+
+
+def _panels(runs: Sequence[Run]) -> list[Panel]:
+    metrics = {name for run in runs for name in run.series if not _is_phase(name)}
+    zero = {name for name in metrics if not any(any(run.series[name].values) for run in runs if name in run.series)}
+    return panels_of(metrics, zero=zero)
 
 
 def _is_phase(metric: str) -> bool:
@@ -179,7 +185,7 @@ def _duration(seconds: float) -> str:
 
 
 def _curves(runs: Sequence[Run]) -> Iterator[str]:
-    panels = panels_of({name for run in runs for name in run.series if not _is_phase(name)})
+    panels = _panels(runs)
     if not panels:
         return
     chips = "".join(

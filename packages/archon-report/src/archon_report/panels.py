@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -102,13 +102,24 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
 )
 
 
-def panels_of(metrics: Iterable[str]) -> list[Panel]:
-    """Panels for all metrics: the known ones in their groups, then the others by name."""
-    left = sorted(metrics)
+USUALLY_ZERO = ("skipped_updates", "reward/failed", "stale_prompts", "clip_fraction", "truncated")
+"""Metrics that stand among the others while they are zero all the time."""
+
+
+def panels_of(metrics: Iterable[str], *, zero: Collection[str] = ()) -> list[Panel]:
+    """Panels for all metrics: the known ones in their groups, then the others by name.
+
+    Args:
+        metrics: of all runs.
+        zero: the ones that are zero in every run all the time.
+    """
+    names = sorted(metrics)
+    quiet = [name for name in names if name in zero and name in USUALLY_ZERO]
+    left = [name for name in names if name not in quiet]
     found = []
     for group, known in _GROUPS:
         for pattern, title in known:
             for metric in [name for name in left if re.fullmatch(pattern, name)]:
                 left.remove(metric)
                 found.append(Panel(metric, title or metric, group))
-    return found + [Panel(metric, metric, OTHERS) for metric in left]
+    return found + [Panel(metric, metric, OTHERS) for metric in sorted([*left, *quiet])]

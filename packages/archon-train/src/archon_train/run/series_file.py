@@ -30,9 +30,9 @@ class SeriesFile:
     def add(self, step: int, line: str) -> None:
         """Write the line of ``step``, from 1, if the step is among the kept ones.
 
-        The first call drops lines of ``step`` and later steps, which a run before a resumption had reached.
+        Drops lines of ``step`` and later steps, which a run before a resumption, or a supervised start, had reached.
         """
-        if self._lines is None:
+        if self._lines is None or step <= max(self._lines, default=0):
             self._reopen(step)
         assert self._lines is not None
         if (step - 1) % self._stride:
@@ -48,7 +48,7 @@ class SeriesFile:
         self._rewrite()
 
     def _reopen(self, step: int) -> None:
-        self._lines = {}
+        self._lines, self._stride = {}, 1
         if not self.path.is_file():
             return
         for line in self.path.read_text(encoding="utf-8").splitlines():
