@@ -48,9 +48,9 @@ class Reader(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        if self.open[-1:] == ["script"] and ("script", "id", "data") in self.attributes[-3:]:
-            self.data = json.loads(data)
-        elif self.open[-1:] not in (["style"], ["script"]):
+        if self.open[-1:] == ["script"]:
+            self.data = self.data or json.loads(data)
+        elif self.open[-1:] != ["style"]:
             self.texts.append(data)
 
     @property
@@ -75,7 +75,7 @@ def full(tmp_path):
     (folder / "trajectories").mkdir()
     nasty = {"segments": [{"text": NASTY, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
     (folder / "trajectories/step-00000001.jsonl").write_text(sample_line() + sample_line(reward=0.0, **nasty))
-    (folder / "trajectories/step-00000003.jsonl").write_text(sample_line(3, pieces=[], **nasty))
+    (folder / "trajectories/step-00000003.jsonl").write_text(sample_line(3, **nasty))
     (folder / "profile/step-000002").mkdir(parents=True)
     (folder / "profile/step-000002/rank-0.trace.json.gz").write_bytes(b"x" * 2500)
     (folder / "profile/step-000002/rank-0.memory.pickle").write_bytes(b"x")

@@ -46,10 +46,10 @@ class Recording:
         return Costs(
             tuple(
                 StageCosts(
-                    forward=means.get(ActionKind.FORWARD, 0.0),
-                    backward_input=means.get(ActionKind.BACKWARD_INPUT, 0.0),
-                    backward_weight=means.get(ActionKind.BACKWARD_WEIGHT, 0.0),
-                    backward=means.get(ActionKind.BACKWARD, 0.0),
+                    forward=means[ActionKind.FORWARD],
+                    backward_input=means[ActionKind.BACKWARD_INPUT],
+                    backward_weight=means[ActionKind.BACKWARD_WEIGHT],
+                    backward=means[ActionKind.BACKWARD],
                 )
                 for means in recorded.mean_times()
             )

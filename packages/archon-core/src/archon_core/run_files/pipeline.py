@@ -35,13 +35,13 @@ class RecordedStep:
     rank_of: tuple[int, ...]
 
     def mean_times(self) -> list[dict[ActionKind, float]]:
-        """For each stage, the mean time of each kind of action that occurs on it."""
+        """For each stage, the mean time of each kind of action; 0 for a kind that does not occur on it."""
         times: defaultdict[tuple[int, ActionKind], list[float]] = defaultdict(list)
         for rank in self.ranks:
             for action, start, end in rank:
                 times[action.stage, action.kind].append(end - start)
         return [
-            {kind: fmean(found) for (held, kind), found in times.items() if held == stage}
+            {kind: fmean(times[stage, kind]) if (stage, kind) in times else 0.0 for kind in ActionKind}
             for stage in range(len(self.rank_of))
         ]
 
