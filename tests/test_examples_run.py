@@ -9,6 +9,9 @@ import pytest
 
 from archon_core import parse_layout
 from archon_core.cli.main import main
+from archon_core.run_files.expert_load import read_loads
+from archon_core.run_files.starts import read_starts
+from archon_core.run_files.trajectories import read_step, steps_in
 from archon_testing.worlds import run_world
 from archon_train.experiment import load_config
 
@@ -65,6 +68,22 @@ def test_the_demo_warms_up_trains_evaluates_and_checks_its_export_with_transform
     }
 
 
+def test_the_demo_has_a_report_and_a_view_in_the_terminal(short_demo, capsys):
+    _, folder = short_demo
+    for command in (["report", str(folder)], ["watch", str(folder), "--once"]):
+        with pytest.raises(SystemExit) as ended:
+            main(command)
+        assert not ended.value.code
+    output = capsys.readouterr().out
+    assert output.count("finished") == 1
+    assert "2/2" in output
+    page = (folder / "report.html").read_text()
+    [start] = read_starts(folder)
+    assert start.ending == "finished"
+    for text in (start.environment["torch"], "actor.backend", "2 of 2", '"eval/reward"', '"phases"'):
+        assert text in page
+
+
 def test_generate_answers_with_the_demos_model(short_demo, capsys):
     _, folder = short_demo
     with pytest.raises(SystemExit) as ended:
@@ -81,13 +100,24 @@ def test_generate_answers_with_the_demos_model(short_demo, capsys):
 def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the_rollouts_choices(tmp_path):
     short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=4", "data.batch_size=4"]
     replay = ["rollout.return_routed_experts=true", "actor.archon.moe_routing_replay=true", "gconfig.n_samples=2"]
-    layout, output = in_world("grpo_arithmetic_moe", tmp_path, *short, *replay)
+    dump = ["rollout.dump_to_file=true", "actor.dynamic_sampling=false"]
+    layout, output = in_world("grpo_arithmetic_moe", tmp_path, *short, *replay, *dump)
     assert layout == "archon:d2e2"
     assert "Export verified: logits differ from transformers' by at most" in output
     rows = metrics(tmp_path / "arithmetic" / "run")
     assert rows[0]["warm_start/moe/expert_load_max_over_mean"] >= 1.0
     trained = [row for row in rows if row["step"] > 0 and "loss" in row]
     assert all(row["moe/router_entropy"] > 0 for row in trained)
+    folder = tmp_path / "arithmetic" / "run"
+    loads = read_loads(folder / "expert_load-actor.jsonl")
+    assert [load.step for load in loads] == list(range(1, rows[-1]["version"] + 1)), "one per update of the actor"
+    for load in loads:
+        assert len({sum(counts) for counts in load.layers.values()}) == 1, "every layer routes the same tokens"
+    detailed = [line for line in read_step(steps_in(folder)[1]) if line.trainer_logprobs]
+    assert len(detailed) == 8
+    for line in detailed:
+        assert line.trainer_logprobs == pytest.approx(line.logprobs, abs=1e-4)
+        assert "".join(text for text, _ in line.pieces) == line.segments[-1].text
 
 
 def test_distillation_trains_a_teacher_then_its_student(tmp_path):

@@ -21,9 +21,9 @@ from archon_core.contracts.pipeline import Action, ActionKind, ScheduleSpec
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import PluginError, TrainingError
+from archon_core.run_files.pipeline import parse_recording
 from archon_engine.models.staged import stages_of
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_pipeline.recording import parse_recording
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import WorldError, run_world

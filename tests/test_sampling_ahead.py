@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 from archon_core.cli.main import main
+from archon_core.run_files.trajectories import read_step, steps_in
 from archon_rl.trainer import collector_link
-from archon_rl.trajectory_files import read_step, steps_in
 from archon_rollout.sampling_status import read_sampling
 from archon_rollout.served import launching
 from archon_train.run.metrics import read_metrics

@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_core.run_files.trajectories import read_step, steps_in
 from archon_rl.trainer import collector_link
-from archon_rl.trajectory_files import read_step, steps_in
 from archon_rollout.served import launching
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics

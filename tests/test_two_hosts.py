@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from archon_rl.trajectory_files import Line, read_step, steps_in
+from archon_core.run_files.trajectories import Line, read_step, steps_in
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics
 

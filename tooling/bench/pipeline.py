@@ -36,9 +36,10 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.plugins import ScheduleSpec
+from archon_core.run_files.pipeline import parse_recording
 from archon_engine.models.staged import stages_of
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_pipeline.recording import Recording, parse_recording
+from archon_pipeline.recording import Recording
 from archon_pipeline.simulator import simulate
 from archon_testing.worlds import run_world
 
@@ -152,7 +153,7 @@ class Sides:
         self.ours(micro_batches)
         self.gradients()
         text = self._running.runner.recorded(step=1)
-        return None if text is None else parse_recording(text, source="this step")
+        return None if text is None else Recording.of(parse_recording(text, source="this step"))
 
     @staticmethod
     def _loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

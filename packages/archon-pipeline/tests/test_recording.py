@@ -9,7 +9,8 @@ import pytest
 
 from archon_core.contracts.pipeline import Action
 from archon_core.errors import ConfigError
-from archon_pipeline.recording import Recording, find_recordings, read_recording, render_recording
+from archon_core.run_files.pipeline import find_recordings
+from archon_pipeline.recording import Recording, read_recording, render_recording
 from archon_pipeline.timeline import TimedAction, Timeline
 
 

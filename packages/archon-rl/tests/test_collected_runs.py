@@ -18,9 +18,10 @@ from run_results import rows, table
 
 from archon_core.contracts.rollout import Completion
 from archon_core.errors import ConfigError, TrainingError
+from archon_core.run_files.trajectories import Line, read_step, steps_in
 from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trainer.sampling_ahead import SampleAhead
-from archon_rl.trajectory_files import STALE, Line, read_step, steps_in
+from archon_rl.trajectory_files import STALE
 
 TOLERANCE = 1e-9
 PPO = ("algorithm=ppo", "critic.optimizer.lr=0.2", "critic.warmup_steps=2", "actor.adv_norm={}")

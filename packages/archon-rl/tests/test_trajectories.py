@@ -11,9 +11,10 @@ from run_results import rows
 
 from archon_core.contracts.workflows import NO_VERSION, Trajectory
 from archon_core.errors import ConfigError, DataError
+from archon_core.run_files.trajectories import Segment, read_step, steps_in
 from archon_rl.collector.sampling import NOT_SELECTED
 from archon_rl.trajectories_cli import describe, has_colours, trajectories
-from archon_rl.trajectory_files import Segment, line_of, read_step, steps_in, write_step
+from archon_rl.trajectory_files import line_of, pieces_of, write_step
 
 LETTERS = "abcdefghij"
 TURNS = Trajectory(
@@ -51,6 +52,34 @@ def test_a_file_gives_its_lines_back(tmp_path):
     lines = [line(), line(1.0, dropped="it is stale")]
     write_step(tmp_path, 7, lines)
     assert list(read_step(steps_in(tmp_path)[7])) == lines
+
+
+def test_pieces_are_the_fewest_tokens_that_decode_to_whole_characters():
+    euro = "€".encode()
+
+    def decode_bytes(ids):
+        return bytes(ids).decode(errors="replace")
+
+    ids = (*b"p", *b"a", *euro, *b"b", euro[0])
+    one = Trajectory(ids, (False, *[True] * 6), (0.0,) * 7, (NO_VERSION, *[1] * 6), reward=0.0)
+    assert pieces_of(one, decode_bytes) == (("a", 1), ("€", 3), ("b", 1), ("\ufffd", 1))
+
+
+def test_log_probabilities_of_the_trainer_stand_beside_those_of_the_sampler(tmp_path):
+    one = line(trainer_logprobs=[0.0, -1.0, -2.0, -3.0, -4.0, -5.0])
+    assert one.trainer_logprobs == (0.0, -1.0, -2.0, -3.0, 0.0, -5.0)
+    assert one.pieces == (("b", 1), ("c", 1), ("d", 1), ("f", 1))
+    write_step(tmp_path, 7, [one])
+    assert list(read_step(steps_in(tmp_path)[7])) == [one]
+    with pytest.raises(ValueError, match="zip"):
+        line(trainer_logprobs=[0.0])
+
+
+def test_lines_of_earlier_versions_can_be_read(tmp_path):
+    old = {name: value for name, value in asdict(line()).items() if name not in ("pieces", "trainer_logprobs")}
+    (tmp_path / "trajectories").mkdir()
+    (tmp_path / "trajectories/step-00000007.jsonl").write_text(json.dumps(old) + "\n")
+    assert list(read_step(steps_in(tmp_path)[7])) == [line()]
 
 
 def test_a_resumed_run_leaves_no_file_of_a_later_step(tmp_path):
@@ -170,6 +199,13 @@ def test_a_run_writes_what_it_trains_on_and_what_it_does_not_select(run, workflo
         for one in lines:
             assert len(one.token_ids) == len(one.loss_mask) == len(one.logprobs) == len(one.versions)
             assert one.segments[0].text.endswith("=")
+        detailed = [one for one in lines if one.trainer_logprobs]
+        assert detailed
+        assert not [one.dropped for one in detailed if one.dropped]
+        for one in detailed:
+            assert one.trainer_logprobs == pytest.approx(one.logprobs, abs=1e-5), (
+                "the sampler has the trainer's weights"
+            )
     numbers = [sorted({one.group for one in lines}) for lines in found.values()]
     assert [*chain(*numbers)] == list(range(sum(map(len, numbers))))
     assert {one.dropped for one in chain(*found.values())} == {"", NOT_SELECTED}

@@ -27,6 +27,7 @@ from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
 from archon_core.errors import ConfigError, TrainingError
 from archon_core.layout import Layout
 from archon_core.ranks.ranks import DataRanks
+from archon_core.run_files.expert_load import EXPERT_LOAD_PREFIX, ExpertLoad, render_load
 from archon_core.serving.manifest import WeightManifest
 from archon_engine.assembly.assembled import assemble, needs_meshes
 from archon_engine.checkpoint.dcp import TrainingState
@@ -219,6 +220,9 @@ class ArchonEngine:
         recordings: list[StepRecording] = []
         if records and (timeline := running.pipelined.recorded(step=self._version)) is not None:
             recordings.append(StepRecording(f"{RECORDING_PREFIX}{self._role}.json", timeline))
+        if stats.expert_load and running.ranks.everyone.is_first:
+            line = render_load(ExpertLoad(self._version, stats.expert_load))
+            recordings.append(StepRecording(f"{EXPERT_LOAD_PREFIX}{self._role}.jsonl", line, series_step=self._version))
         if self.recomputation is not None and not self._has_reported:
             self._has_reported = True
             report = f"{self._role}: {self.recomputation.report()}"

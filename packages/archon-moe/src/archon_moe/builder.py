@@ -86,6 +86,10 @@ class MoEBlocks:
         """The metrics of a step (``archon_moe.load.load_metrics``)."""
         return load_metrics(totals)
 
+    def expert_load(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Sequence[int]]:
+        """Layer -> tokens of each expert in a step, layers in order."""
+        return {layer: totals[layer]["counts"].long().tolist() for layer in sorted(totals, key=int)}
+
     def decisions(self, device: str, dtype: torch.dtype, *, role: str) -> list[Decision]:
         """Report the chosen implementation of the experts, and options that do something else than they say.
 

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from archon_core.errors import ConfigError
-from archon_pipeline.recording import find_recordings, read_recording
+from archon_core.run_files.pipeline import find_recordings
+from archon_pipeline.recording import read_recording
 from archon_pipeline.simulator import simulate
 from archon_pipeline.timeline import TimedAction, Timeline
 from archon_pipeline.view import View

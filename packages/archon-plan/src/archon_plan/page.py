@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-from archon_plan.answer import Answer, EngineAnswer
-from archon_plan.charts import (
+from archon_core.page.charts import (
     Bar,
     colours_of,
     draw_bars,
@@ -18,11 +17,12 @@ from archon_plan.charts import (
     draw_table,
     with_others,
 )
+from archon_core.page.parts import folded, list_of_bars, paragraph, remark, tiles
+from archon_core.page.style import STYLE
+from archon_plan.answer import Answer, EngineAnswer
 from archon_plan.devices import Device
 from archon_plan.layout_report import describe_meshes
 from archon_plan.numbers import count, gib, percent, seconds
-from archon_plan.page_parts import folded, list_of_bars, paragraph, remark, tiles
-from archon_plan.page_style import STYLE
 from archon_plan.results import RankMemory, Transfer
 from archon_plan.rl import RLPlan
 from archon_plan.run_section import run_section

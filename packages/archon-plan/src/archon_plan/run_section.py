@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from archon_plan.charts import Span, draw_axis, draw_columns, draw_lane, draw_table
+from archon_core.page.charts import Span, draw_axis, draw_columns, draw_lane, draw_table
+from archon_core.page.parts import list_of_bars, paragraph, remark, tiles
 from archon_plan.numbers import count, percent, seconds
-from archon_plan.page_parts import list_of_bars, paragraph, remark, tiles
 from archon_plan.rl import RLPlan
 from archon_plan.rl_report import describe_samples, describe_servers, parts_of_step
 from archon_plan.splits import Split

@@ -245,11 +245,6 @@ def archon_commands() -> Iterable[CommandSpec]:
             summary="List algorithms, policy losses, and presets with their sources and options.",
         ),
         CommandSpec(
-            name="report",
-            target="archon_rl.report_cli:report",
-            summary="Show the steps of a run: reward, loss, speed, staleness, queue, dropped groups, idle time.",
-        ),
-        CommandSpec(
             name="trajectories",
             target="archon_rl.trajectories_cli:trajectories",
             summary="Read the trajectories of a run: prompts, completions, rewards, versions of tokens.",

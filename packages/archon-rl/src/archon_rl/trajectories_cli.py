@@ -13,7 +13,7 @@ import typer
 
 from archon_core.cli.console import print_text
 from archon_core.errors import ConfigError
-from archon_rl.trajectory_files import FOLDER, Line, read_step, steps_in
+from archon_core.run_files.trajectories import FOLDER, Line, read_step, steps_in
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -7,76 +7,24 @@ that one version sampled, for readers: decoding token by token would break chara
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import Any
 
 from archon_core.contracts.workflows import Trajectory
-from archon_core.errors import DataError
+from archon_core.run_files.trajectories import FOLDER, Line, Segment, steps_in
 from archon_engine.checkpoint.publication import publish_text
-
-FOLDER = "trajectories"
-"""In the run folder."""
 
 STALE = "it is staler than rollout.max_head_offpolicyness allows"
 
-_NAME = re.compile(r"step-(\d+)\.jsonl")
+UNDECODED = "\ufffd"
+"""Stands in decoded text for bytes that are no whole character."""
+
+MOST_BYTES = 4
+"""Bytes of the longest character in UTF-8."""
 
 Decode = Callable[[Sequence[int]], str]
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive tokens of one origin.
-
-    Attributes:
-        text: their text, with special tokens.
-        version: of the weights that sampled them; ``None`` for tokens of the prompt or between turns.
-    """
-
-    text: str
-    version: int | None = None
-
-
-@dataclass(frozen=True)
-class Line:
-    """One trajectory.
-
-    Attributes:
-        step: training step that consumed it, from 1, as in the metrics.
-        group: number of its record, counted over all records that the run has drawn.
-        sample: its place in the group.
-        reward: raw reward.
-        dropped: why the step did not train on it; empty if it did.
-        truncated: whether it ended at the length limit.
-        segments: its text.
-        token_ids: of all tokens.
-        loss_mask: 1 for sampled tokens.
-        logprobs: of sampled tokens under the policy that sampled them; 0 for others.
-        versions: of the weights that sampled each token; -1 for others.
-        metadata: of the workflow.
-    """
-
-    step: int
-    group: int
-    sample: int
-    reward: float
-    dropped: str
-    truncated: bool
-    segments: tuple[Segment, ...]
-    token_ids: tuple[int, ...]
-    loss_mask: tuple[int, ...]
-    logprobs: tuple[float, ...]
-    versions: tuple[int, ...]
-    metadata: Mapping[str, Any]
-
-    @property
-    def weights(self) -> tuple[int, ...]:
-        """The versions that sampled its tokens, the oldest one first."""
-        return tuple(sorted({one.version for one in self.segments if one.version is not None}))
 
 
 def segments_of(trajectory: Trajectory, decode: Decode) -> tuple[Segment, ...]:
@@ -90,8 +38,41 @@ def segments_of(trajectory: Trajectory, decode: Decode) -> tuple[Segment, ...]:
     return tuple(found)
 
 
-def line_of(trajectory: Trajectory, decode: Decode, *, step: int, group: int, sample: int, dropped: str = "") -> Line:
-    """The line of a trajectory; ``step`` counts from 1."""
+def pieces_of(trajectory: Trajectory, decode: Decode) -> tuple[tuple[str, int], ...]:
+    """The sampled text, piece by piece, each with its number of tokens: the fewest that decode to whole characters.
+
+    Text that depends on the tokens before it, such as a space that a tokenizer strips at the start, may differ from the
+    one in ``segments``.
+    """
+    found: list[tuple[str, int]] = []
+    part: list[int] = []
+    sampled = [token for token, mine in zip(trajectory.token_ids, trajectory.loss_mask, strict=True) if mine]
+    for place, token in enumerate(sampled, start=1):
+        part.append(token)
+        text = decode(part)
+        if not text.endswith(UNDECODED) or len(part) == MOST_BYTES or place == len(sampled):
+            found.append((text, len(part)))
+            part = []
+    return tuple(found)
+
+
+def line_of(
+    trajectory: Trajectory,
+    decode: Decode,
+    *,
+    step: int,
+    group: int,
+    sample: int,
+    dropped: str = "",
+    trainer_logprobs: Sequence[float] | None = None,
+) -> Line:
+    """The line of a trajectory.
+
+    Args:
+        step: counts from 1.
+        trainer_logprobs: of all its tokens; ``None`` if unknown, and then the line has no pieces either.
+    """
+    known = zip(trainer_logprobs or (), trajectory.loss_mask, strict=trainer_logprobs is not None)
     return Line(
         step=step,
         group=group,
@@ -105,6 +86,8 @@ def line_of(trajectory: Trajectory, decode: Decode, *, step: int, group: int, sa
         logprobs=tuple(trajectory.logprobs),
         versions=tuple(trajectory.versions),
         metadata=dict(trajectory.metadata),
+        pieces=() if trainer_logprobs is None else pieces_of(trajectory, decode),
+        trainer_logprobs=tuple(logprob if mine else 0.0 for logprob, mine in known),
     )
 
 
@@ -122,39 +105,3 @@ def write_step(folder: Path, step: int, lines: Sequence[Line]) -> None:
     for later, file in steps_in(folder).items():
         if later > step:
             file.unlink()
-
-
-def steps_in(folder: Path) -> dict[int, Path]:
-    """Step -> file, in order, of a run folder."""
-    found = {}
-    for file in (folder / FOLDER).glob("*.jsonl"):
-        if name := _NAME.fullmatch(file.name):
-            found[int(name[1])] = file
-    return dict(sorted(found.items()))
-
-
-def read_step(file: Path) -> Iterator[Line]:
-    """The lines of a file.
-
-    Raises:
-        DataError: a line is not a trajectory's.
-    """
-    for number, text in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            yield _read_line(json.loads(text))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(
-                f"{file}, line {number}: found {text[:60]!r} ({error}); allowed is a line that a run with "
-                "rollout.dump_to_file=true wrote; remove the file"
-            ) from error
-
-
-def _read_line(data: Any) -> Line:
-    values = {field.name: data[field.name] for field in fields(Line)}
-    values["segments"] = tuple(Segment(one["text"], one["version"]) for one in values["segments"])
-    for name in ("token_ids", "loss_mask", "logprobs", "versions"):
-        values[name] = tuple(values[name])
-    line = Line(**values)
-    if not isinstance(line.step, int) or not isinstance(line.reward, int | float):
-        raise TypeError("step and reward are numbers")
-    return line

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
@@ -90,11 +90,14 @@ class StepRecording:
         file: name of the file in the run folder, which the first rank writes.
         text: the file's content.
         is_log: whether ``text`` is shown to the user and appended to the file, instead of replacing it.
+        series_step: for a file over steps, the optimizer step that ``text`` is the line of; such a file keeps a bounded
+            number of steps, evenly spread. ``None`` for other files.
     """
 
     file: str
     text: str
     is_log: bool = False
+    series_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,8 @@ class StepStats:
         n_micro_batches: number of micro-batches into which the batch was split.
         n_tokens: tokens in the batch, over all ranks.
         metrics: the loss's metrics, divided by their global weights.
-        recordings: recordings of this step that options enabled; empty in most steps.
+        recordings: recordings of this step, most of which an option enabled.
+        expert_load: layer index as text -> tokens of each expert in this step; empty for a model without experts.
     """
 
     loss: float
@@ -120,6 +124,7 @@ class StepStats:
     n_tokens: int
     metrics: Mapping[str, float]
     recordings: tuple[StepRecording, ...] = ()
+    expert_load: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
 
 class StagedState(Protocol):

@@ -98,6 +98,13 @@ class MoEBuilder(Protocol):
             totals: as in ``update``.
         """
 
+    def expert_load(self, totals: Mapping[str, Mapping[str, Tensor]]) -> Mapping[str, Sequence[int]]:
+        """Layer index as text -> tokens of each expert in a step. A builder may leave this method out.
+
+        Args:
+            totals: as in ``update``.
+        """
+
 
 class MoEBuilderFactory(Protocol):
     """``target`` of a ``MoESpec``. ``options`` are those of the engine, including the fields that the plugin adds."""

@@ -23,7 +23,6 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "command": {
         "archon-rl": (
             "algorithms",
-            "report",
             "trajectories",
             "simulate",
         ),
@@ -35,6 +34,10 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         "archon-engine": ("convert",),
         "archon-pipeline": ("pipeline",),
         "archon-plan": ("plan",),
+        "archon-report": (
+            "report",
+            "watch",
+        ),
         "archon-scaffold": ("new",),
         "archon-slurm": ("slurm",),
         "archon-testing": ("verify",),

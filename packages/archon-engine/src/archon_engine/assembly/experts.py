@@ -94,12 +94,19 @@ class ExpertBlocks:
             carrying.append(replace(micro_batch, packed=replace(micro_batch.packed, auxiliary=auxiliary)))
         return carrying, reports
 
-    def finish(self, reports: StepReports, *, stepped: bool) -> dict[str, float]:
-        """If the optimizer has stepped, update state that gradients do not train. Returns metrics. Collective."""
+    def finish(self, reports: StepReports, *, stepped: bool) -> tuple[dict[str, float], Mapping[str, Sequence[int]]]:
+        """If the optimizer has stepped, update state that gradients do not train. Collective.
+
+        Returns:
+            metrics, and per layer the tokens of each expert.
+        """
         totals = self._over_all_ranks(reports.totals_here())
         if stepped:
             self.builder.update(self.blocks, totals)
-        return {PREFIX + name: float(value) for name, value in self.builder.metrics(totals).items()}
+        metrics = {PREFIX + name: float(value) for name, value in self.builder.metrics(totals).items()}
+        # Builders of other packages may be older than this method.
+        load = getattr(self.builder, "expert_load", None)
+        return metrics, {} if load is None else load(totals)
 
     def _over_all_ranks(self, here: Totals) -> Totals:
         names = [(layer, name) for layer in sorted(here) for name in sorted(here[layer])]

@@ -6,7 +6,7 @@ numbers depend neither on the split into micro-batches nor on the split over ran
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -47,6 +47,7 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
     micro_batches, whole = _prepare(batch, loss.request, running, loss)
     totals = LossTotals(loss, whole, running.ranks)
     reports = None
+    expert_load: Mapping[str, Sequence[int]] = {}
     if assembled.experts is not None:
         micro_batches, reports = assembled.experts.with_batch_totals(micro_batches, whole)
     optimizer.zero_grad()
@@ -67,7 +68,8 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
             clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
         optimizer.step(learning_rate)
     if assembled.experts is not None and reports is not None:
-        metrics |= assembled.experts.finish(reports, stepped=finite)
+        of_experts, expert_load = assembled.experts.finish(reports, stepped=finite)
+        metrics |= of_experts
     return StepStats(
         loss=objective,
         gradient_norm=float(norm),
@@ -76,6 +78,7 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
         n_micro_batches=whole.n_micro_batches,
         n_tokens=whole.n_tokens,
         metrics=metrics,
+        expert_load=expert_load,
     )
 
 

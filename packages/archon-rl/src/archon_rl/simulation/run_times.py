@@ -10,8 +10,8 @@ from typing import Any
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.layout import parse_layout
+from archon_core.run_files.metrics import read_metrics
 from archon_train.experiment import load_config
-from archon_train.run.metrics import read_metrics
 
 BUSY = "collector/busy_seconds"
 WAITED = "collector/waited_seconds"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from archon_core.ranks.failing_together import failing_together
@@ -28,13 +28,31 @@ class TrajectoryDump:
     encoder: TextEncoder
     ranks: Ranks
 
-    def __call__(self, step: int, groups: Mapping[int, Settled[Group]]) -> None:
-        """Write the groups of ``step``, counted from 0, by number, unless they have no trajectories. Collective."""
+    def __call__(
+        self,
+        step: int,
+        groups: Mapping[int, Settled[Group]],
+        trainer_logprobs: Mapping[tuple[int, ...], Sequence[float]],
+    ) -> None:
+        """Write the groups of ``step``, counted from 0, by number, unless they have no trajectories. Collective.
+
+        Args:
+            trainer_logprobs: token ids of some trajectories -> log-probability of each token under the weights before
+                the step. These trajectories get the text of each token too.
+        """
         with failing_together(self.ranks):
             if self.ranks.is_first:
                 decode = self.encoder.decode_literally
                 lines = [
-                    line_of(one, decode, step=step + 1, group=number, sample=sample, dropped=settled.reason)
+                    line_of(
+                        one,
+                        decode,
+                        step=step + 1,
+                        group=number,
+                        sample=sample,
+                        dropped=settled.reason,
+                        trainer_logprobs=trainer_logprobs.get(tuple(one.token_ids)),
+                    )
                     for number, settled in sorted(groups.items())
                     for sample, one in enumerate(settled.group.trajectories)
                 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
@@ -18,6 +19,7 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.rollout import InferenceEngine
 from archon_core.seeding import derive_seed
+from archon_rl.advantages import REWARDS
 from archon_rl.algorithm import Algorithm
 from archon_rl.losses.aggregation import LOSS_MASK
 from archon_rl.losses.distillation import TEACHER_BASELINE, TEACHER_LOGPROBS, sequence_baseline
@@ -32,6 +34,9 @@ from archon_rl.trainer.minibatches import apply_filters, trained_minibatches
 from archon_rl.trainer.roles import PendingOutputs, RoleEngines, begin_forward
 from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock, average
+
+MOST_DETAILED = 16
+"""Trajectories of a step whose log-probabilities under the trainer's weights are written with them."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +77,10 @@ class RLStep:
         """Run step ``step``; return its metrics."""
         clock = PhaseClock()
         collected = self.collection(step, clock)
+        chosen = collected.batch
         if self.dump is not None:
             with clock("dump"):
-                self.dump(step, collected.groups)
-        chosen = collected.batch
+                self.dump(step, collected.groups, self.trainer_logprobs(chosen))
         updates: list[StepStats] = []
         distances: dict[str, float] = {}
         learned: dict[str, float] = {}
@@ -145,6 +150,20 @@ class RLStep:
                 fields[TEACHER_BASELINE] = sequence_baseline(sampled - found, batch)
             distances["rollout_kl_teacher"] = _masked_mean(kl_estimate(sampled, found, "k1"), mask)
         return batch.with_fields(fields), distances
+
+    def trainer_logprobs(self, batch: Batch) -> dict[tuple[int, ...], list[float]]:
+        """For some sequences, evenly spread by reward: token ids -> each token's log-probability under the actor's
+        weights; 0 for the first token, which nobody predicts. Collective."""
+        if not len(batch):
+            return {}
+        order = range(len(batch))
+        if REWARDS in batch.sequence_fields:
+            order = batch.sequence_fields[REWARDS].argsort(stable=True).tolist()
+        shown = batch.select(order[:: -(-len(batch) // MOST_DETAILED)])
+        found = self.actor.forward_batch(shown, OutputRequest(("logprobs",), self.algorithm.temperature))["logprobs"]
+        ids, bounds = shown.input_ids.tolist(), shown.offsets
+        values = found.tolist()
+        return {tuple(ids[start:end]): [0.0, *values[start : end - 1]] for start, end in pairwise(bounds)}
 
     def _begin(self, engine: Any, field: str, batch: Batch, request: OutputRequest) -> PendingOutputs | None:
         """Start the pass of the model that computes ``field``; ``None`` if the algorithm does not read it."""

@@ -93,18 +93,19 @@ def run_training(
                 run.folder.write_config(to_yaml(config))
                 run.folder.write_decisions(run.decisions)
                 print_remark(str(run.folder.path), label="run folder: ", style="bold")
-            try:
-                start_roles(joined.links, run.resumed)
-                _fit(config, run, loaded.explicit, stop, joined)
-                code = next((code for code in ranks.gather(stop.exit_code) if code), 0)
-                end_roles(joined.links, code)
-            except KeyboardInterrupt:
-                if not stop.insisted:  # the second signal may have come within a message
-                    end_roles(joined.links, stop.exit_code or 128 + signal.SIGINT)
-                raise
-            finally:
-                if is_first:
-                    run.folder.write_decisions(run.decisions)
+            with _start_recorded(run, stop) if is_first else nullcontext():
+                try:
+                    start_roles(joined.links, run.resumed)
+                    _fit(config, run, loaded.explicit, stop, joined)
+                    code = next((code for code in ranks.gather(stop.exit_code) if code), 0)
+                    end_roles(joined.links, code)
+                except KeyboardInterrupt:
+                    if not stop.insisted:  # the second signal may have come within a message
+                        end_roles(joined.links, stop.exit_code or 128 + signal.SIGINT)
+                    raise
+                finally:
+                    if is_first:
+                        run.folder.write_decisions(run.decisions)
     except KeyboardInterrupt:
         if not stop.requested:  # otherwise the first signal determines the exit code
             stop.request()
@@ -112,6 +113,13 @@ def run_training(
     if code and is_first and run is not None:
         print_remark(explain_interruption(run.folder, resume_command), label="interrupted: ", style="bold yellow")
     return code
+
+
+def _start_recorded(run: OpenRun, stop: StopSignal) -> AbstractContextManager[None]:
+    from archon_train.run.starts import recorded_start
+
+    step = run.folder.latest_step() if run.resumed else None
+    return recorded_start(run.folder.path, resumed_from=step, interrupted=lambda: bool(stop.exit_code))
 
 
 def _rank_stop(place: RankEnvironment) -> StopSignal:

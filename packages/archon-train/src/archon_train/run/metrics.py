@@ -10,16 +10,13 @@ import json
 import math
 import numbers
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from archon_core.contracts.loggers import MetricsLogger
-from archon_core.errors import DataError
+from archon_core.run_files.metrics import read_metrics
 from archon_engine.checkpoint.publication import publish_text
 from archon_train.run.folder import RunFolder
-
-_NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class MetricsLog:
@@ -108,32 +105,6 @@ class NoMetrics(MetricsLog):
 
     def close(self) -> None:
         """Do nothing."""
-
-
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Read the rows of a ``metrics.jsonl``; skips an incomplete last line after a crash.
-
-    Raises:
-        DataError: another line is not a valid row.
-    """
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({name: _NOT_FINITE.get(value, value) for name, value in row.items()})
-            if not isinstance(rows[-1]["step"], int):
-                raise TypeError("its step is not a number")
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise DataError(
-                f"{path}, line {number}: found {line.strip()[:80]!r}; every line must be a JSON object with a step; "
-                "remove the line, or start a new run with another trial_name"
-            ) from error
-    return rows
 
 
 def _encode_row(row: Mapping[str, float]) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from archon_core.contracts.engine import StepRecording
 from archon_engine.checkpoint.publication import publish_text
+from archon_train.run.series_file import SeriesFile
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Recordings:
 
     folder: Path | None = None
     note: Callable[[str], None] | None = None
+    _series: dict[str, SeriesFile] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def take(self, recordings: Iterable[StepRecording]) -> None:
         """Write every recording to its file, and show it if it is a log."""
@@ -29,7 +31,10 @@ class Recordings:
                 self.note(recording.text)
             if self.folder is None:
                 continue
-            if recording.is_log:
+            if recording.series_step is not None:
+                series = self._series.setdefault(recording.file, SeriesFile(self.folder / recording.file))
+                series.add(recording.series_step, recording.text)
+            elif recording.is_log:
                 with (self.folder / recording.file).open("a", encoding="utf-8") as file:
                     file.write(recording.text + "\n")
             else:

@@ -1,15 +1,8 @@
-"""``archon report``: the steps of a run as a table."""
+"""The steps of a run as a table, and totals of asynchronous runs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated
-
-import typer
-
-from archon_core.cli.console import print_json, print_table, print_text
-from archon_core.errors import ConfigError
+from collections.abc import Mapping, Sequence
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("reward", "{:.3f}"),
@@ -31,45 +24,21 @@ TRAINED = "trained_tokens"
 """Weight of a step's shares of tokens by staleness."""
 
 
-def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The run folder.")],
-    last: Annotated[int, typer.Option(help="The last steps to show; 0 for all.")] = 20,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the rows as JSON, with all their metrics.")] = False,
-) -> None:
-    """Show the steps of a run: reward, loss, speed, and the queue, staleness and idle time of asynchronous runs.
-
-    Reads metrics.jsonl in the run folder, also while the run goes on.
-    """
-    from archon_train.run.metrics import read_metrics
-
-    if last < 0:
-        raise ConfigError(f"--last: found {last}; allowed are numbers from 0, which stands for all steps")
-    file = run / "metrics.jsonl"
-    if not file.is_file():
-        raise ConfigError(f"{run}: found no metrics.jsonl; give the folder of a run that has started")
-    rows = [row for row in read_metrics(file) if "time/step" in row]
-    shown = rows[-last:] if last else rows
-    if as_json:
-        print_json(shown)
-        return
-    if not shown:
-        print_text(f"{file}: no step is finished yet")
-        return
-    columns = {name: one for name, one in COLUMNS.items() if any(one[0] in row for row in shown)}
+def table_of(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the steps."""
+    columns = {name: one for name, one in COLUMNS.items() if any(one[0] in row for row in rows)}
     cells = [
         [
             str(row["step"]),
             *(layout.format(row[metric]) if metric in row else "" for metric, layout in columns.values()),
         ]
-        for row in shown
+        for row in rows
     ]
-    print_table(["step", *columns], cells)
-    for line in _totals(shown):
-        print_text(line)
+    return ["step", *columns], cells
 
 
-def _totals(rows: list[dict[str, float]]) -> list[str]:
-    """Lines about all shown steps, of an asynchronous run."""
+def totals_of(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """Lines about all these steps, of an asynchronous run."""
     asynchronous = [row for row in rows if "collector/running" in row]
     if not asynchronous:
         return []
@@ -83,7 +52,6 @@ def _totals(rows: list[dict[str, float]]) -> list[str]:
     versions = {n.removeprefix(VERSION): int(v) for n, v in asynchronous[-1].items() if n.startswith(VERSION)}
     lost = ", ".join(f"{n:.0f} {reason.replace('_', ' ')}" for reason, n in dropped.items() if n)
     return [
-        "",
         f"trained tokens by staleness: {shares}",
         f"dropped groups: {lost or 'none'}",
         "versions of the servers: " + (", ".join(f"{server} {v}" for server, v in versions.items()) or "unknown"),

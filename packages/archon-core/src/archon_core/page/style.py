@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+_DARK = """--ink: #e6e9f0; --faint: #a2acc0; --paper: #11151d; --panel: #1a202b;
+  --line: #333c4d; --mark: #ff7b7b; --good: #5cc9b2; --accent: #86b4ec; --row: #202c3f;"""
+
 STYLE = """
 :root { --ink: #101828; --faint: #55607a; --paper: #ffffff; --panel: #f5f7fa; --line: #d5dae3; --mark: #c1121f;
   --good: #0c7a68; --accent: #3168ac; --row: #eaf1fa; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9f0; --faint: #a2acc0; --paper: #11151d; --panel: #1a202b;
-  --line: #333c4d; --mark: #ff7b7b; --good: #5cc9b2; --accent: #86b4ec; --row: #202c3f; } }
+@media (prefers-color-scheme: dark) { :root:not([data-theme="light"]) { DARK } }
+:root[data-theme="dark"] { DARK }
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif; }
@@ -58,4 +61,5 @@ summary { cursor: pointer; color: var(--accent); font-size: 14px; }
 @media (max-width: 560px) { .bar { grid-template-columns: 62px 1fr 74px; } .bar > span { font-size: 12px; }
   .bars.long .bar { grid-template-columns: 1fr auto; } .bars.long .track { grid-row: 2; grid-column: 1 / 3; }
   h1 { font-size: 20px; } }
-"""
+""".replace("DARK", _DARK)
+"""``data-theme`` of the root element overrules the preference of the reader's system."""

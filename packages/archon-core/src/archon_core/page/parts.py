@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 
-from archon_plan.charts import Bar, draw_bars
+from archon_core.page.charts import Bar, draw_bars
 
 
 def list_of_bars(entries: Iterable[tuple[str, float, str]]) -> str:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from archon_core.errors import ConfigError
-from archon_rl.report_cli import report
+from archon_report.cli import report
 
 STEP = {"reward": 0.5, "loss": -0.01, "time/step": 2.0, "tokens_per_second": 50.0, "tokens": 100}
 AHEAD = {
@@ -33,7 +33,7 @@ def show(tmp_path, capsys, monkeypatch):
 
     def run(*rows, last=20, as_json=False) -> str:
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        report(tmp_path, last, as_json)
+        report([tmp_path], last=last, as_json=as_json)
         return capsys.readouterr().out
 
     return run
@@ -78,7 +78,15 @@ def test_a_run_without_a_step_says_so(show):
 
 
 def test_wrong_input_is_refused(show, tmp_path):
-    with pytest.raises(ConfigError, match=r"found no metrics\.jsonl; give the folder of a run that has started"):
-        report(tmp_path / "absent", 20, False)
+    with pytest.raises(ConfigError, match=r"absent: found no such folder; allowed is the folder of a run"):
+        report([tmp_path / "absent"])
+    with pytest.raises(ConfigError, match=r"found no metrics\.jsonl and no config\.yaml; give the folder of a run"):
+        report([tmp_path])
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/metrics.jsonl").touch()
+    with pytest.raises(ConfigError, match="give one of its runs: one"):
+        report([tmp_path])
+    with pytest.raises(ConfigError, match="found the same run twice"):
+        report([tmp_path / "one", tmp_path / "one"])
     with pytest.raises(ConfigError, match=r"--last: found -1; allowed are numbers from 0"):
         show({"step": 1, **STEP}, last=-1)

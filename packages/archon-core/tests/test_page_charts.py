@@ -7,7 +7,7 @@ import re
 import pytest
 
 from archon_core.contracts.pipeline import Action, TimedActions
-from archon_plan.charts import (
+from archon_core.page.charts import (
     COLOURS,
     GREY,
     MOST_ACTIONS,

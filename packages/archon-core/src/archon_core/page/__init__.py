@@ -1,0 +1,1 @@
+"""Pieces of HTML pages that commands write: charts, tables and a style sheet, without anything to load."""

@@ -1,0 +1,122 @@
+"""Curves of a run: metrics as series over steps, short enough for a page."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+MOST_POINTS = 1500
+"""Most points of a curve on a page; a screen has no more columns of pixels."""
+
+MOST_COLUMNS = 150
+"""Most columns of a stacked chart."""
+
+PHASE = "time/"
+STEP_TIME = "time/step"
+
+
+@dataclass(frozen=True)
+class Series:
+    """A metric over steps.
+
+    Attributes:
+        steps: ascending.
+        values: one per step; not all finite.
+    """
+
+    steps: tuple[int, ...]
+    values: tuple[float, ...]
+
+    @property
+    def not_finite(self) -> list[int]:
+        """The steps whose value is NaN or infinite."""
+        return [step for step, value in zip(self.steps, self.values, strict=True) if not math.isfinite(value)]
+
+    @property
+    def last(self) -> float:
+        """The last value."""
+        return self.values[-1]
+
+
+def series_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Series]:
+    """Metric -> series. Of several values of a metric for one step, the last one counts."""
+    found: defaultdict[str, dict[int, float]] = defaultdict(dict)
+    for row in rows:
+        for name, value in row.items():
+            if name != "step" and isinstance(value, int | float):
+                found[name][int(row["step"])] = float(value)
+    return {
+        name: Series(tuple(sorted(points)), tuple(points[step] for step in sorted(points)))
+        for name, points in found.items()
+    }
+
+
+def thin(series: Series, most: int = MOST_POINTS) -> Series:
+    """The series with at most about ``most`` points: the smallest and the largest of each interval, and both ends.
+
+    Values that are not finite stay, because they are why somebody looks at the curve.
+    """
+    count = len(series.steps)
+    if count <= most:
+        return series
+    size = math.ceil(2 * count / most)
+    kept = {0, count - 1}
+    for start in range(0, count, size):
+        places = range(start, min(start + size, count))
+        finite = [place for place in places if math.isfinite(series.values[place])]
+        if len(finite) < len(places):
+            kept.add(next(place for place in places if place not in finite))
+        if finite:
+            kept |= {min(finite, key=series.values.__getitem__), max(finite, key=series.values.__getitem__)}
+    places = sorted(kept)
+    return Series(tuple(series.steps[p] for p in places), tuple(series.values[p] for p in places))
+
+
+def cumulated(series: Series | None) -> Series | None:
+    """Sums up to each step; ``None`` without the series."""
+    if series is None:
+        return None
+    total, sums = 0.0, []
+    for value in series.values:
+        total += value if math.isfinite(value) else 0.0
+        sums.append(total)
+    return Series(series.steps, tuple(sums))
+
+
+@dataclass(frozen=True)
+class Split:
+    """Seconds per phase over steps.
+
+    Attributes:
+        steps: first step of each column.
+        phases: phase -> mean seconds of each column.
+    """
+
+    steps: tuple[int, ...]
+    phases: Mapping[str, tuple[float, ...]]
+
+
+def time_split(rows: Sequence[Mapping[str, float]], most: int = MOST_COLUMNS) -> Split | None:
+    """The phases of training steps, in the order in which a step runs them; ``None`` without phases.
+
+    Means over intervals of steps, so that areas stay true to time.
+    """
+    steps = [row for row in rows if STEP_TIME in row]
+    names = list(
+        dict.fromkeys(
+            name for row in steps for name in row if name.startswith(PHASE) and name not in (STEP_TIME, "time/eval")
+        )
+    )
+    if not names:
+        return None
+    size = max(1, math.ceil(len(steps) / most))
+    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
+    means = {
+        name.removeprefix(PHASE): tuple(sum(row.get(name, 0.0) for row in group) / len(group) for group in groups)
+        for name in names
+    }
+    largest = max(map(max, means.values()))
+    shown = {name: values for name, values in means.items() if max(values) > largest / 1000}
+    return Split(tuple(int(group[0]["step"]) for group in groups), shown)

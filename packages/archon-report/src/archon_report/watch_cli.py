@@ -1,0 +1,85 @@
+"""``archon watch``: runs in the terminal, while they train."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from archon_core.errors import ArchonError, ConfigError
+from archon_core.run_files.metrics import METRICS
+from archon_report.run import Run, read_run
+from archon_report.watch_view import Watched, draw
+
+Clock = Callable[[float], None]
+
+
+def watch(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders; they need not exist yet.")],
+    once: Annotated[bool, typer.Option("--once", help="Print the state once and exit, for scripts.")] = False,
+    every: Annotated[float, typer.Option(metavar="SECONDS", help="Read the files this often.")] = 2.0,
+) -> None:
+    """Follow runs in the terminal: steps, reward, loss, speed, staleness, time per phase, time left.
+
+    Ends when every run has ended, and on Ctrl-C. A run that has not started yet is waited for.
+    """
+    if not every > 0:
+        raise ConfigError(f"--every: found {every:g}; allowed are seconds above 0")
+    from rich.console import Console
+
+    console = Console()
+    if once:
+        found = look(runs)
+        for watched in found:
+            console.print(draw([watched], console.width))
+        missing = [one for one in found if one.run is None]
+        raise typer.Exit(1 if missing else 0)
+    try:
+        follow(runs, console, every)
+    except KeyboardInterrupt:  # the live view has put the cursor back
+        raise typer.Exit(130) from None
+
+
+def follow(runs: Sequence[Path], console, every: float, wait: Clock = time.sleep) -> None:
+    """Show the runs until all have ended.
+
+    Args:
+        runs: their folders.
+        console: of rich.
+        every: seconds between two looks.
+        wait: sleeps for so many seconds.
+    """
+    from rich.live import Live
+
+    found = look(runs)
+    with Live(draw(found, console.width), console=console, auto_refresh=False, transient=False) as live:
+        while True:
+            live.update(draw(found, console.width), refresh=True)
+            if all(one.has_ended for one in found):
+                return
+            wait(every)
+            found = look(runs, found)
+
+
+def look(folders: Sequence[Path], before: Sequence[Watched] = ()) -> list[Watched]:
+    """Read all runs.
+
+    Args:
+        folders: of the runs.
+        before: what the last look found; what has happened since becomes a note.
+    """
+    earlier = list(before) or [Watched(folder) for folder in folders]
+    return [one.after(_read(one.folder)) for one in earlier]
+
+
+def _read(folder: Path) -> Run | str:
+    """The run, or why it cannot be read."""
+    if not (folder / METRICS).is_file() and not (folder / "config.yaml").is_file():
+        return "not a folder" if folder.is_file() else "waiting for the run to start"
+    try:
+        return read_run(folder, only_metrics=True)
+    except ArchonError as error:
+        return str(error)

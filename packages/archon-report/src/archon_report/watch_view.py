@@ -1,0 +1,186 @@
+"""The terminal view of runs: one panel each, side by side where there is room."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from archon_report.run import Run
+from archon_report.series import PHASE, STEP_TIME
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+NOT_FINITE = "!"
+RECENT = 20
+"""Steps that the time left is estimated from."""
+
+WIDTH = 56
+"""Columns of a panel."""
+
+SHOWN: Mapping[str, str] = {
+    "reward": "reward",
+    "eval/reward": "held-out reward",
+    "eval/loss": "held-out loss",
+    "loss": "loss",
+    "gradient_norm": "gradient norm",
+    "approx_kl": "KL",
+    "clip_fraction": "clip fraction",
+    "entropy": "entropy",
+    "completion_tokens": "completion tokens",
+    "tokens_per_second": "tokens/s",
+    "staleness": "staleness",
+}
+"""Metric -> label, in order; a metric that the run lacks is left out."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """What is known of a run.
+
+    Attributes:
+        folder: its path.
+        run: as last read; ``None`` before it starts.
+        note: what is unusual: it is waited for, was resumed, or cannot be read.
+    """
+
+    folder: Path
+    run: Run | None = None
+    note: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nobody trains it any more."""
+        return self.run is not None and self.run.state.kind != "running"
+
+    def after(self, found: Run | str) -> Watched:
+        """This run at the next look; ``found`` is the run, or why it cannot be read."""
+        if isinstance(found, str):
+            return replace(self, note=found)
+        note = self.note if self.run is not None and "resumed" in self.note else ""
+        if self.run is not None and found.step < self.run.step:
+            note = f"resumed: steps {found.step + 1} to {self.run.step} were dropped"
+        elif self.run is not None and found.step > self.run.step and note:
+            note = ""
+        return replace(self, run=found, note=note)
+
+
+def sparkline(values: Sequence[float], width: int) -> str:
+    """The last values as bars of eight heights; ``!`` for values that are not finite.
+
+    >>> sparkline([0, 1, 2, 3.5, float("nan")], 5)
+    '▁▃▅█!'
+    """
+    shown = list(values)[-width:]
+    finite = [value for value in shown if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    return "".join(
+        NOT_FINITE
+        if not math.isfinite(value)
+        else BLOCKS[round((value - low) / (high - low) * (len(BLOCKS) - 1)) if high > low else 0]
+        for value in shown
+    )
+
+
+def seconds_left(run: Run) -> float | None:
+    """The time that the remaining steps need at the speed of the recent ones; ``None`` if unknown."""
+    recent = [row[STEP_TIME] + row.get("time/eval", 0.0) for row in run.rows if STEP_TIME in row][-RECENT:]
+    if run.total is None or not recent or not all(map(math.isfinite, recent)):
+        return None
+    return max(0, run.total - run.step) * sum(recent) / len(recent)
+
+
+def draw(runs: Sequence[Watched], width: int) -> RenderableType:
+    """The panels of all runs.
+
+    Args:
+        runs: to show.
+        width: of the terminal.
+    """
+    from rich.columns import Columns
+
+    panel = min(width, WIDTH if len(runs) > 1 else max(WIDTH, 72))
+    return Columns([draw_run(run, panel) for run in runs], padding=(0, 0))
+
+
+def draw_run(watched: Watched, width: int) -> RenderableType:
+    """One panel."""
+    from rich.panel import Panel
+    from rich.table import Table
+    from rich.text import Text
+
+    run = watched.run
+    if run is None:
+        return Panel(Text(watched.note or "waiting"), title=Text(str(watched.folder)), width=width, title_align="left")
+    table = Table.grid(padding=(0, 1))
+    table.add_column(max_width=18)
+    table.add_column(justify="right", width=9)
+    table.add_column()
+    table.add_row("step", str(run.step) if run.total is None else f"{run.step}/{run.total}", Text(_left(run)))
+    for metric, label in SHOWN.items():
+        if metric in run.series:
+            series = run.series[metric]
+            table.add_row(label, _number(series.last), Text(sparkline(series.values, max(8, width - 34)), "cyan"))
+    for label, value in _more(run):
+        table.add_row(label, "", Text(value))
+    parts: list[Any] = [table]
+    parts += [Text(text, "yellow") for text in (watched.note, *run.problems, *_not_finite(run)) if text]
+    from rich.console import Group
+
+    styles = {"running": "blue", "finished": "green"}
+    state = run.state
+    return Panel(
+        Group(*parts),
+        title=Text(run.name, "bold"),
+        title_align="left",
+        subtitle=Text(state.text, styles.get(state.kind, "red")),
+        subtitle_align="left",
+        width=width,
+        border_style=styles.get(state.kind, "red"),
+    )
+
+
+def _left(run: Run) -> str:
+    left = seconds_left(run)
+    if run.state.kind != "running" or left is None:
+        return ""
+    minutes, seconds = divmod(round(left), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d} left"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+
+
+def _more(run: Run) -> list[tuple[str, str]]:
+    """The time of the last step by phase, and the versions of servers."""
+    row = next((row for row in reversed(run.rows) if STEP_TIME in row), {})
+    phases = {
+        name.removeprefix(PHASE): value
+        for name, value in row.items()
+        if name.startswith(PHASE) and name not in (STEP_TIME, "time/eval") and value > 0.01 * row[STEP_TIME]
+    }
+    found = []
+    if phases:
+        total = sum(phases.values())
+        found.append(("time", ", ".join(f"{name} {value / total:.0%}" for name, value in phases.items())))
+    servers = {name.removeprefix("server_version/"): int(v) for name, v in row.items() if name.startswith("server_v")}
+    if servers:
+        found.append(("servers", ", ".join(f"{name} version {version}" for name, version in servers.items())))
+    if row.get("publish/failed"):
+        found.append(("servers", f"{row['publish/failed']:.0f} did not take the last weights"))
+    return found
+
+
+def _not_finite(run: Run) -> list[str]:
+    """Metrics whose last value is not finite, and updates that were skipped for that."""
+    found = [f"{name} is not finite" for name, series in run.series.items() if not math.isfinite(series.last)]
+    skipped = run.series.get("skipped_updates")
+    if skipped is not None and (steps := [s for s, v in zip(skipped.steps, skipped.values, strict=True) if v]):
+        found.append(f"updates were skipped, last at step {steps[-1]}")
+    return found

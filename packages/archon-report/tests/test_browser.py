@@ -1,0 +1,140 @@
+"""The page in a real browser: charts are drawn, controls work, nothing fails, loads or leaves the screen of a phone."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+from made_runs import NASTY, sample_line, step_row, write_run
+
+from archon_report.page import render_page
+from archon_report.run import read_runs
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+LOOK = """
+const results = {};
+const look = (frame) => {
+  const page = frame.contentDocument, view = frame.contentWindow, one = (selector) => page.querySelector(selector);
+  const paths = () => one('[data-metric="reward"] svg').querySelectorAll('path').length;
+  const ticks = () => [...one('[data-metric="reward"] svg').querySelectorAll('text')].map((t) => t.textContent).join();
+  const found = {
+    loaded: view.performance.getEntriesByType('resource').length,
+    width: page.documentElement.scrollWidth,
+    paths: paths(),
+    heat: [...page.querySelectorAll('.heat canvas')].map((c) => {
+      const data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
+      return [c.width, c.height, data.some((v) => v > 0)];
+    }),
+    areas: page.querySelectorAll('.split path').length,
+  };
+  one('.chip').click();
+  found.pathsOfOneRun = paths();
+  one('.chip').click();
+  const before = ticks();
+  const axis = one('#axis');
+  axis.value = 'seconds';
+  axis.dispatchEvent(new view.Event('change'));
+  found.axisChanged = before !== ticks();
+  const smooth = one('#smooth');
+  smooth.value = '0.9';
+  smooth.dispatchEvent(new view.Event('input'));
+  found.smoothPaths = paths();
+  one('[data-metric="reward"] button').click();
+  const box = one('[data-metric="reward"] svg').getBoundingClientRect();
+  const at = { clientX: box.left + 60, clientY: box.top + 40 };
+  one('[data-metric="reward"] svg').dispatchEvent(new view.PointerEvent('pointermove', at));
+  found.tip = one('[data-metric="reward"] .tip').textContent;
+  const paper = () => view.getComputedStyle(page.body).backgroundColor;
+  const light = paper();
+  one('#theme').click();
+  found.themeChanged = light !== paper();
+  const search = one('input[type=search]');
+  search.value = 'backend';
+  search.dispatchEvent(new view.Event('input'));
+  found.options = [...page.querySelectorAll('#options tbody tr')].filter((row) => !row.hidden).length;
+  one('[data-differing]').click();
+  found.differing = [...page.querySelectorAll('#options tbody tr')].filter((row) => !row.hidden).length;
+  page.querySelectorAll('details').forEach((details) => { details.open = true; });
+  found.widthOpened = page.documentElement.scrollWidth;
+  return found;
+};
+addEventListener('load', () => {
+  for (const frame of document.querySelectorAll('iframe')) results[frame.width] = look(frame);
+  const out = document.createElement('pre');
+  out.id = 'results';
+  out.textContent = JSON.stringify(results);
+  document.body.append(out);
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def looked(tmp_path_factory):
+    """Width of the screen -> what the browser has found, and the messages of its console."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium: apt-get install chromium")
+    folder = tmp_path_factory.mktemp("browser")
+    loads = [{"step": n, "layers": {"0": [1, 2, 3, n], "1": [2, 2, 2, 2]}} for n in range(1, 7)]
+    long = "an_option_with_a_name_that_is_too_long_for_the_screen_of_a_phone_" * 2
+    one = write_run(
+        folder / "demo" / "one",
+        [step_row(step, loss="NaN" if step == 7 else 0.5, **{"own/metric": -step}) for step in range(1, 40)],
+        config=f"algorithm: grpo\n{long}: {json.dumps(NASTY)}\nactor: {{backend: 'archon:d1', lr: 0.5}}\n",
+    )
+    (one / "expert_load-actor.jsonl").write_text("".join(json.dumps(load) + "\n" for load in loads))
+    (one / "trajectories").mkdir()
+    nasty = {"segments": [{"text": NASTY + "w" * 300, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
+    (one / "trajectories/step-00000001.jsonl").write_text(sample_line() + sample_line(**nasty))
+    two = write_run(folder / "demo" / "two", config="algorithm: grpo\nactor: {backend: 'archon:d1', lr: 1.0}\n")
+    page = html.escape(render_page(read_runs([one, two])))
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{page}"></iframe>' for width in (375, 1280))
+    wrapper = folder / "wrapper.html"
+    wrapper.write_text(f"<!doctype html><body>{frames}<script>{LOOK}</script></body>", encoding="utf-8")
+    command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom"]
+    profile = f"--user-data-dir={folder / 'profile'}"
+    isolated = "--host-resolver-rules=MAP * ~NOTFOUND"
+    result = subprocess.run(
+        [*command, profile, isolated, "--virtual-time-budget=5000", wrapper.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    found = re.search(r'<pre id="results">(.*?)</pre>', result.stdout, re.DOTALL)
+    assert found is not None, result.stderr
+    return json.loads(html.unescape(found[1])), re.findall(r"CONSOLE.*", result.stderr)
+
+
+def test_the_console_has_no_message_and_nothing_is_loaded(looked):
+    found, console = looked
+    assert console == []
+    assert [one["loaded"] for one in found.values()] == [0, 0]
+
+
+def test_nothing_leaves_the_screen_of_a_phone(looked):
+    found, _ = looked
+    for width in ("375", "1280"):
+        assert found[width]["width"] <= int(width)
+        assert found[width]["widthOpened"] <= int(width)
+
+
+def test_charts_are_drawn(looked):
+    for one in looked[0].values():
+        assert one["paths"] == 2
+        assert one["areas"] == 6
+        assert one["heat"] == [[4, 2, True], [6, 4, True]]
+
+
+def test_controls_change_what_is_shown(looked):
+    for one in looked[0].values():
+        assert one["pathsOfOneRun"] == 1
+        assert one["axisChanged"]
+        assert one["smoothPaths"] == 4, "raw and smoothed"
+        assert one["tip"].count("step ") == 2
+        assert one["themeChanged"]
+        assert (one["options"], one["differing"]) == (1, 0)

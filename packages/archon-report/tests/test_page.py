@@ -1,0 +1,241 @@
+"""The page: complete, escaped, self-contained, also about damaged and unfinished runs."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from made_runs import NASTY, sample_line, step_row, write_run
+
+from archon_core.errors import ConfigError
+from archon_core.run_files.starts import Start, render_starts
+from archon_report.cli import report
+from archon_report.page import render_page
+from archon_report.run import read_run, read_runs
+
+RECORDING = {
+    "format": 1,
+    "schedule": "GPipe",
+    "rank_of": [0, 1],
+    "n_micro_batches": 1,
+    "step": 2,
+    "ranks": [[["0F0", 0.0, 1.0], ["0B0", 3.5, 5.5]], [["1F0", 1.5, 2.0], ["1B0", 2.0, 3.0]]],
+}
+
+
+class Reader(HTMLParser):
+    """Collects texts, attributes and the data of a page."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.texts: list[str] = []
+        self.data = {}
+        self.feed(html)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in {"meta", "link", "input"}:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open[-1:] == ["script"]:
+            self.data = self.data or json.loads(data)
+        elif self.open[-1:] != ["style"]:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join("".join(self.texts).split())
+
+
+@pytest.fixture
+def full(tmp_path):
+    """A run with every file that a page can show."""
+    folder = write_run(
+        tmp_path / "demo" / "full",
+        [step_row(1, **{"moe/aux_loss": 1.0}), step_row(2, loss="NaN"), step_row(3, **{"eval/reward": 0.25})],
+        config=f"algorithm: grpo\nname: {json.dumps(NASTY)}\nactor: {{backend: 'archon:p2', lr: 0.5}}\n",
+    )
+    (folder / "decisions.json").write_text(
+        json.dumps([{"option": "a.b", "requested": NASTY, "effective": "2", "reason": "because"}])
+    )
+    (folder / "pipeline-actor.json").write_text(json.dumps(RECORDING))
+    loads = [{"step": n, "layers": {"0": [1, 2, 3, 2], "1": [2, 2, 2, 2]}} for n in (1, 2)]
+    (folder / "expert_load-actor.jsonl").write_text("".join(json.dumps(one) + "\n" for one in loads))
+    (folder / "trajectories").mkdir()
+    nasty = {"segments": [{"text": NASTY, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
+    (folder / "trajectories/step-00000001.jsonl").write_text(sample_line() + sample_line(reward=0.0, **nasty))
+    (folder / "trajectories/step-00000003.jsonl").write_text(sample_line(3, **nasty))
+    (folder / "profile/step-000002").mkdir(parents=True)
+    (folder / "profile/step-000002/rank-0.trace.json.gz").write_bytes(b"x" * 2500)
+    (folder / "profile/step-000002/rank-0.memory.pickle").write_bytes(b"x")
+    start = Start("2026-01-01T00:00:00+00:00", None, "archon train x.yaml", {"torch": "2.13.0", "machine": NASTY})
+    (folder / "starts.json").write_text(render_starts([start]))
+    return folder
+
+
+def test_every_part_of_a_run_is_on_the_page_and_nothing_is_loaded(full):
+    html = render_page([read_run(full)])
+    page = Reader(html)
+    for text in (
+        "Curves",
+        "Time",
+        "Expert load",
+        "Pipeline",
+        "Samples",
+        "Options",
+        "Decisions",
+        "Environment",
+        "Files",
+    ):
+        assert f"{text}" in page.text
+    assert "demo/full" in page.text
+    assert "loss is not finite at step 2" in page.text
+    assert "GPipe, optimizer step 2, 1 micro-batches" in page.text
+    assert "Measured: 5500.0 ms, bubble 144% of the work" in page.text
+    assert "rank-0.trace.json.gz" in page.text
+    assert "2.5 KB" in page.text
+    assert "perfetto" in page.text
+    assert "torch" in page.text
+    assert [one for one in page.attributes if one[1] in ("src", "srcset", "action")] == []
+    assert {value for _, name, value in page.attributes if name == "href" and value[:1] != "#"} == {"data:,"}
+    style = html[html.index("<style>") : html.index("</style>")]
+    assert not re.search(r"url\(|@import", style)
+    assert page.data["runs"][0]["series"]["loss"] == [[1, 2, 3], [1.0, None, 0.333333]]
+
+
+def test_text_of_a_run_is_text_on_the_page(full):
+    html = render_page([read_run(full)])
+    page = Reader(html)
+    assert " ".join(NASTY.split()) in page.text
+    assert page.text.count("onerror") >= 4, "option, decision, environment, prompt and completion"
+    assert "<img" not in html
+    assert html.count("</script>") == 2
+    assert [one for one in page.attributes if one[1].startswith("on")] == []
+
+
+def test_a_token_has_its_gap_as_colour_and_title(full):
+    html = render_page([read_run(full)])
+    assert '<span class="t0" title="log-probability -0.500, trainer -0.500, gap +0.000">a</span>' in html
+    assert '<span class="t3" title="log-probability -0.500, trainer -1.000, gap +0.500">€</span>' in html
+    assert '<span class="t5" title="log-probability -1.000, trainer -3.000, gap +2.000">b</span>' in html
+    assert "mean gap 0.62" in html
+
+
+def test_runs_share_charts_and_differing_options_are_marked(tmp_path, full):
+    other = write_run(tmp_path / "demo" / "other", config="algorithm: grpo\nactor: {backend: 'archon:p2', lr: 1.0}\n")
+    page = Reader(render_page(read_runs([full, other])))
+    assert [run["name"] for run in page.data["runs"]] == ["demo/full", "demo/other"]
+    metrics = [panel["metric"] for panel in page.data["panels"]]
+    assert metrics.count("reward") == 1
+    assert "only differences" in page.text
+    html = render_page(read_runs([full, other]))
+    assert re.search(r'<tr class="marked"><td>actor.lr</td><td>0.5</td><td>1.0</td></tr>', html)
+    assert "<tr><td>actor.backend</td>" in html
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    runs = read_runs([write_run(tmp_path / place / "demo" / "grpo") for place in "ab"])
+    assert [run.name for run in runs] == [str(run.folder) for run in runs]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "problem"),
+    [
+        ("metrics.jsonl", '{"step": 1, "loss": 1}\nbroken\n{"step": 2}\n', "line 2: found 'broken'"),
+        ("config.yaml", "a: [", "cannot parse it"),
+        ("config.yaml", "- 1", "found no mapping of options"),
+        ("decisions.json", "[1]", "cannot parse it"),
+        ("decisions.json", "{", "cannot parse it"),
+        ("starts.json", '{"a": 1}', "found damaged content"),
+        ("pipeline-actor.json", "{}", "found format None"),
+        ("expert_load-actor.jsonl", "[]\n{}\n", "line 1: found '[]'"),
+        ("trajectories/step-00000001.jsonl", '{"step": 1}\n', "line 1: found"),
+    ],
+)
+def test_a_damaged_file_is_named_and_the_rest_is_shown(full, name, content, problem):
+    (full / name).write_text(content)
+    run = read_run(full)
+    assert len(run.problems) == 1
+    assert problem in run.problems[0]
+    page = Reader(render_page([run]))
+    assert problem in page.text
+    assert "Samples" in page.text
+
+
+def test_a_half_written_last_line_is_skipped(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    run = read_run(folder)
+    assert (run.step, run.problems) == (3, ())
+
+
+def test_a_run_that_has_only_started_has_a_page(tmp_path):
+    folder = write_run(tmp_path / "run", [])
+    (folder / "metrics.jsonl").unlink()
+    page = Reader(render_page([read_run(folder)]))
+    assert "no step is finished yet" in page.text
+    assert "Curves" not in page.text
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "text"),
+    [
+        ("finished", "", "finished"),
+        ("interrupted", "", "interrupted after step 2"),
+        ("failed", "actor.lr: found -1\nmore", "failed after step 2: actor.lr: found -1"),
+        (None, "", "stopped after step 2; its process left no record of why"),
+    ],
+)
+def test_the_state_says_how_a_run_ended(tmp_path, ending, error, text):
+    folder = write_run(tmp_path / "run", [step_row(1), step_row(2)])
+    start = Start("2026-01-01T00:00:00+00:00", ended="2026-01-01T01:00:00+00:00", ending=ending, error=error)
+    (folder / "starts.json").write_text(render_starts([start]))
+    assert read_run(folder).state.text == text
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert read_run(folder).state.kind == "running"
+
+
+def test_the_command_writes_the_page_into_the_run_folder_or_where_it_is_told_to(tmp_path, monkeypatch, capsys):
+    one, two = write_run(tmp_path / "demo" / "one"), write_run(tmp_path / "demo" / "two")
+    report([one])
+    assert "wrote" in (printed := capsys.readouterr()).err
+    assert len(printed.out.splitlines()) == 4
+    assert (one / "report.html").read_text(encoding="utf-8").startswith("<!doctype html>")
+    monkeypatch.chdir(tmp_path)
+    report([one, two])
+    assert "demo/two" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"--html: found .*, which cannot be written"):
+        report([one], html=tmp_path / "absent" / "page.html")
+    with pytest.raises(ConfigError, match="--json: found with several runs"):
+        report([one, two], as_json=True)
+
+
+def test_long_completions_and_prompts_are_cut(full):
+    n = 5000
+    line = sample_line(
+        pieces=[["x", 1]] * n,
+        segments=[{"text": "p" * 9000, "version": None}, {"text": "x" * n, "version": 1}],
+        token_ids=[0] * (n + 1),
+        loss_mask=[0, *[1] * n],
+        logprobs=[-1.0] * (n + 1),
+        versions=[-1, *[1] * n],
+        trainer_logprobs=[-1.0] * (n + 1),
+    )
+    (full / "trajectories/step-00000001.jsonl").write_text(line)
+    html = render_page([read_run(full)])
+    assert "4400 more tokens" in html
+    assert "5000 more" in html
+    assert html.count('class="t0" title') < 700

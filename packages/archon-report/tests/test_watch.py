@@ -1,0 +1,105 @@
+"""``archon watch``: waits for runs, notices resumptions, ends with the last run."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import math
+
+import pytest
+import typer
+from made_runs import step_row, write_run
+from rich.console import Console
+
+from archon_core.errors import ConfigError
+from archon_core.run_files.starts import Start, render_starts
+from archon_report.watch_cli import follow, look, watch
+from archon_report.watch_view import Watched, draw, seconds_left, sparkline
+
+
+def text_of(runs, width=120) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    console.print(draw(runs, width))
+    return console.file.getvalue()
+
+
+def test_a_run_shows_its_numbers_and_the_time_left(tmp_path):
+    rows = [step_row(1), step_row(2, **{"staleness": 1.5, "server_version/a:1": 4, "skipped_updates": 1})]
+    folder = write_run(tmp_path / "demo" / "one", rows, config="trainer: {max_steps: 12}\n")
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        [watched] = look([folder])
+        text = text_of([watched], 80)
+        assert watched.run is not None
+        assert seconds_left(watched.run) == pytest.approx(20.0)
+    for part in ("2/12", "0:00:20 left", "demo/one", "staleness", "▁█", "rollout 25%", "update 70%", "a:1 version 4"):
+        assert part in text
+    assert "updates were skipped, last at step 2" in text
+    assert "running" in text
+
+
+def test_a_metric_that_is_not_finite_is_a_warning(tmp_path):
+    [watched] = look([write_run(tmp_path / "run", [step_row(1), step_row(2, loss="NaN")])])
+    assert "loss is not finite" in text_of([watched])
+    assert sparkline([1.0, math.nan, 3.0], 8) == "▁!█"
+    assert sparkline([2.0, 2.0], 8) == "▁▁"
+    assert sparkline([math.inf], 8) == "!"
+
+
+def test_runs_stand_side_by_side_where_there_is_room(tmp_path):
+    runs = look([write_run(tmp_path / name) for name in ("a", "b")])
+    assert len(text_of(runs, 120).splitlines()) < len(text_of(runs, 60).splitlines())
+
+
+def test_a_resumed_run_says_which_steps_were_dropped(tmp_path):
+    folder = write_run(tmp_path / "run", [step_row(step) for step in range(1, 6)])
+    before = look([folder])
+    write_run(folder, [step_row(step) for step in range(1, 4)])
+    dropped = look([folder], before)
+    assert "resumed: steps 4 to 5 were dropped" in text_of(dropped)
+    assert "were dropped" in text_of(look([folder], dropped))
+    write_run(folder, [step_row(step) for step in range(1, 5)])
+    assert "were dropped" not in text_of(look([folder], dropped))
+
+
+def test_the_view_waits_for_a_run_and_ends_with_it(tmp_path):
+    folder = tmp_path / "demo" / "late"
+    ended = Start("2026-01-01T00:00:00+00:00", ending="failed", error="actor.lr: found -1")
+    seen = []
+
+    def wait(seconds: float) -> None:
+        assert seconds == 0.5
+        seen.append(look([folder])[0].note)
+        if len(seen) == 2:
+            write_run(folder, [step_row(1)])
+            (folder / "starts.json").write_text(render_starts([ended]))
+
+    console = Console(file=io.StringIO(), width=100, force_terminal=True)
+    follow([folder], console, 0.5, wait)
+    assert seen == ["waiting for the run to start"] * 2
+    assert "failed after step 1: actor.lr: found -1" in console.file.getvalue()
+
+
+def test_once_prints_the_state_and_says_by_its_exit_code_if_a_run_has_not_started(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    with pytest.raises(typer.Exit) as ended:
+        watch([folder], once=True)
+    assert ended.value.exit_code == 0
+    with pytest.raises(typer.Exit) as ended:
+        watch([folder, tmp_path / "absent"], once=True)
+    assert ended.value.exit_code == 1
+    assert "waiting for the run to start" in capsys.readouterr().out
+
+
+def test_a_damaged_file_does_not_end_the_view(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "metrics.jsonl").write_text("broken\n{}\n")
+    assert "found 'broken'" in " ".join(text_of(look([folder])).split())
+    file = tmp_path / "file"
+    file.touch()
+    assert look([file]) == [Watched(file, None, "not a folder")]
+
+
+def test_wrong_input_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match="--every: found 0"):
+        watch([tmp_path], every=0)
