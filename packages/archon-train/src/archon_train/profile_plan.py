@@ -100,9 +100,9 @@ class ProfilePlan:
         later = {step for step in self.steps if step > total_steps}
         remaining = self.steps - earlier - later
         if earlier:
-            yield _unused(earlier, f"the run continues after step {done}; an earlier start may have profiled them")
+            yield self._unused(earlier, f"the run continues after step {done}; an earlier start may have profiled them")
         if later:
-            yield _unused(later, f"the run has {total_steps} steps")
+            yield self._unused(later, f"the run has {total_steps} steps")
         if traced := remaining & self.trace_steps:
             yield Decision(self._option(TRACES), _listed(traced), "traced", NOT_REPRESENTATIVE)
         if (snapshots := remaining & self.memory_steps) and device == "cpu":
@@ -110,6 +110,9 @@ class ProfilePlan:
 
     def _option(self, name: str) -> str:
         return RANGE if self.first_and_last else name
+
+    def _unused(self, steps: Collection[int], reason: str) -> Decision:
+        return Decision(self._option("profiler"), _listed(steps), "not profiled", reason)
 
 
 def profile_problems(config: Any) -> Iterator[tuple[str, str]]:
@@ -133,10 +136,6 @@ def profile_problems(config: Any) -> Iterator[tuple[str, str]]:
 def _profile_steps(config: Any, role: str) -> list[int] | None:
     """The option of a role's section; engines other than Archon's do not have it."""
     return getattr(getattr(getattr(config, role), "archon", None), "profile_steps", None)
-
-
-def _unused(steps: Collection[int], reason: str) -> Decision:
-    return Decision("profiled steps", _listed(steps), "not profiled", reason)
 
 
 def _listed(steps: Collection[int]) -> str:

@@ -31,15 +31,15 @@ def test_a_cpu_has_no_memory_snapshots() -> None:
 
 def test_a_resumed_run_profiles_the_steps_that_remain() -> None:
     assert decided(RANGE, done=2) == [
-        ("profiled steps", "[2]", "not profiled"),
+        ("actor.archon.profile_steps", "[2]", "not profiled"),
         ("actor.archon.profile_steps", "[3]", "traced"),
     ]
-    assert decided(RANGE, done=3) == [("profiled steps", "[2, 3]", "not profiled")]
+    assert decided(RANGE, done=3) == [("actor.archon.profile_steps", "[2, 3]", "not profiled")]
 
 
 def test_listed_steps_after_the_end_are_left_out_and_a_range_there_is_refused() -> None:
     assert decided(LISTS, total_steps=5) == [
-        ("profiled steps", "[7]", "not profiled"),
+        ("profiler", "[7]", "not profiled"),
         ("profiler.trace_steps", "[1, 5]", "traced"),
     ]
     assert LISTS.problem(5) is None

@@ -76,6 +76,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "wandb",
             "swanlab",
             "trackio",
+            "prometheus",
         ),
     },
     "model": {
@@ -319,6 +320,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.verifiers",
     ),
     "archon-train": (
+        "stats_logger.prometheus",
         "stats_logger.swanlab",
         "stats_logger.tensorboard",
         "stats_logger.trackio",

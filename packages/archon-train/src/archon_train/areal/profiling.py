@@ -14,15 +14,10 @@ from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
 from archon_train.areal.facts import facts
 from archon_train.areal.raw_options import text_of, with_text
+from archon_train.areal.rules import FILES, PHASES, SESSIONS
 from archon_train.profile_plan import SNAPSHOTS, TRACES
 
 TRACER, MEMORY = "perf_tracer", "memory_profiler"
-PHASES = "the times of a step's phases are metrics of every step: time/rollout, time/update, ..."
-SESSIONS = "single rollouts are not traced; time/rollout, time/reward and collector/... have their times per step"
-PLACE = "profiles are in the run folder"
-SAME_AS = {"experiment_name": "experiment_name", "trial_name": "trial_name", "fileroot": "cluster.fileroot"}
-"""Options of the tracer that repeat others."""
-FILES = "every profiled step has its own files, which are written after the step"
 
 
 def translate_profiling(tree: RawMapping, decisions: list[Decision]) -> RawMapping:
@@ -80,9 +75,6 @@ def _is_step(node: RawNode) -> bool:
 def _without_effect(tree: RawMapping) -> Iterator[Decision]:
     """Decisions about the options of an enabled tracer that trace more, or otherwise, than ``profiler`` does."""
     yield Decision(f"{TRACER}.enabled", "true", "metrics", PHASES)
-    for name, repeated in SAME_AS.items():
-        if (place := text_of(tree, f"{TRACER}.{name}")) not in ("", text_of(tree, repeated)):
-            yield Decision(f"{TRACER}.{name}", place, "no effect", PLACE)
     option = f"{TRACER}.save_interval"
     interval = follow(tree, option)[1]
     if interval is not None and not facts(option)[0].is_default(interval):
