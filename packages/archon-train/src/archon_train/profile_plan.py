@@ -12,7 +12,7 @@ from archon_core.contracts.engine_config import ROLES
 from archon_core.ranks.role_ranks import ACTOR
 
 RANGE = f"{ACTOR}.archon.profile_steps"
-TRACES, SNAPSHOTS = "profiler.trace_steps", "profiler.memory_steps"
+TRACES, SNAPSHOTS, ENTRIES = "profiler.trace_steps", "profiler.memory_steps", "profiler.memory_entries"
 NOT_REPRESENTATIVE = (
     "the profiler slows the steps that it records: their times and tokens per second are not representative"
 )
@@ -131,6 +131,16 @@ def profile_problems(config: Any) -> Iterator[tuple[str, str]]:
         text = ProfilePlan(tuple(written)).problem(config.trainer.max_steps)
         if text is not None:
             yield RANGE, text
+
+
+def unused_profiler_options(config: Any, explicit: Collection[str]) -> Iterator[Decision]:
+    """Options of snapshots without a step that has one.
+
+    Args:
+        explicit: dotted names of the options that the user wrote.
+    """
+    if ENTRIES in explicit and not ProfilePlan.of(config).memory_steps:
+        yield Decision(ENTRIES, str(config.profiler.memory_entries), "no effect", "no step has a memory snapshot")
 
 
 def _profile_steps(config: Any, role: str) -> list[int] | None:

@@ -15,7 +15,7 @@ from archon_core.errors import ConfigError
 from archon_train.areal.facts import facts
 from archon_train.areal.raw_options import text_of, with_text
 from archon_train.areal.rules import FILES, PHASES, SESSIONS
-from archon_train.profile_plan import SNAPSHOTS, TRACES
+from archon_train.profile_plan import ENTRIES, SNAPSHOTS, TRACES
 
 TRACER, MEMORY = "perf_tracer", "memory_profiler"
 
@@ -37,8 +37,8 @@ def translate_profiling(tree: RawMapping, decisions: list[Decision]) -> RawMappi
         if steps is not None and steps.items:
             tree = _take(tree, option, steps, SNAPSHOTS, decisions)
             entries = text_of(tree, f"{MEMORY}.max_entries")
-            if entries and tree.get("profiler.memory_entries") is None:
-                tree = with_text(tree, "profiler.memory_entries", entries, section.source)
+            if entries and tree.get(ENTRIES) is None:
+                tree = with_text(tree, ENTRIES, entries, section.source)
     return tree
 
 
