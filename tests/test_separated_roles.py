@@ -22,6 +22,7 @@ from archon_train.run.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 
 from separated_runs import train
+from traces import assert_within, ranges_of
 from weather.fork_server import ForkServer, install
 
 TOLERANCE = 1e-9
@@ -96,7 +97,11 @@ def rows(run: Path) -> list[dict[str, float]]:
     """The metrics of the training steps, without times."""
     found = [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
     return [
-        {name: value for name, value in row.items() if not name.startswith("time") and "per_second" not in name}
+        {
+            name: value
+            for name, value in row.items()
+            if not name.startswith("time") and "per_second" not in name and name != "profiled"
+        }
         for row in found
     ]
 
@@ -150,8 +155,12 @@ def alone(root: Path) -> Callable[[str], Path]:
 
 
 def test_a_critic_on_a_rank_of_its_own_trains_with_the_numbers_of_one_process(root, alone) -> None:
-    run_world(train, 2, (write_file(root, "ppo"), "apart", apart(critic="d1")))
-    assert_equal(root / "roles/apart", alone("ppo"))
+    run = root / "roles/apart"
+    run_world(train, 2, (write_file(root, "ppo"), run.name, (*apart(critic="d1"), "profiler.trace_steps=[2]")))
+    assert_equal(run, alone("ppo"))
+    actor, critic = (ranges_of(run / f"profile/step-000002/rank-{rank}.trace.json.gz") for rank in range(2))
+    assert_within(actor, "step 2", "actor train_batch", "rollout", "critic")
+    assert_within(critic, "step 2", "critic train_batch", "critic forward_batch", "optimizer")
 
 
 PPO_LAYOUTS = {

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from browser import find_browser
+from docsite import viewed_site
 from docsite.built_site import problems
 from docsite.markdown import anchors, links, replace_links, slug
 from docsite.repository import BrokenLinkError, Repository, page_of, relative_link, render_source, source_page_of
@@ -111,3 +113,26 @@ def test_a_site_without_mistakes_passes(tmp_path: Path) -> None:
     more = "<pre><code>| a | b |</code></pre><p><code>- x</code> a - b</p>"
     (tmp_path / "a.html").write_text(PAGE.format(link="#there", more=more))
     assert list(problems(tmp_path)) == []
+
+
+def test_a_browser_sees_what_a_page_does_on_a_phone(tmp_path: Path) -> None:
+    program = find_browser()
+    if program is None:
+        pytest.skip("Chromium is not installed")
+    head = "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+    (tmp_path / "wide.html").write_text(f"{head}<div style='width: 900px'>wide</div>")
+    (tmp_path / "loud.html").write_text(f"{head}<script>console.error('no', 1); undefinedName</script>")
+    (tmp_path / "lost.html").write_text(f"{head}<script src='gone.js'></script>")
+    drawing = "<svg xmlns='http://www.w3.org/2000/svg' width='900' height='90'></svg>"
+    (tmp_path / "drawing.svg").write_text(drawing)
+    picture = "<article><p style='overflow-x: auto'><img src='drawing.svg' style='max-width: {}'></article>"
+    (tmp_path / "small.html").write_text(head + picture.format("100%"))
+    (tmp_path / "scrolled.html").write_text(head + picture.format("none"))
+    found = list(viewed_site.page_by_page(tmp_path, program))
+    assert [text for text in found if text.startswith(("wide", "small", "scrolled"))] == [
+        "small.html: found drawing.svg at 40% of its size on a phone; allowed is 70% and more, in a box that scrolls",
+        "wide.html: found 908 pixels of content on a phone of 375: the page scrolls sideways",
+    ]
+    assert any(text == "loud.html: console.error: no 1" for text in found)
+    assert any("loud.html: ReferenceError" in text for text in found)
+    assert any(text.startswith("lost.html: 404: ") for text in found)

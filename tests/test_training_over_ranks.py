@@ -11,16 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from archon_pipeline.recording import find_recordings, read_recording
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from traces import assert_within, ranges_of
 from trained_runs import train
 
 TOLERANCE = 1e-9
 """Of what metrics and weights differ by, relative to 1 or to the largest of them: sums in another order."""
-TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second", "profiled")
 
 COMMON = """
 experiment_name: layouts
@@ -160,8 +162,38 @@ def alone(request, tmp_path_factory):
 )
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
     file, expected = alone
-    run_world(train, n_ranks, (file, layout, layout), time_limit=120)
-    assert_equal_runs(expected.parent / layout, expected)
+    run, profiles = expected.parent / layout, "p" in layout
+    options = ("actor.archon.profile_steps=[2,2]", "actor.archon.pp_schedule=1F1B") if profiles else ()
+    run_world(train, n_ranks, (file, layout, layout, options), time_limit=120)
+    assert_equal_runs(run, expected)
+    if profiles:
+        assert_profiled(run, (2,), n_ranks)
+
+
+def assert_profiled(run: Path, steps: tuple[int, ...], n_ranks: int) -> None:
+    """The profiles of a run on a pipeline of two ranks."""
+    trained = [row for row in read_metrics(run / "metrics.jsonl") if "loss" in row and row["step"] > 0]
+    assert [row["step"] for row in trained if "profiled" in row] == [*steps]
+    text = (run / "output.txt").read_text()
+    assert "actor.archon.profile_steps: [2] -> traced" in text
+    assert "not representative" in text
+    assert "no memory snapshots" in text
+    folders = [run / "profile" / f"step-{step:06d}" for step in steps]
+    assert sorted((run / "profile").iterdir()) == folders
+    for step, folder in zip(steps, folders, strict=True):
+        traces = [folder / f"rank-{rank}.trace.json.gz" for rank in range(n_ranks)]
+        assert sorted(folder.iterdir()) == [folder / "pipeline-actor.json", *traces]
+        (recording,) = map(read_recording, find_recordings(folder).values())
+        actions = [[str(timed.action) for timed in rank] for rank in recording.timeline.ranks]
+        assert len(actions) == 2
+        for trace in traces:
+            ranges = ranges_of(trace)
+            assert_within(ranges, f"step {step}", "rollout", "reward", "logprobs", "update", "publish")
+            assert_within(ranges, "update", "actor train_batch")
+            assert_within(ranges, "logprobs", "ref forward_batch")
+            assert_within(ranges, "actor train_batch", "split the batch", "gradient norm", "optimizer")
+            # The recording has the step's first update, the trace all of them.
+            assert any(set(rank) <= ranges.keys() for rank in actions)
 
 
 def crossed(actor: str, critic: str, n_ranks: int, *, wide: bool = True):

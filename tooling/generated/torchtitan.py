@@ -132,7 +132,7 @@ ROWS = (
     Row("checkpoint", "export_dtype", (), "`archon convert --dtype`"),
     Row("metrics", "enable_tensorboard", (), "TensorBoard files if it is installed, and always `metrics.jsonl`"),
     Row("metrics", "enable_wandb", ("stats_logger.wandb.mode",), "`online` or `offline`"),
-    Row("profiling", "enable_profiling", (), "not in this version; pipelines record a step (`archon.pp_record_step`)"),
+    Row("profiling", "enable_profiling", ("actor.archon.profile_steps",), "a range of steps instead of a frequency"),
     Row("validation", "freq", ("trainer.eval_every",)),
     Row("debug", "seed", ("seed",)),
     Row("debug", "deterministic", ("actor.archon.use_deterministic_algorithms",)),

@@ -19,6 +19,7 @@ TESTED_VERSIONS: Mapping[str, str] = {
     "numpy": "2.4.6",
     "omegaconf": "2.4.0",
     "pluggy": "1.7.0",
+    "prometheus-client": "0.26.0",
     "ray": "2.60.0",
     "reasoning-gym": "0.1.25",
     "rich": "15.0.0",

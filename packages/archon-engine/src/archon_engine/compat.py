@@ -219,6 +219,33 @@ def ignore_profiler_marks() -> None:
     )
 
 
+def is_profiler_recording() -> bool:
+    """Whether torch's profiler records in this process.
+
+    The flag is private in 2.11 to 2.13. Remove when ``record_function`` costs nothing without a profiler.
+    """
+    return torch.autograd.profiler._is_profiler_enabled
+
+
+def record_cuda_memory(max_entries: int) -> None:
+    """Record the next allocations and frees of the CUDA allocator, at most ``max_entries``, with Python stacks.
+
+    torch's documentation of memory snapshots uses this function and the next two, whose names are private in 2.11 to
+    2.13. Call them by public names once there are some.
+    """
+    torch.cuda.memory._record_memory_history(max_entries=max_entries, stacks="python", clear_history=True)
+
+
+def stop_recording_cuda_memory() -> None:
+    """Stop what ``record_cuda_memory`` started."""
+    torch.cuda.memory._record_memory_history(enabled=None)
+
+
+def dump_cuda_memory(file: str) -> None:
+    """Write the CUDA allocator's state and its recorded entries, as pickled Python values."""
+    torch.cuda.memory._dump_snapshot(file)
+
+
 def storage_info(file: str, start: int, size: int) -> Any:
     """The entry of ``.metadata`` by which torch's reader of distributed checkpoints finds a tensor's archive.
 

@@ -41,6 +41,7 @@ from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.parallel.recompute_log import REPORT_FILE, RecomputeLog
 from archon_engine.parallel.tensor import shard_sequences
+from archon_engine.profiling.ranges import profiled_range
 from archon_engine.running import Running, start
 from archon_engine.step.step import eval_step, forward_step, train_step
 
@@ -97,6 +98,7 @@ class ArchonEngine:
             self._decisions += deterministic_effects(option)
         self._running_or_none: Running | None = None
         self._has_reported = False
+        self._record_into: str | None = None
 
     def initialize(self) -> None:
         """Build the module, load or initialise its weights, create the optimizer. Collective.
@@ -206,20 +208,23 @@ class ArchonEngine:
                 f"engine {self._role!r}: found no optimizer, so it cannot train; set {self._role}.optimizer"
             )
         running.assembled.module.train()
-        records = running.pipelined is not None and self._config.archon.pp_record_step == self._version + 1
-        if records:
+        folders = self._recording_folders() if running.pipelined is not None else []
+        if folders:
             running.pipelined.record_next()
-        stats = train_step(
-            batch.to(self.device),
-            loss,
-            running,
-            step=self._version,
-            max_gradient_norm=self._config.optimizer.gradient_clipping,
-        )
+        with profiled_range(self._role, "train_batch"):
+            stats = train_step(
+                batch.to(self.device),
+                loss,
+                running,
+                step=self._version,
+                max_gradient_norm=self._config.optimizer.gradient_clipping,
+            )
         self._version += 1
         recordings: list[StepRecording] = []
-        if records and (timeline := running.pipelined.recorded(step=self._version)) is not None:
-            recordings.append(StepRecording(f"{RECORDING_PREFIX}{self._role}.json", timeline))
+        if folders and (timeline := running.pipelined.recorded(step=self._version)) is not None:
+            recordings += [
+                StepRecording(f"{folder}{RECORDING_PREFIX}{self._role}.json", timeline) for folder in folders
+            ]
         if stats.expert_load and running.ranks.everyone.is_first:
             line = render_load(ExpertLoad(self._version, stats.expert_load))
             recordings.append(StepRecording(f"{EXPERT_LOAD_PREFIX}{self._role}.jsonl", line, series_step=self._version))
@@ -233,13 +238,19 @@ class ArchonEngine:
         """The loss and its metrics on ``batch``, without gradients and without dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return eval_step(batch.to(self.device), loss, running)
+        with profiled_range(self._role, "eval_batch"):
+            return eval_step(batch.to(self.device), loss, running)
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
         """Per-token outputs [T] in the order of the batch, aligned to predictions, without gradients or dropout."""
         running = self._ready
         running.assembled.module.eval()
-        return forward_step(batch.to(self.device), request, running)
+        with profiled_range(self._role, "forward_batch"):
+            return forward_step(batch.to(self.device), request, running)
+
+    def record_next(self, folder: str | None) -> None:
+        """Record the pipeline actions of the next ``train_batch``; see ``contracts.engine.RecordsSteps``."""
+        self._record_into = folder
 
     def weight_manifest(self, dtype: str | None = None) -> WeightManifest:
         """The tensors to publish; see ``contracts.engine.TrainEngine``.
@@ -317,6 +328,14 @@ class ArchonEngine:
     def close(self) -> None:
         """Free module and optimizer."""
         self._running_or_none = None
+
+    def _recording_folders(self) -> list[str]:
+        """Where the recording of the next step goes in the run folder: prefixes of its path."""
+        folders = [""] if self._config.archon.pp_record_step == self._version + 1 else []
+        if self._record_into is not None:
+            folders.append(f"{self._record_into}/")
+            self._record_into = None
+        return folders
 
     def _record(self, decisions: list[Decision]) -> None:
         """Add decisions. Raises ConfigError if ``strict`` is set and one of them changes the configuration."""

@@ -22,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from archon_core.errors import TrainingError
+from archon_engine.profiling.ranges import profiled_range
 from archon_pipeline.program import Message
 
 RECEIVES_AHEAD = 1
@@ -199,7 +200,8 @@ class Mailbox:
                 self._post_receives(source, 1)
             arrived, tensor, work = self._receiving[source].popleft()
             self._post_receives(source, self._ahead)  # before the wait, so that the next one is on its way
-            work.wait()
+            with profiled_range("wait for rank", source):
+                work.wait()
             self._received[arrived] = tensor
         # The gradient of a stage's output proves that the next stage has received that output, so its send has
         # completed, which gloo cannot tell without waiting. This bounds the memory of sent activations to those in

@@ -17,6 +17,7 @@ from archon_core.contracts.batch import MicroBatch
 from archon_core.contracts.packed import OutputName, PackedSequences
 from archon_core.contracts.pipeline import Action, ActionKind, Objective, PipelineParts
 from archon_core.errors import TrainingError
+from archon_engine.profiling.ranges import profiled_range
 from archon_pipeline.channels import Header, Links, Mailbox
 from archon_pipeline.clock import ActionClock
 from archon_pipeline.program import Message, Programs, RankProgram, message_of
@@ -71,8 +72,9 @@ class PipelinedRunner:
             for action in program.actions:
                 self._train_action(action, micro_batches, objective, mailbox)
             mailbox.close()
-            for group in groups.values():
-                group.reduce()
+            with profiled_range("reduce gradients"):
+                for group in groups.values():
+                    group.reduce()
         except BaseException:
             self._is_aborted = True
             # The caller may load other weights; unsharded ones that stay behind would hide them.
@@ -115,7 +117,8 @@ class PipelinedRunner:
             for action in program.actions:
                 passes = self._passes[action.stage]
                 x = None if passes.is_first else mailbox.take(Message(action.stage, False, action.micro_batch))
-                out = passes.infer(x, micro_batches[action.micro_batch])
+                with profiled_range(action):
+                    out = passes.infer(x, micro_batches[action.micro_batch])
                 if isinstance(out, dict):
                     outputs[action.micro_batch] = out
                 else:
@@ -168,15 +171,16 @@ class PipelinedRunner:
         if self._clock is not None:
             self._clock.begin()
         result: Tensor | None = None
-        match action.kind:
-            case ActionKind.FORWARD:
-                result = passes.forward(number, given, micro_batches[number], objective)
-            case ActionKind.BACKWARD:
-                result = passes.backward(number, given)
-            case ActionKind.BACKWARD_INPUT:
-                result = passes.backward_input(number, given)
-            case ActionKind.BACKWARD_WEIGHT:
-                passes.backward_weight(number)
+        with profiled_range(action):
+            match action.kind:
+                case ActionKind.FORWARD:
+                    result = passes.forward(number, given, micro_batches[number], objective)
+                case ActionKind.BACKWARD:
+                    result = passes.backward(number, given)
+                case ActionKind.BACKWARD_INPUT:
+                    result = passes.backward_input(number, given)
+                case ActionKind.BACKWARD_WEIGHT:
+                    passes.backward_weight(number)
         if self._clock is not None:
             self._clock.end(action)
         if result is not None:

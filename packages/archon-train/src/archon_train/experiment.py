@@ -26,6 +26,7 @@ from archon_core.config.rules import (
 from archon_core.contracts.engine_config import ROLES, EngineConfig
 from archon_core.contracts.rollout import GenerationConfig, RolloutConfig
 from archon_core.contracts.server_registry import NameResolveConfig
+from archon_train.profile_plan import ProfilerConfig, profile_problems
 
 if TYPE_CHECKING:
     from archon_core.plugins import Registry
@@ -201,6 +202,7 @@ class ExperimentConfig:
             ``eval/pass@k``. Null for one greedy completion per record, with the limits of ``gconfig``.
         data: the data set.
         trainer: length and output of the run.
+        profiler: training steps to profile.
     """
 
     experiment_name: str = option("archon", folder_name)
@@ -225,6 +227,11 @@ class ExperimentConfig:
     eval_gconfig: GenerationConfig | None = None
     data: DataConfig = field(default_factory=DataConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    profiler: ProfilerConfig = field(default_factory=ProfilerConfig)
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """Options of several sections that contradict each other."""
+        yield from profile_problems(self)
 
 
 SELECTORS: dict[str, tuple[str, ...]] = {

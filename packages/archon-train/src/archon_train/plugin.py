@@ -32,6 +32,7 @@ def archon_loggers() -> list[LoggerSpec]:
             target="archon_train.loggers.wandb:WandbLogger",
             summary="Weights & Biases, online or offline",
             modules=(("wandb", '"archon-train[wandb]"'),),
+            off="mode=disabled",
             config=(ConfigSection("stats_logger.wandb", "archon_train.loggers.options:WandbOptions"),),
         ),
         LoggerSpec(
@@ -39,6 +40,7 @@ def archon_loggers() -> list[LoggerSpec]:
             target="archon_train.loggers.swanlab:SwanlabLogger",
             summary="SwanLab, in the cloud or in local files",
             modules=(("swanlab", '"archon-train[swanlab]"'),),
+            off="mode=disabled",
             config=(ConfigSection("stats_logger.swanlab", "archon_train.loggers.options:SwanlabOptions"),),
         ),
         LoggerSpec(
@@ -46,7 +48,16 @@ def archon_loggers() -> list[LoggerSpec]:
             target="archon_train.loggers.trackio:TrackioLogger",
             summary="Trackio, on this machine or in a Space",
             modules=(("trackio", '"archon-train[trackio]"'),),
+            off="mode=disabled",
             config=(ConfigSection("stats_logger.trackio", "archon_train.loggers.options:TrackioOptions"),),
+        ),
+        LoggerSpec(
+            name="prometheus",
+            target="archon_train.loggers.prometheus:PrometheusLogger",
+            summary="the latest numbers over HTTP, for Prometheus",
+            modules=(("prometheus_client", '"archon-train[prometheus]"'),),
+            off="port=null",
+            config=(ConfigSection("stats_logger.prometheus", "archon_train.loggers.options:PrometheusOptions"),),
         ),
     ]
 

@@ -42,6 +42,7 @@ from archon_train.model_sections import (
     unused_models,
 )
 from archon_train.process_plan import plan_processes
+from archon_train.profile_plan import unused_profiler_options
 from archon_train.recovery import restarts_without_checkpoints
 from archon_train.run_plan import Need, RunPlan
 from archon_train.run_services import plan_services
@@ -122,6 +123,7 @@ class _Planner(Findings):
         for text in logger_problems(self.config, self.registry):
             self.unable(text)
         self.decisions += unused_logger_options(self.config, self.registry, self.loaded.explicit)
+        self.decisions += unused_profiler_options(self.config, self.loaded.explicit)
         self.decisions += restarts_without_checkpoints(self.config.trainer)
 
     def why_nothing_to_train(self) -> str | None:

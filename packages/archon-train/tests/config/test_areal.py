@@ -245,8 +245,9 @@ def verdict(option: str, value: str) -> str:
         ("eval_gconfig.seed", "7", "decision"),
         ("saver.freq_epochs", "1", "decision"),
         ("saver.freq_epochs", "null", "harmless"),
-        ("perf_tracer", "{enabled: false, session_tracer: {enabled: false}}", "harmless"),
-        ("perf_tracer", "{enabled: true}", "decision"),
+        ("perf_tracer", "null", "harmless"),
+        ("perf_tracer.enabled", "true", "harmless"),  # archon_train.areal.profiling
+        ("perf_tracer.nonsense", "1", "unknown"),
         ("valid_dataset", "null", "harmless"),
         ("valid_dataset", "text", "error"),
         ("rollout.experiment_name", "${experiment_name}", "harmless"),

@@ -76,7 +76,7 @@ def test_sections_inside_an_optional_default_are_extended_too(make_registry: Mak
 
 def test_only_sections_of_what_the_file_names_are_used(registry: Registry) -> None:
     choice = choose_sections(registry, parse_yaml("algorithm: sft", "f"), ROOT)
-    loggers = [f"stats_logger.{name}" for name in ("tensorboard", "wandb", "swanlab", "trackio")]
+    loggers = [f"stats_logger.{name}" for name in ("tensorboard", "wandb", "swanlab", "trackio", "prometheus")]
     assert [s.path for s in choice.used] == [*ROLES, *loggers], (
         "those of the engine, and of loggers, which no option names"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from archon_core.contracts.spec import Spec
 from archon_core.errors import ConfigError
@@ -223,6 +223,19 @@ class TrainEngine(Protocol):
 
     def close(self) -> None:
         """Free the engine's resources."""
+
+
+@runtime_checkable
+class RecordsSteps(Protocol):
+    """A training engine that can record more of a step than a profiler sees, such as the times of pipeline actions."""
+
+    def record_next(self, folder: str | None) -> None:
+        """Record the next call of ``train_batch``, whose result then has recordings. All processes of the engine call
+        it before the same step.
+
+        Args:
+            folder: folder of the recordings' files, relative to the run folder; ``None`` takes the request back.
+        """
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class LoggerSpec(Spec):
         modules: the modules that it imports, each with what pip installs: ``(("wandb", "wandb"),)``.
         optional: whether a run goes on without it if a module is missing, with a decision; otherwise, that is an error
             before the run starts.
+        off: how its options switch it off, such as ``mode=disabled``; empty for a logger that is always used.
     """
 
     kind: ClassVar[str] = "logger"
@@ -28,6 +29,7 @@ class LoggerSpec(Spec):
 
     modules: tuple[tuple[str, str], ...] = ()
     optional: bool = False
+    off: str = ""
 
     @property
     def section(self) -> str:

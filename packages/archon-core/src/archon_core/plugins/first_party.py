@@ -82,6 +82,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "wandb",
             "swanlab",
             "trackio",
+            "prometheus",
         ),
     },
     "model": {
@@ -357,6 +358,7 @@ OPTIONS: Mapping[str, tuple[str, ...]] = {
         "data.verifiers",
     ),
     "archon-train": (
+        "stats_logger.prometheus",
         "stats_logger.swanlab",
         "stats_logger.tensorboard",
         "stats_logger.trackio",

@@ -18,6 +18,11 @@ def _every_or_op(value: str) -> str | None:
     return None if re.fullmatch("op|0*[1-9][0-9]{0,8}", value) else "op, or a number N for every Nth layer"
 
 
+def _first_and_last(steps: list[int]) -> str | None:
+    is_range = len(steps) == 2 and 1 <= steps[0] <= steps[1]
+    return None if is_range else "[first, last], two numbers of steps from 1, in this order"
+
+
 @dataclass
 class ArchonOptions:
     """Options of the Archon engine (``actor.archon``).
@@ -34,6 +39,9 @@ class ArchonOptions:
             in between; false sums them once, at the end of the step.
         pp_record_step: number of an optimizer step, from 1. The engine times its pipeline actions and writes them to
             ``pipeline-<role>.json`` in the run folder, for ``archon pipeline show --run``; null records no step.
+        profile_steps: first and last of the training steps, from 1, that are profiled: ``[2, 3]``. Every rank writes a
+            trace of torch's profiler to ``profile/step-<number>/`` in the run folder, and on CUDA a memory snapshot.
+            Only the actor's section has it: a trace covers all models of a process. Null profiles no step.
         enable_compile: compile every block with torch.compile; on a CPU only if you write the option.
         ac_mode: activation checkpointing: ``none``, ``selective``, ``full`` or ``memory_budget`` (needs
             ``enable_compile``). Takes effect if ``gradient_checkpointing`` is true.
@@ -64,6 +72,7 @@ class ArchonOptions:
     pp_last_stage_less_layers: int | None = option(None, NOT_NEGATIVE, fix=BALANCED)
     pp_reduce_grad_per_microbatch: bool = False
     pp_record_step: int | None = option(None, POSITIVE)
+    profile_steps: list[int] | None = field(default=None, metadata={"rule": _first_and_last, "fix": ""})
     enable_compile: bool = True
     ac_mode: str = option("selective", one_of("none", "selective", "full", "memory_budget"))
     selective_ac_option: str = option("op", _every_or_op)

@@ -12,6 +12,7 @@ from archon_core.contracts.model import CausalModule
 from archon_core.contracts.packed import OutputName
 from archon_core.contracts.pipeline import Objective
 from archon_engine.parallel.fsdp import FsdpGroups
+from archon_engine.profiling.ranges import profiled_range
 
 
 class SequentialRunner:
@@ -23,9 +24,12 @@ class SequentialRunner:
 
     def train(self, micro_batches: Sequence[MicroBatch], objective: Objective) -> None:
         try:
-            for micro_batch in micro_batches:
-                outputs = self._module(micro_batch.input_ids, micro_batch.packed)
-                objective(micro_batch.whole_outputs(outputs), micro_batch).backward()
+            for number, micro_batch in enumerate(micro_batches):
+                with profiled_range("forward", number):
+                    outputs = self._module(micro_batch.input_ids, micro_batch.packed)
+                    loss = objective(micro_batch.whole_outputs(outputs), micro_batch)
+                with profiled_range("backward", number):
+                    loss.backward()
         except BaseException:
             # The caller may catch this and load other weights, which gathered weights left behind would hide.
             self._end_forward_passes()
@@ -33,8 +37,8 @@ class SequentialRunner:
 
     def forward(self, micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[MicroBatch, dict[OutputName, Tensor]]]:
         try:
-            for micro_batch in micro_batches:
-                with torch.no_grad():
+            for number, micro_batch in enumerate(micro_batches):
+                with torch.no_grad(), profiled_range("forward", number):
                     outputs = self._module(micro_batch.input_ids, micro_batch.packed)
                 yield micro_batch, micro_batch.whole_outputs(outputs)
         finally:

@@ -18,6 +18,7 @@ from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.errors import DataError
 from archon_engine.parallel.tensor import sum_replicated_gradients
+from archon_engine.profiling.ranges import profiled_range
 from archon_engine.running import Running
 from archon_engine.step.consistency import Share, agree
 from archon_engine.step.grad_norm import clip_gradients, global_gradient_norm
@@ -44,7 +45,8 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
     """
     assembled, optimizer = running.assembled, running.optimizer
     assert optimizer is not None, "the engine refuses to train without one"
-    micro_batches, whole = _prepare(batch, loss.request, running, loss)
+    with profiled_range("split the batch"):
+        micro_batches, whole = _prepare(batch, loss.request, running, loss)
     totals = LossTotals(loss, whole, running.ranks)
     reports = None
     expert_load: Mapping[str, Sequence[int]] = {}
@@ -52,21 +54,23 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
         micro_batches, reports = assembled.experts.with_batch_totals(micro_batches, whole)
     optimizer.zero_grad()
     running.runner.train(micro_batches, totals.objective)
-    if assembled.meshes is not None and assembled.meshes.tp is not None:
-        sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
-    if assembled.tied is not None:
-        # Before the norm, which counts only the original; its gradient must be the sum of both copies'.
-        assembled.tied.sum_gradients()
-    objective, metrics = totals.gather(differentiated=True)
-    logical = [parameter for name, parameter in optimizer.parameters.items() if name not in assembled.copies]
-    norm = global_gradient_norm(logical, None if assembled.pipeline is None else assembled.pipeline.group)
-    # The norm is equal on all ranks, so either all of them step or none does.
-    finite = bool(torch.isfinite(norm))
+    with profiled_range("gradient norm"):
+        if assembled.meshes is not None and assembled.meshes.tp is not None:
+            sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
+        if assembled.tied is not None:
+            # Before the norm, which counts only the original; its gradient must be the sum of both copies'.
+            assembled.tied.sum_gradients()
+        objective, metrics = totals.gather(differentiated=True)
+        logical = [parameter for name, parameter in optimizer.parameters.items() if name not in assembled.copies]
+        norm = global_gradient_norm(logical, None if assembled.pipeline is None else assembled.pipeline.group)
+        # The norm is equal on all ranks, so either all of them step or none does.
+        finite = bool(torch.isfinite(norm))
     learning_rate = optimizer.learning_rate(step)
     if finite:
-        if max_gradient_norm > 0:
-            clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
-        optimizer.step(learning_rate)
+        with profiled_range("optimizer"):
+            if max_gradient_norm > 0:
+                clip_gradients(optimizer.parameters.values(), norm, max_gradient_norm)
+            optimizer.step(learning_rate)
     if assembled.experts is not None and reports is not None:
         of_experts, expert_load = assembled.experts.finish(reports, stepped=finite)
         metrics |= of_experts

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from archon_core.contracts.engine import TrainEngine
 from archon_core.ranks.failing_together import failing_together
+from archon_core.ranks.role_link import distinct
 from archon_rl.fingerprint import Fingerprint
 from archon_rl.text_encoding import comparison_batch
 from archon_rl.trainer.checkpointing import (
@@ -24,9 +25,12 @@ from archon_rl.trainer.checkpointing import (
 )
 from archon_rl.trainer.collecting import Collection, StoppedWaitingError
 from archon_rl.trainer.export_check import verify_export, verify_value_export
+from archon_rl.trainer.role_requests import BeginProfile, EndProfile
+from archon_rl.trainer.sharing import SharedEngine
 from archon_rl.trainer.step_metrics import PhaseClock
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
+from archon_train.run.step_profiler import StepProfiler, check_profiled_steps
 
 EXPORT_CHECK_RECORDS = 4
 
@@ -65,8 +69,10 @@ class TrainingLoop:
     _latest: dict[str, float] = field(default_factory=dict, init=False)
     _saved: int = field(default=0, init=False)
     _checkpoints: Checkpoints = field(init=False)
+    _profiler: StepProfiler = field(init=False)
 
     def __post_init__(self) -> None:
+        self._profiler = StepProfiler.of(self.run)
         self._checkpoints = Checkpoints(self.run, self.engine, self.task.cursor, self.fingerprints, self.beside)
 
     def resume(self) -> int:
@@ -102,12 +108,13 @@ class TrainingLoop:
                 self._stop_after(done)
             self.run.metrics.log(0, self._baseline)
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
+        check_profiled_steps(self.run, done=done, total_steps=self.total_steps)
         self._stop_before_first_step()
         self.run.progress.start(self.total_steps, completed=done)
         try:
             while done < self.total_steps:
                 try:
-                    row = self.run_step(done)
+                    row = self._run_step(done)
                 except StoppedWaitingError:
                     self._stop_after(done)
                 done += 1
@@ -116,6 +123,24 @@ class TrainingLoop:
         except Exception:
             self._checkpoints.abandon()
             raise
+
+    def _run_step(self, done: int) -> dict[str, float]:
+        """The step after ``done`` steps, and its profile if it is to have one."""
+        step = done + 1
+        if not self._profiler.covers(step):
+            return self.run_step(done)
+        if self.run.ranks.is_first:
+            self._profiler.clear(step)
+        self.run.ranks.barrier()
+        links = distinct(self.run.links)
+        for link in links:
+            link.ask(BeginProfile(step))
+        engines = (self.engine, *(model.engine for model in self.beside.values() if isinstance(model, SharedEngine)))
+        with self._profiler(step, engines):
+            row = self.run_step(done)
+        for link in links:
+            link.ask(EndProfile())
+        return {**row, "profiled": 1}
 
     def _finish_step(self, done: int, row: dict[str, float]) -> None:
         trainer, last = self.run.config.trainer, done == self.total_steps

@@ -67,6 +67,22 @@ class TrainingSteps:
 
 
 @dataclass(frozen=True)
+class BeginProfile:
+    """Profile what follows; the answer is ``None``.
+
+    Attributes:
+        step: number of the training step, from 1.
+    """
+
+    step: int
+
+
+@dataclass(frozen=True)
+class EndProfile:
+    """Write the profile that ``BeginProfile`` started; the answer is ``None``."""
+
+
+@dataclass(frozen=True)
 class SaveModel:
     """Write the model to a folder; the answer is ``None``.
 

@@ -21,7 +21,9 @@ from archon_rl.trainer.checkpointing import with_resume_advice
 from archon_rl.trainer.engines import build_model_beside
 from archon_rl.trainer.minibatches import train_minibatches
 from archon_rl.trainer.role_requests import (
+    BeginProfile,
     BuildModel,
+    EndProfile,
     ForwardPass,
     LoadModel,
     SaveModel,
@@ -32,6 +34,7 @@ from archon_rl.trainer.role_requests import (
 )
 from archon_rl.trainer.sharing import SharedEngine
 from archon_train.run.context import RunContext
+from archon_train.run.step_profiler import StepProfiler
 
 
 def serve_models(run: RunContext, algorithm: Algorithm) -> None:
@@ -70,6 +73,7 @@ class _Service:
     engines: dict[str, SharedEngine] = field(default_factory=dict)
     _staged: dict[str, StagedState] = field(default_factory=dict)
     _apart: Ranks | None = None
+    _profile: ExitStack = field(default_factory=ExitStack)
 
     def carry_out(self, message: RoleMessage) -> None:
         """Carry out a request and answer it, with its error if it fails."""
@@ -96,6 +100,16 @@ class _Service:
         engine, objective = self.engines[request.role], self.algorithm.objectives[request.role]
         split = {"n_minibatches": request.n_minibatches, "seed": request.seed}
         return train_minibatches(engine, batch, objective, **split), {}
+
+    def begin_profile(self, request: BeginProfile, message: RoleMessage) -> Answer:
+        profiler = StepProfiler.of(self.run, first_rank=self.link.first)
+        engines = [shared.engine for shared in self.engines.values()]
+        self._profile.enter_context(profiler(request.step, engines))
+        return None, {}
+
+    def end_profile(self, request: EndProfile, message: RoleMessage) -> Answer:
+        self._profile.close()
+        return None, {}
 
     def save(self, request: SaveModel, message: RoleMessage) -> Answer:
         self.engines[request.role].save(request.path, request.format)
@@ -136,6 +150,8 @@ _ACTIONS: Mapping[type, Callable[[_Service, Any, RoleMessage], Answer]] = {
     BuildModel: _Service.build,
     ForwardPass: _Service.forward,
     TrainingSteps: _Service.train,
+    BeginProfile: _Service.begin_profile,
+    EndProfile: _Service.end_profile,
     SaveModel: _Service.save,
     LoadModel: _Service.load,
     StageModel: _Service.stage,

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from archon_core.contracts.engine import StepStats
+from archon_engine.profiling.ranges import profiled_range
 
 
 class PhaseClock:
@@ -21,7 +22,8 @@ class PhaseClock:
         """Time a block as part of ``phase``."""
         start = time.perf_counter()
         try:
-            yield
+            with profiled_range(phase):
+                yield
         finally:
             self._seconds[phase] += time.perf_counter() - start
 

@@ -14,6 +14,7 @@ from archon_train.areal.defaults import WITHOUT_SAMPLING, fill_in_defaults
 from archon_train.areal.facts import facts
 from archon_train.areal.keys import DATASET_REASONS, DATASETS, NULL_MEANS, NULL_SECTIONS, SECTIONS, fits
 from archon_train.areal.megatron import translate_megatron
+from archon_train.areal.profiling import translate_profiling
 from archon_train.areal.raw_options import is_override, text_of, with_text
 from archon_train.areal.removed_names import translate_removed
 from archon_train.areal.rules import SCRIPT_REASON
@@ -67,6 +68,7 @@ def translate(tree: RawMapping) -> Translation:
         _saving,
         _recover,
         _allocation_mode,
+        translate_profiling,
         translate_weight_updates,
     ):
         tree = step(tree, decisions)

@@ -27,7 +27,7 @@ class Ignored:
             is harmless too unless the option is refused.
         same_as: an option that it repeats; an equal value is harmless.
         otherwise: whether another value becomes a decision or, if it would change results, an error. ``translated`` if
-            ``megatron`` turned it into another option and recorded that.
+            ``megatron`` or ``profiling`` turned it into another option and recorded that.
         feature: name of the missing feature. Options of one feature share one error.
     """
 
@@ -78,6 +78,9 @@ resemble an option: ``econfig`` is no misspelt ``gconfig``."""
 
 SCRIPT_REASON = "belongs to the script that reads this file in AReaL; archon train runs no script"
 
+PHASES = "the times of a step's phases are metrics of every step (time/rollout, time/update, ...)"
+SESSIONS = "single rollouts are not traced; time/rollout, time/reward and collector/... have their times per step"
+FILES = "every profiled step has its own files, which are written after the step"
 _ONE_NAME = "a run has one name for all of its parts"
 _ONE_ROOT = "everything is written under cluster.fileroot"
 _PLACEMENT = "processes are placed by the layout and scheduler.type"
@@ -117,8 +120,12 @@ IGNORED = (
     Ignored("async_training", "rollout.max_head_offpolicyness above 0 samples while the trainer trains", ("true",)),
     _refused("total_train_n_seqs", ("null",), "set trainer.max_steps"),
     Ignored("launcher", _PLACEMENT),
-    Ignored("perf_tracer", "there is no tracer in this version", ("null", "enabled=false")),
-    Ignored("memory_profiler", "there is no memory profiler in this version", ("null",)),
+    Ignored("perf_tracer.enabled", PHASES, otherwise="translated"),
+    Ignored("perf_tracer.profile_steps", "becomes profiler.trace_steps, counted from 1", otherwise="translated"),
+    Ignored("perf_tracer.save_interval", FILES, otherwise="translated"),
+    Ignored("perf_tracer.session_tracer", SESSIONS, otherwise="translated"),
+    Ignored("memory_profiler.profile_steps", "becomes profiler.memory_steps, counted from 1", otherwise="translated"),
+    Ignored("memory_profiler.max_entries", "becomes profiler.memory_entries", otherwise="translated"),
     Ignored("post_exit_hook", "Archon runs no command that a file names", ("",)),
     Ignored("cluster.cluster_name", "nothing depends on the cluster's name", ("local",)),
     Ignored("scheduler.endpoint", _PLACEMENT),

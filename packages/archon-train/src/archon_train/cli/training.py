@@ -256,11 +256,11 @@ def _fit(config: Any, run: OpenRun, explicit: frozenset[str], stop: StopSignal, 
         if ranks.is_first:
             step = run.folder.latest_step() if run.resumed else None
             progress = stack.enter_context(Progress())
+            stack.enter_context(shown_log(progress.note))
             logged = LoggedRun(config.experiment_name, config.trial_name, run.folder.path, asdict(config), step)
             loggers = dict(open_loggers(config, registry(), logged, run.decisions))
             metrics = MetricsLog(run.folder, resume_step=step, loggers=loggers, note=progress.note)
             stack.enter_context(metrics)
-            stack.enter_context(shown_log(progress.note))
             recordings = Recordings(run.folder.path, progress.note)
         else:
             metrics, progress, recordings = NoMetrics(), NoProgress(), Recordings()

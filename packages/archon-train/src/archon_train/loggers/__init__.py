@@ -1,1 +1,1 @@
-"""Metrics loggers: TensorBoard, Weights & Biases, SwanLab and Trackio."""
+"""Metrics loggers: TensorBoard, Weights & Biases, SwanLab, Trackio and Prometheus."""

@@ -58,7 +58,7 @@ def unused_logger_options(config: Any, registry: Registry, explicit: Collection[
             option = f"{spec.section}.{field.name}"
             # An option that is a mapping is explicit through its entries.
             is_written = any(name == option or name.startswith(f"{option}.") for name in explicit)
-            if is_written and field.name != "mode":
+            if is_written and field.name != spec.off.partition("=")[0]:
                 value = written_value(getattr(options, field.name))
                 yield Decision(option, value, "no effect", f"{spec.name} is switched off")
 
@@ -69,7 +69,7 @@ def logger_problems(config: Any, registry: Registry) -> Iterator[str]:
         if logger.missing and not logger.spec.optional:
             yield (
                 f"{logger.spec.section}: found it switched on, but {logger.spec.name} is not installed; install it "
-                f"(pip install {' '.join(logger.missing)}), or set {logger.spec.section}.mode=disabled"
+                f"(pip install {' '.join(logger.missing)}), or set {logger.spec.section}.{logger.spec.off}"
             )
 
 
@@ -98,8 +98,10 @@ def open_loggers(
             continue
         try:
             yield spec.name, spec.load()(logger.options, run)
+        except ConfigError:
+            raise
         except Exception as error:  # libraries raise their own types, such as for a wrong key
-            off = f", or set {spec.section}.mode=disabled" if hasattr(logger.options, "mode") else ""
+            off = f", or set {spec.section}.{spec.off}" if spec.off else ""
             raise ConfigError(
                 f"{spec.section}: {spec.name} cannot be opened: {type(error).__name__}: {error}; "
                 f"correct its options{off}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from archon_core.config.rules import one_of, option, path_or_id
+from archon_core.config.rules import number, one_of, option, path_or_id
 
 DISABLED = "disabled"
 
@@ -114,3 +114,23 @@ class TrackioOptions:
     def is_used(self) -> bool:
         """See ``LoggerSpec``."""
         return self.mode != DISABLED
+
+
+@dataclass
+class PrometheusOptions:
+    """The latest numbers of a running trainer as text for Prometheus, at ``/metrics``. Not in AReaL.
+
+    Attributes:
+        port: port of the first rank's machine; 0 for a free one, which a line on the terminal names; null serves no
+            metrics.
+        host: address to listen on. Everyone who reaches it can read the numbers: there is no password. 127.0.0.1 is
+            this machine alone; 0.0.0.0 is all networks.
+    """
+
+    port: int | None = option(None, number(least=0, most=65535))
+    host: str = "127.0.0.1"
+
+    @property
+    def is_used(self) -> bool:
+        """See ``LoggerSpec``."""
+        return self.port is not None

@@ -1,0 +1,1 @@
+"""Profiles of single steps: named ranges, traces, and snapshots of device memory."""
