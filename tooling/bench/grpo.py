@@ -157,7 +157,9 @@ def compare(name: str, trl_python: str, turns: int) -> dict[str, Any]:
         finally:
             for worker in workers.values():
                 worker.close()
-    different = [turn for turn, (a, b) in enumerate(zip(rows[ARCHON], rows[TRL], strict=True)) if a["tokens"] != b["tokens"]]
+    different = [
+        turn for turn, (a, b) in enumerate(zip(rows[ARCHON], rows[TRL], strict=True)) if a["tokens"] != b["tokens"]
+    ]
     if different:
         raise SystemExit(f"{name}: found other numbers of completion tokens in turns {different}")
     measured = {side: found[WARM_UP:] for side, found in rows.items()}
@@ -246,7 +248,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         install(default_environment())
     python = options.trl_python or str(default_environment() / "bin/python")
     if not Path(python).exists():
-        raise SystemExit(f"found no interpreter {python}; give --trl-python PATH, or --install to make TRL's environment")
+        raise SystemExit(
+            f"found no interpreter {python}; give --trl-python PATH, or --install to make TRL's environment"
+        )
     versions = {TRL: versions_of(python), ARCHON: {"torch": torch.__version__, "python": platform.python_version()}}
     print(f"TRL {versions[TRL]['trl']}, transformers {versions[TRL]['transformers']}, torch {versions[TRL]['torch']}")
     torch.set_num_threads(THREADS)

@@ -9,7 +9,18 @@ from statistics import mean
 from typing import Any
 
 import torch
-from grpo_case import CLIP, CLIP_NORM, LEARNING_RATE, PROMPT_TOKENS, SHAPES, Shape, Turns, end_at, prompt_texts, reward_of
+from grpo_case import (
+    CLIP,
+    CLIP_NORM,
+    LEARNING_RATE,
+    PROMPT_TOKENS,
+    SHAPES,
+    Shape,
+    Turns,
+    end_at,
+    prompt_texts,
+    reward_of,
+)
 
 STEPS = 1000
 """More than the turns; the last one ends the process."""
