@@ -19,6 +19,7 @@ from generated import algorithms, architecture, areal, engines, layouts, models,
 from generated.command_line import render_command_line
 from generated.first_party import PATH as FIRST_PARTY
 from generated.first_party import render_first_party
+from generated.performance import render_performance
 from generated.plans import render_plans
 from generated.plugin_kinds import render_plugin_kinds
 from generated.publication import draw_publication
@@ -55,6 +56,7 @@ def generated_pages() -> dict[Path, str]:
             "archon_pipeline.schedules (warm-up)": pipelines.render_warm_up(),
             "archon_pipeline.schedules (by rank)": pipelines.render_peaks_by_rank(),
         },
+        "docs/performance.md": render_performance(ROOT),
         "docs/plan.md": render_plans(ROOT),
         "docs/reference/packages.md": {"packages": packages.render_packages(ROOT)},
         "docs/layouts.md": {"archon_engine.models.capabilities": models.render_axes()},

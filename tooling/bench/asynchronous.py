@@ -5,12 +5,11 @@
 
 Both train ``examples/grpo_arithmetic_async.yaml``, with ``rollout.max_head_offpolicyness`` 0 and 2, with one thread per
 process. Without ``--rewards``, runs of both kinds alternate in the order 0, 2, 2, 0, and start from the same weights. A
-run's speed is that of its steps after the first, by the clock on the wall; processor seconds per step come from /proc.
+run's speed is the mean of its steps after the first, by the clock on the wall; /proc has processor seconds per step.
 ``archon simulate`` predicts the asynchronous runs from the times of the synchronous ones.
 
 With ``--rewards``, every seed trains both ways from the same supervised start, two runs at a time, with operands up to
-99, and 1,000 held-out problems are scored after the last step. Exits 1 when a bar is missed; ``--json FILE`` writes all
-figures.
+99, and 1,000 held-out problems are scored after the last step. Exits 1 when a bar is missed.
 """
 
 from __future__ import annotations
@@ -25,11 +24,13 @@ import tempfile
 import time
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean
 
 from process_times import seconds_by_role
+from records import Figure, Measurement
+from report import Report, add_json_option
 
 from archon_rl.simulation.event_loop import scaled_to_batch, simulate
 from archon_rl.simulation.run_times import read_run_times
@@ -125,8 +126,8 @@ def wait_for_rows(process: subprocess.Popen[bytes], metrics: Path, n: int, log: 
     return time.monotonic(), seconds_by_role(process.pid, ROLES, "trainer")
 
 
-def compare_speeds(root: Path, turns: int, steps: int) -> tuple[dict, list[str]]:
-    """Measure, print and judge the speeds."""
+def compare_speeds(root: Path, turns: int, steps: int, report: Report) -> None:
+    """Measure and report the speeds."""
     options = prepare(root)
     order = [0, STALENESS, STALENESS, 0] * turns
     speeds = [measure(root, number, bound, steps, options) for number, bound in enumerate(order[: 2 * turns])]
@@ -150,25 +151,47 @@ def compare_speeds(root: Path, turns: int, steps: int) -> tuple[dict, list[str]]
         print(f"| {bound} | {measured[bound]:.2f} s ({each}) | {predicted[bound]:.2f} s | {' | '.join(spent)} |")
     print(f"r = {sampling:.2f} s to sample a batch, u = {training:.2f} s for the rest of a step, r/u = {balance:.2f}")
     print(f"ratio {ratio:.2f}; the best possible is {best:.2f}, of which it reaches {ratio / best:.2f}")
-    errors = {bound: predicted[bound] / measured[bound] - 1 for bound in of}
-    print("prediction: " + ", ".join(f"{error:+.0%} at staleness {bound}" for bound, error in errors.items()))
-    missed = []
-    if ratio < RATIO_BAR:
-        missed.append(f"the ratio must be at least {RATIO_BAR}, it is {ratio:.2f}")
-    if BALANCED[0] <= balance <= BALANCED[1] and ratio < OVERLAP_BAR * best:
-        missed.append(f"the ratio must be at least {OVERLAP_BAR} of the best possible, it is {ratio / best:.2f}")
-    if abs(errors[STALENESS]) > PREDICTION_BAR:
-        missed.append(f"the prediction may be wrong by {PREDICTION_BAR:.0%}, it is by {errors[STALENESS]:+.0%}")
-    figures = {
-        "runs": [asdict(one) | {"folder": one.folder.name} for one in speeds],
-        "seconds": measured,
-        "predicted_seconds": predicted,
-        "sampling_seconds": sampling,
-        "ratio": ratio,
-        "best_ratio": best,
-        "workload": asdict(workload),
-    }
-    return figures, missed
+    ours = Figure(measured[STALENESS], "s")
+    report.add(
+        Measurement(
+            "asynchronous step",
+            ratio,
+            "higher",
+            ours,
+            Figure(measured[0], "s"),
+            "synchronous",
+            turns * steps,
+            bar=RATIO_BAR,
+            details={"sampling s": round(sampling, 3), "training s": round(training, 3)},
+        )
+    )
+    report.add(
+        Measurement(
+            "share of the best possible speedup",
+            ratio / best,
+            "higher",
+            Figure(ratio, ""),
+            Figure(best, ""),
+            "(r + u) / max(r, u)",
+            turns * steps,
+            bar=OVERLAP_BAR if BALANCED[0] <= balance <= BALANCED[1] else None,
+        )
+    )
+    for bound in of:
+        error = abs(predicted[bound] / measured[bound] - 1)
+        report.add(
+            Measurement(
+                f"error of the predicted step at staleness {bound}",
+                error / PREDICTION_BAR,
+                "lower",
+                Figure(predicted[bound], "s"),
+                Figure(measured[bound], "s"),
+                "measured",
+                turns * steps,
+                bar=1.0 if bound == STALENESS else None,
+                compared=False,
+            )
+        )
 
 
 def workload_of(times: Sequence) -> Workload:
@@ -181,8 +204,8 @@ def workload_of(times: Sequence) -> Workload:
     return scaled_to_batch(workload, mean(one.sampling_seconds for one in times), SIMULATED_STEPS)
 
 
-def compare_rewards(root: Path, seeds: Sequence[int], steps: int, at_once: int) -> tuple[dict, list[str]]:
-    """Train with every seed both ways; print and judge the held-out rewards."""
+def compare_rewards(root: Path, seeds: Sequence[int], steps: int, at_once: int, report: Report) -> None:
+    """Train with every seed both ways, and report the held-out rewards."""
 
     def train(seed: int, staleness: int) -> dict[str, float]:
         trial = f"seed-{seed}-staleness-{staleness}"
@@ -217,8 +240,19 @@ def compare_rewards(root: Path, seeds: Sequence[int], steps: int, at_once: int) 
     means = {bound: mean(found[seed, bound]["reward"] for seed in seeds) for bound in (0, STALENESS)}
     lower = means[0] - means[STALENESS]
     print(f"means: {means[0]:.3f} and {means[STALENESS]:.3f}, {-lower:+.3f}")
-    missed = [] if lower <= REWARD_BAR else [f"the reward may be lower by {REWARD_BAR}, it is by {lower:.3f}"]
-    return {"rewards": [*found.values()], "means": means}, missed
+    report.add(
+        Measurement(
+            "held-out reward, asynchronous / synchronous",
+            means[STALENESS] / means[0],
+            "higher",
+            Figure(means[STALENESS], ""),
+            Figure(means[0], ""),
+            "synchronous",
+            len(seeds),
+        )
+    )
+    if lower > REWARD_BAR:
+        report.fail(f"the reward may be lower by {REWARD_BAR}, it is by {lower:.3f}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -229,22 +263,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"of each run [{SPEED_STEPS}; with --rewards {REWARD_STEPS}]")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--at-once", type=int, default=2, help="runs of --rewards at a time")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
-    started = time.monotonic()
+    report = Report("asynchronous", options.json)
     with tempfile.TemporaryDirectory() as folder:
         if options.rewards:
-            figures, missed = compare_rewards(
-                Path(folder), options.seeds, options.steps or REWARD_STEPS, options.at_once
-            )
+            steps = options.steps or REWARD_STEPS
+            compare_rewards(Path(folder), options.seeds, steps, options.at_once, report)
         else:
-            figures, missed = compare_speeds(Path(folder), options.turns, options.steps or SPEED_STEPS)
-    print(f"{time.monotonic() - started:.0f} s in all")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    for text in missed:
-        print(f"missed: {text}")
-    return int(bool(missed))
+            compare_speeds(Path(folder), options.turns, options.steps or SPEED_STEPS, report)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -5,9 +5,8 @@
 A training state (weights and AdamW's moments, fp32) as `dcp`, in turn and in the background, and a model's weights
 as `hf`, beside `save_file`, and beside `load_file` that leaves what resuming leaves: weights in the parameters, which
 are there, and moments in new memory. torch has one thread on both sides, which are
-repeated by turns; the best of each counts, since a virtual machine may take seconds for memory that it has not touched
-for a while. Files are in the page cache: a slower disk hides differences. Exits with 1 when saving,
-or loading `dcp`, is below its bar.
+repeated by turns; the median of each counts. Files are in the page cache: a slower disk hides differences. Exits with 1
+when saving, or loading `dcp`, is below its bar.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+import statistics
 import sys
 import tempfile
 import threading
@@ -25,6 +25,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed.checkpoint as dcp
+from records import Figure, Measurement
+from report import Report, add_json_option
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -57,9 +59,11 @@ class Bench:
     Args:
         folder: where to write.
         rounds: repetitions.
+        report: gets the ratios.
     """
 
-    def __init__(self, folder: Path, rounds: int) -> None:
+    def __init__(self, folder: Path, rounds: int, report: Report) -> None:
+        self.report = report
         self.folder = folder
         self.rounds = rounds
         self.engine = assemble(
@@ -81,11 +85,19 @@ class Bench:
         self.kept: object = None
 
     def compare(
-        self, label: str, ours: Callable[[], object], plain: Callable[[], object], size: int, *, written: str = ""
-    ) -> float:
-        """Print both speeds; their ratio.
+        self,
+        label: str,
+        ours: Callable[[], object],
+        plain: Callable[[], object],
+        size: int,
+        *,
+        written: str = "",
+        bar: float | None = None,
+    ) -> None:
+        """Report the ratio of both speeds.
 
         Args:
+            bar: least ratio.
             written: the folder that ``ours`` makes; it and the plain file are removed before each measurement.
         """
         runs: dict[str, list[tuple[float, float]]] = {"ours": [], "plain": []}
@@ -97,14 +109,22 @@ class Bench:
                 began, worked = time.perf_counter(), time.process_time()
                 work()
                 runs[name].append((time.perf_counter() - began, time.process_time() - worked))
-        (our_time, our_work), (time_, work_) = (map(min, zip(*kept, strict=True)) for kept in runs.values())
-        ratio = time_ / our_time
-        print(
-            f"{label:28s} {size / our_time / 1e9:6.2f} GB/s   plain {size / time_ / 1e9:6.2f} GB/s   "
-            f"ratio {ratio:.2f}   (processor time {our_work:.2f} s and {work_:.2f} s)",
-            flush=True,
+        (our_time, our_work), (time_, work_) = (
+            map(statistics.median, zip(*kept, strict=True)) for kept in runs.values()
         )
-        return ratio
+        self.report.add(
+            Measurement(
+                label,
+                time_ / our_time,
+                "higher",
+                Figure(size / our_time / 1e9, "GB/s"),
+                Figure(size / time_ / 1e9, "GB/s"),
+                "plain safetensors",
+                self.rounds,
+                bar=bar,
+                details={"processor seconds": round(our_work, 2), "processor seconds, plain": round(work_, 2)},
+            )
+        )
 
     def remove(self, name: str) -> None:
         """Remove a folder, and what plain safetensors wrote."""
@@ -157,8 +177,8 @@ class Bench:
             self.training.write(folder, Ranks())
 
 
-def measure(bench: Bench) -> dict[str, float]:
-    """Print everything; the ratios that have a bar."""
+def measure(bench: Bench) -> None:
+    """Measure everything."""
     engine, state, weights = bench.engine, bench.state, bench.weights
     of_state, of_weights = (sum(tensor.nbytes for tensor in tensors.values()) for tensors in (state, weights))
     print(f"training state {of_state / 2**20:.0f} MiB in {len(state)} tensors; weights {of_weights / 2**20:.0f} MiB\n")
@@ -180,15 +200,14 @@ def measure(bench: Bench) -> dict[str, float]:
         ours()
         bench.save_plain(tensors)
 
-    ratios = {}
-    ratios["dcp save"] = bench.compare("save dcp", bench.save_state, plain(state), of_state, written="dcp")
+    bench.compare("save dcp", bench.save_state, plain(state), of_state, written="dcp", bar=BAR)
     there(bench.save_state, state, "dcp")
-    ratios["dcp load"] = bench.compare("load dcp, all bytes checked", bench.load_state, load_plain(state), of_state)
+    bench.compare("load dcp, all bytes checked", bench.load_state, load_plain(state), of_state, bar=BAR)
     bench.compare("save dcp, forced to disk", bench.publish, plain(state, flushed=True), of_state, written="published")
     bench.compare("save, torch's own writer", bench.save_torch, plain(state), of_state, written="torch")
     there(bench.save_torch, state, "torch")
     bench.compare("load, torch's own reader", bench.load_torch, load_plain(state), of_state)
-    ratios["hf save"] = bench.compare("save hf", save_hf, plain(weights), of_weights, written="hf")
+    bench.compare("save hf", save_hf, plain(weights), of_weights, written="hf", bar=BAR)
     there(save_hf, weights, "hf")
     bench.compare("load hf, all bytes checked", load_hf, load_plain(weights), of_weights)
     (bench.folder / "hf" / SEAL).unlink()
@@ -200,7 +219,6 @@ def measure(bench: Bench) -> dict[str, float]:
         print(f"  save {name:14s} {_memory_of(work) / 2**20:6.0f} MiB")
     print(f"  background       {of_state / 2**20:8.0f} MiB, kept for the next time")
     print(f"  (the largest tensor: {max(tensor.nbytes for tensor in state.values()) / 2**20:.0f} MiB)")
-    return ratios
 
 
 def _measure_background(bench: Bench, size: int) -> None:
@@ -212,9 +230,18 @@ def _measure_background(bench: Bench, size: int) -> None:
         waiting.append(time.perf_counter() - began)
         staged.write(bench.folder / "staged", Ranks())
         whole.append(time.perf_counter() - began)
-    print(
-        f"\nin the background: training waits {min(waiting) * 1e3:.0f} ms ({size / min(waiting) / 1e9:.1f} GB/s) of "
-        f"{min(whole) * 1e3:.0f} ms"
+    waits, lasts = statistics.median(waiting), statistics.median(whole)
+    print(f"\nin the background: training waits for a copy at {size / waits / 1e9:.1f} GB/s")
+    bench.report.add(
+        Measurement(
+            "in the background, training waits",
+            waits / lasts,
+            "lower",
+            Figure(1e3 * waits, "ms"),
+            Figure(1e3 * lasts, "ms"),
+            "the whole of saving",
+            bench.rounds,
+        )
     )
 
 
@@ -244,14 +271,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--folder", type=Path, help="on the disk to measure; a temporary one by default")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
+    report = Report("checkpoint", options.json)
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        ratios = measure(Bench(Path(folder), options.rounds))
-    missed = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio < BAR]
-    if missed:
-        print(f"\nbelow the bar of {BAR}: {', '.join(missed)}")
-    return 1 if missed else 0
+        measure(Bench(Path(folder), options.rounds, report))
+    return report.finish()
 
 
 if __name__ == "__main__":

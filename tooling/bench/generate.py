@@ -13,18 +13,19 @@ ratio is below its bar.
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
-ARCHON, HF = "archon local", "transformers, its faster cache"
+from records import Figure, Measurement
+from report import Report, add_json_option
+
+ARCHON = "archon local"
 END = 0
 """The end token of ragged workloads; prompts do not contain it."""
 
@@ -99,11 +100,11 @@ def with_archon(folder: str, workload: Workload, dtype: str) -> Generate:
 
     Ragged samples of a prompt share its prefill as others do: each sample's limit is set in its request's samples.
     """
-    from archon_rollout import local_engine
     from archon_core import assemble
     from archon_core.contracts.engine_config import EngineConfig
     from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
     from archon_core.plugins import InferenceEngineSpec, registry
+    from archon_rollout import local_engine
 
     trainer = assemble(EngineConfig(path=folder, dtype=dtype, optimizer=None))
     trainer.initialize()
@@ -217,12 +218,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     parser.add_argument("--only", type=int, action="append", metavar="N", help="number of a workload, from 0 [all]")
     parser.add_argument("--profile", action="store_true", help="show the local engine's operations and stop")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     import torch
 
     torch.set_num_threads(options.threads)
-    figures: list[dict[str, Any]] = []
+    report = Report("generate", None if options.profile else options.json)
     with tempfile.TemporaryDirectory() as folder:
         n_parameters = save_model(folder)
         print(f"Qwen3, {n_parameters / 1e6:.1f}M parameters, {options.dtype}")
@@ -234,31 +235,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             contestants = {ARCHON: ours}
             for cache in ("dynamic", "static"):
                 contestants[f"transformers, {cache} cache"] = with_transformers(folder, workload, options.dtype, cache)
-            figures.append(figures_of(workload, measure(contestants, options.repetitions, sum(workload.lengths))))
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    missed = [
-        f"missed: {one['shape']}: the ratio must be at least {one['bars'][HF]}, it is {one['ratios'][HF]:.2f}"
-        for one in figures
-        if one["ratios"][HF] < one["bars"][HF]
-    ]
-    print("\n".join(missed))
-    return int(bool(missed))
+            rates = measure(contestants, options.repetitions, sum(workload.lengths))
+            report.add(compared(workload, rates, options.repetitions))
+    return report.finish()
 
 
-def figures_of(workload: Workload, rates: Mapping[str, float]) -> dict[str, Any]:
-    """Print the table of a workload, and return its figures."""
-    ratio = rates[ARCHON] / max(rate for name, rate in rates.items() if name != ARCHON)
-    print(f"\n{workload.name}")
-    for name, rate in rates.items():
-        print(f"  {name:<28}{rate:>9,.0f} tokens/s")
-    print(f"  {'ratio to the faster cache':<28}{ratio:>9.2f} (bar {workload.bar})")
-    return {
-        "shape": workload.name,
-        "tokens_per_second": dict(rates),
-        "ratios": {HF: ratio},
-        "bars": {HF: workload.bar},
-    }
+def compared(workload: Workload, rates: Mapping[str, float], repetitions: int) -> Measurement:
+    """Archon's rate against that of the faster cache."""
+    rival = max((name for name in rates if name != ARCHON), key=rates.__getitem__)
+    ours, theirs = (Figure(rates[name], "tokens/s") for name in (ARCHON, rival))
+    return Measurement(
+        workload.name, ours.value / theirs.value, "higher", ours, theirs, rival, repetitions, bar=workload.bar
+    )
 
 
 if __name__ == "__main__":

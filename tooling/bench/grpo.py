@@ -24,7 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +36,8 @@ from typing import Any
 
 import torch
 from grpo_case import FLOOR, MODEL, PROMPT_TOKENS, SHAPES, THREADS, TRL, Shape, save_model
+from records import Figure, Measurement
+from report import Report, add_json_option
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "trl==1.13.0", "requests")
 """TRL's environment; TRL 1.13 imports requests without declaring it."""
@@ -135,8 +137,8 @@ def products_alone(shape: Shape, step: int) -> Callable[[], None]:
     return run
 
 
-def compare(name: str, trl_python: str, turns: int) -> dict[str, Any]:
-    """Measure one shape, print its table, and return its figures."""
+def compare(name: str, trl_python: str, turns: int, report: Report) -> None:
+    """Measure and report one shape."""
     shape = SHAPES[name]
     rows: dict[str, list[dict[str, Any]]] = {ARCHON: [], TRL: [], FLOOR: []}
     with tempfile.TemporaryDirectory() as folder:
@@ -169,40 +171,35 @@ def compare(name: str, trl_python: str, turns: int) -> dict[str, Any]:
         side: median(one["seconds"] / own["seconds"] for one, own in zip(found, measured[ARCHON], strict=True))
         for side, found in measured.items()
     }
-    parts = {key: median(one["parts"][key] for one in measured[ARCHON]) for key in measured[ARCHON][0]["parts"]}
+    parts = {key: median(one["parts"][key] for one in measured[ARCHON]) for key in ("rollout", "update", "step")}
     last = -max(1, round(turns * REWARD_TURNS))
     rewards = {side: mean(one["reward"] for one in measured[side][last:]) for side in (ARCHON, TRL)}
-    tokens = median(one["tokens"] for one in measured[ARCHON])
-    print(f"\n{name}: {shape.prompts} prompts x {shape.samples} samples, {tokens:.0f} completion tokens a step")
-    for side, spent in seconds.items():
-        bar = f" (bar {shape.bars[side]})" if side in shape.bars else ""
-        reward = f", reward {rewards[side]:.3f}" if side in rewards else ""
-        print(f"  {spent:7.3f} s  {ratios[side]:5.2f}{bar}  {side}{reward}")
-    print("  of Archon's step: " + ", ".join(f"{key} {value:.3f} s" for key, value in parts.items() if value > 0.001))
-    return {
-        "shape": name,
-        "seconds": seconds,
-        "ratios": ratios,
-        "bars": dict(shape.bars),
-        "parts": parts,
-        "rewards": rewards,
-        "first_rewards": {side: rows[side][0]["reward"] for side in (ARCHON, TRL)},
-        "tokens": tokens,
-        "turns": turns,
+    details = {
+        "completion tokens": median(one["tokens"] for one in measured[ARCHON]),
+        **{f"{part} s": value for part, value in parts.items()},
+        **{f"reward of {side}": value for side, value in rewards.items()},
     }
-
-
-def missed_bars(figures: Sequence[dict[str, Any]]) -> list[str]:
-    """What misses its bar. Where completions have one length, either of the two bars is enough."""
-    missed = []
-    for one in figures:
-        ratios, bars = one["ratios"], one["bars"]
-        if all(ratios[side] < bar for side, bar in bars.items()):
-            found = ", ".join(f"{side} {ratios[side]:.2f} (bar {bar})" for side, bar in bars.items())
-            missed.append(f"missed: {one['shape']}: {found}")
-        if one["rewards"][ARCHON] < one["rewards"][TRL] - REWARD_SLACK:
-            missed.append(f"missed: {one['shape']}: rewards {one['rewards']}")
-    return missed
+    # Where completions have one length, both sides are bound by the same products: reaching the floor is enough.
+    at_floor = FLOOR in shape.bars and ratios[FLOOR] >= shape.bars[FLOOR]
+    bars = {TRL: None if at_floor else shape.bars[TRL]}
+    for side in (FLOOR, TRL):
+        report.add(
+            Measurement(
+                f"{name}: {side}",
+                ratios[side],
+                "higher",
+                Figure(seconds[ARCHON], "s"),
+                Figure(seconds[side], "s"),
+                side,
+                turns,
+                bar=bars.get(side),
+                details=details if side == TRL else {},
+            )
+        )
+    if rewards[ARCHON] < rewards[TRL] - REWARD_SLACK:
+        report.fail(
+            f"{name}: found a mean reward of {rewards[ARCHON]:.3f} after equal steps; TRL's is {rewards[TRL]:.3f}"
+        )
 
 
 def default_environment() -> Path:
@@ -223,11 +220,13 @@ def versions_of(python: str) -> dict[str, str]:
     """Versions in TRL's environment.
 
     Raises:
-        SystemExit: it has no TRL.
+        SystemExit: there is no such interpreter, or it has no TRL.
     """
-    program = "import json, importlib.metadata as m; print(json.dumps({n: m.version(n) for n in ('trl', 'transformers', 'torch')}))"
-    found = subprocess.run([python, "-c", program], capture_output=True, text=True)
-    if found.returncode:
+    names = "('trl', 'transformers', 'torch')"
+    program = f"import json, importlib.metadata as m; print(json.dumps({{n: m.version(n) for n in {names}}}))"
+    exists = shutil.which(python) is not None
+    found = subprocess.run([python, "-c", program], capture_output=True, text=True) if exists else None
+    if found is None or found.returncode:
         raise SystemExit(
             f"--trl-python: found no TRL in {python}; make an environment with 'python3 -m venv FOLDER' and "
             f"'FOLDER/bin/pip install {' '.join(PINNED)}', or use --install"
@@ -242,26 +241,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--turns", type=int, default=8, help="measured steps of each side")
     parser.add_argument("--trl-python", metavar="PATH", help="interpreter of an environment with TRL")
     parser.add_argument("--install", action="store_true", help="make TRL's environment in a cache folder")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
+    report = Report("grpo", options.json)
     if options.install:
         install(default_environment())
     python = options.trl_python or str(default_environment() / "bin/python")
-    if not Path(python).exists():
-        raise SystemExit(
-            f"found no interpreter {python}; give --trl-python PATH, or --install to make TRL's environment"
-        )
-    versions = {TRL: versions_of(python), ARCHON: {"torch": torch.__version__, "python": platform.python_version()}}
-    print(f"TRL {versions[TRL]['trl']}, transformers {versions[TRL]['transformers']}, torch {versions[TRL]['torch']}")
+    if not options.trl_python and not Path(python).exists():
+        return report.skip(f"found no TRL in {default_environment()}; --install makes that environment")
+    print(", ".join(f"{name} {version}" for name, version in versions_of(python).items()))
     torch.set_num_threads(THREADS)
-    figures = [compare(name, python, options.turns) for name in options.shape or SHAPES]
-    for one in figures:
-        one["versions"] = versions
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    missed = missed_bars(figures)
-    print("\n".join(missed))
-    return int(bool(missed))
+    for name in options.shape or SHAPES:
+        print(f"\n{name}: {SHAPES[name].prompts} prompts x {SHAPES[name].samples} samples")
+        compare(name, python, options.turns, report)
+    return report.finish()
 
 
 if __name__ == "__main__":

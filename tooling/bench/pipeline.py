@@ -25,6 +25,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from records import Figure, Measurement
+from report import Report, add_json_option
 from torch.distributed.pipelining import PipelineStage
 from torch.distributed.pipelining.schedules import get_schedule_class
 
@@ -197,10 +199,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--micro-batches", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=16, help="a multiple of 4, the number of lengths")
+    add_json_option(parser)
     options = parser.parse_args()
+    report = Report("pipeline", options.json)
     print(f"torch {torch.__version__}, p{RANKS}, {options.micro_batches} micro-batches of up to {LONGEST} tokens")
-    print(f"{'schedule':24} {'ours':>9} {'torch':>9} {'ratio':>6}   changing: {'ours':>9} {'torch':>9} {'ratio':>6}")
-    failed = False
     medians: dict[str, float] = {}
     predictions: dict[str, float] = {}
     for schedule in SCHEDULES:
@@ -209,23 +211,34 @@ def main() -> int:
         found = ranks[0]
         middle = {name: 1e3 * statistics.median(seconds) for name, seconds in found["times"].items()}
         whole = {name: 1e3 * statistics.fmean(seconds) for name, seconds in found["times"].items()}
-        ratio = middle["ours"] / middle["torch"]
         difference = max(rank["difference"] for rank in ranks)
-        failed |= ratio > BAR or difference > SAME
-        print(
-            f"{schedule:24} {middle['ours']:6.0f} ms {middle['torch']:6.0f} ms {ratio:6.2f}             "
-            f"{whole['ours, changing']:6.0f} ms {whole['torch, changing']:6.0f} ms "
-            f"{whole['ours, changing'] / whole['torch, changing']:6.2f}   gradients differ by {difference:.1e}"
-        )
+        if difference > SAME:
+            report.fail(f"{schedule}: gradients differ by {difference:.1e}, allowed {SAME:g}")
+        for name, times, sides, bar in (
+            (schedule, middle, ("ours", "torch"), BAR),
+            (f"{schedule}, lengths that change", whole, ("ours, changing", "torch, changing"), None),
+        ):
+            ours, theirs = (Figure(times[side], "ms") for side in sides)
+            ratio = ours.value / theirs.value
+            against = "torch.distributed.pipelining"
+            report.add(Measurement(name, ratio, "lower", ours, theirs, against, options.rounds, bar=bar))
         medians[schedule] = middle["ours"]
         predictions[schedule] = 1e3 * predicted_seconds(found, options.micro_batches)
     for schedule in SCHEDULES[1:]:
-        print(
-            f"{schedule} / 1F1B: measured {medians[schedule] / medians['1F1B']:.2f}, predicted from the times of their "
-            f"actions {predictions[schedule] / predictions['1F1B']:.2f}"
+        measured, predicted = (times[schedule] / times["1F1B"] for times in (medians, predictions))
+        report.add(
+            Measurement(
+                f"{schedule} / 1F1B, predicted / measured",
+                predicted / measured,
+                "higher",
+                Figure(predicted, ""),
+                Figure(measured, ""),
+                "measured",
+                options.rounds,
+                compared=False,
+            )
         )
-    print(f"the bar is {BAR} of torch's step time at fixed lengths: {'missed' if failed else 'kept'}")
-    return 1 if failed else 0
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ from typing import Any
 
 import torch
 from publish_ends import RECORD, SPECS, DirectDriver, GatheredWeights, PipeDriver
+from records import Figure, Measurement
+from report import Report, add_json_option
 
 from archon_core import assemble, parse_layout
 from archon_core.contracts.engine_config import EngineConfig
@@ -44,6 +46,7 @@ from archon_rollout.server.weight_copies import EngineCopies, ServedWeights
 from archon_testing.worlds import run_world
 
 BARS = {"shm": 0.8, "distributed": 0.9}
+AGAINST = {"shm": "copy_ of the same bytes", "distributed": "one gloo send per bucket, acknowledged"}
 COMMIT_BAR_MS = 10.0
 MOST_BUCKETS = 2.0
 CERTAIN = 0.05
@@ -61,7 +64,7 @@ MODEL = {
 }
 
 
-def compare(name: str, n_bytes: int, rounds: int, ours: Callable[[], float], plain: Callable[[], float]) -> float:
+def compare(name: str, n_bytes: int, rounds: int, ours: Callable[[], float], plain: Callable[[], float]) -> Measurement:
     """The median of plain / ours, in seconds, over at least ``rounds`` pairs, and more while it is uncertain."""
     ours(), plain()
     pairs: list[tuple[float, float]] = []
@@ -71,11 +74,17 @@ def compare(name: str, n_bytes: int, rounds: int, ours: Callable[[], float], pla
         pairs += [(first, second), (fourth, third)]
     speeds = [n_bytes / statistics.median(side) / 1e9 for side in zip(*pairs, strict=True)]
     ratio = statistics.median(second / first for first, second in pairs)
-    print(
-        f"{name:<34} {speeds[0]:5.2f} GB/s, plain {speeds[1]:5.2f} GB/s; ratio {ratio:.2f} +- "
-        f"{_uncertainty(pairs):.2f}, the median of {len(pairs)} pairs"
+    return Measurement(
+        name,
+        ratio,
+        "higher",
+        Figure(speeds[0], "GB/s"),
+        Figure(speeds[1], "GB/s"),
+        AGAINST[name],
+        len(pairs),
+        bar=BARS[name],
+        details={"+-": round(_uncertainty(pairs), 3)},
     )
-    return ratio
 
 
 def _uncertainty(pairs: list[tuple[float, float]]) -> float:
@@ -95,7 +104,7 @@ def timed(work: Callable[[], object]) -> Callable[[], float]:
     return run
 
 
-def shared_memory(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket_bytes: int) -> float:
+def shared_memory(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket_bytes: int) -> Measurement:
     transport = SPECS["shm"].load()(TransportContext(driver, "bench", bucket_bytes=bucket_bytes))
     transport.prepare(engine.version, engine.weight_manifest(), [RECORD])
     notices = engine.notices()
@@ -110,12 +119,12 @@ def shared_memory(engine: GatheredWeights, driver: PipeDriver, rounds: int, buck
             warm[bucket.index % 2][: bucket.content.numel()].copy_(bucket.content)
 
     size = engine.manifest.n_bytes
-    ratio = compare("shm, into a slot:", size, rounds, timed(assemble_in_slots), timed(memcpy))
+    found = compare("shm", size, rounds, timed(assemble_in_slots), timed(memcpy))
     transport.close()
-    return ratio
+    return found
 
 
-def distributed(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket_bytes: int) -> float:
+def distributed(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket_bytes: int) -> Measurement:
     transport = SPECS["distributed"].load()(TransportContext(driver, "bench", bucket_bytes=bucket_bytes))
     port = transport._store.port
     joining = threading.Thread(target=driver.call, args=("join", ("127.0.0.1", port, "raw")))
@@ -141,10 +150,10 @@ def distributed(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket
         assert not any(outcome.error for outcome in outcomes.values()), outcomes
         return timed(ours)()
 
-    ratio = compare("distributed, acknowledged:", engine.manifest.n_bytes, rounds, ours_begun, timed(raw))
+    found = compare("distributed", engine.manifest.n_bytes, rounds, ours_begun, timed(raw))
     transport.close()
     driver.call("keep", True)
-    return ratio
+    return found
 
 
 def make_engine(layout: str) -> Any:
@@ -172,7 +181,7 @@ class ServingDriver(DirectDriver):
         return None
 
 
-def commit_pause(versions: int) -> float:
+def commit_pause(versions: int) -> Measurement:
     """Milliseconds of the median switch of a server that generates."""
     trainer = make_engine("archon:d1")
     weights = ServedWeights(
@@ -194,10 +203,13 @@ def commit_pause(versions: int) -> float:
         found.append(1000 * serving.switch_seconds)
     publisher.close()
     serving.close()
-    print(
-        f"{'commit, no token is made for:':<34} median {statistics.median(found):.2f} ms, slowest {max(found):.2f} ms"
+    return _limited(
+        "commit, time without a token",
+        Figure(statistics.median(found), "ms"),
+        COMMIT_BAR_MS,
+        repetitions=versions,
+        details={"slowest ms": round(max(found), 2)},
     )
-    return statistics.median(found)
 
 
 def publications(engine: GatheredWeights, driver: PipeDriver, rounds: int, bucket_bytes: int) -> None:
@@ -251,32 +263,38 @@ def main() -> int:
     parser.add_argument("--mib", type=int, default=256, help="size of all tensors")
     parser.add_argument("--bucket-mib", type=int, default=64, help="size of a bucket")
     parser.add_argument("--rounds", type=int, default=25, help="pairs of measurements")
+    add_json_option(parser)
     options = parser.parse_args()
     torch.set_num_threads(1)
     bucket_bytes = options.bucket_mib * 2**20
-    peaks = {}
+    report = Report("publish", options.json)
     for transport in ("shm", "distributed"):
         (peak, largest), (other, _) = run_world(peak_of_publishing, 2, (transport, bucket_bytes // 2))
-        peaks[transport] = peak
-        print(
-            f"memory, t2 over {transport}: rank 0 holds {peak:.2f} buckets of {largest / 2**20:.0f} MiB at most, "
-            f"rank 1 {other:.2f}"
+        # The system gives memory in pages, and gloo has buffers: a tenth of a bucket is allowed for.
+        report.add(
+            _limited(
+                f"peak on t2 over {transport}",
+                Figure(peak, "buckets"),
+                MOST_BUCKETS + 0.1,
+                repetitions=1,
+                details={"bucket MiB": round(largest / 2**20, 1), "buckets on rank 1": round(other, 2)},
+            )
         )
     engine, driver = GatheredWeights(options.mib * 2**20, bucket_bytes), PipeDriver()
-    ratios = {
-        "shm": shared_memory(engine, driver, options.rounds, bucket_bytes),
-        "distributed": distributed(engine, driver, options.rounds, bucket_bytes),
-    }
-    pause = commit_pause(min(9, options.rounds))
+    report.add(shared_memory(engine, driver, options.rounds, bucket_bytes))
+    report.add(distributed(engine, driver, options.rounds, bucket_bytes))
+    report.add(commit_pause(min(9, options.rounds)))
     publications(engine, driver, 3, bucket_bytes)
     driver.close()
-    # The system gives memory in pages, and gloo has buffers: a tenth of a bucket is allowed for.
-    missed = [f"{name}: {peak:.2f} buckets, allowed are 2" for name, peak in peaks.items() if peak > MOST_BUCKETS + 0.1]
-    missed += [f"{name}: {ratio:.2f}, bar {BARS[name]}" for name, ratio in ratios.items() if ratio < BARS[name]]
-    missed += [f"commit: {pause:.2f} ms, bar {COMMIT_BAR_MS:g}"] if pause > COMMIT_BAR_MS else []
-    for text in missed:
-        print(f"missed: {text}")
-    return int(bool(missed))
+    return report.finish()
+
+
+def _limited(name: str, found: Figure, limit: float, *, repetitions: int, details: dict[str, float]) -> Measurement:
+    """A figure against its limit."""
+    ratio, allowed = found.value / limit, Figure(limit, found.unit)
+    return Measurement(
+        name, ratio, "lower", found, allowed, "limit", repetitions, bar=1.0, absolute=True, details=details
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ Contestants take turns; the median of each counts. Exits 1 when a ratio misses i
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import statistics
 import sys
@@ -22,10 +21,11 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
+from records import Figure, Measurement
+from report import Report, add_json_option
 from torch import Tensor
 
 THREADS = 2
@@ -216,8 +216,8 @@ def timed(step: Step) -> tuple[float, float]:
     return time.perf_counter() - start, loss
 
 
-def compare(name: str, turns: int) -> dict[str, Any]:
-    """Measure one shape, print its table, and return its figures."""
+def compare(name: str, turns: int, report: Report) -> None:
+    """Measure one shape, and report the ratio of every contestant's time to Archon's."""
     shape = SHAPES[name]
     sequences = batch_of(shape)
     with tempfile.TemporaryDirectory() as folder:
@@ -241,13 +241,23 @@ def compare(name: str, turns: int) -> dict[str, Any]:
             for contestant, step in contestants.items():
                 times[contestant].append(timed(step)[0])
     medians = {contestant: statistics.median(found) for contestant, found in times.items()}
-    ratios = {contestant: seconds / medians["archon"] for contestant, seconds in medians.items()}
     print(f"\n{name}: {len(sequences)} sequences, {sum(shape.lengths)} tokens, the median of {turns} turns")
+    ours = medians.pop("archon")
     for contestant, seconds in medians.items():
-        size = f", {sizes[contestant]} sequences at a time" if contestant in sizes else ""
-        bar = f" (bar {shape.bars[contestant]})" if contestant in shape.bars else ""
-        print(f"  {seconds:7.3f} s  {ratios[contestant]:5.2f}{bar}  {contestant}{size}")
-    return {"shape": name, "seconds": medians, "ratios": ratios, "sizes": sizes, "bars": dict(shape.bars)}
+        details = {"sequences at a time": sizes[contestant]} if contestant in sizes else {}
+        report.add(
+            Measurement(
+                f"{name}: {contestant}",
+                seconds / ours,
+                "higher",
+                Figure(ours, "s"),
+                Figure(seconds, "s"),
+                contestant,
+                turns,
+                bar=shape.bars.get(contestant),
+                details=details,
+            )
+        )
 
 
 def save_model(folder: str, model: Mapping[str, Any]) -> None:
@@ -266,20 +276,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="one of the shapes [all]")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures to this file")
+    add_json_option(parser)
     options = parser.parse_args(arguments)
     torch.set_num_threads(THREADS)
-    figures = [compare(name, options.turns) for name in options.shape or SHAPES]
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2), encoding="utf-8")
-    missed = [
-        f"missed: {one['shape']}, {contestant}: the ratio must be at least {bar}, it is {one['ratios'][contestant]:.2f}"
-        for one in figures
-        for contestant, bar in one["bars"].items()
-        if one["ratios"][contestant] < bar
-    ]
-    print("\n".join(missed))
-    return int(bool(missed))
+    report = Report("train_step", options.json)
+    for name in options.shape or SHAPES:
+        compare(name, options.turns, report)
+    return report.finish()
 
 
 if __name__ == "__main__":

@@ -15,8 +15,12 @@ import subprocess
 import sys
 import time
 
+from records import Figure, Measurement
+from report import Report, add_json_option
+
 BAR_SECONDS = 150.0
-"""On two cores."""
+"""On two cores, for layouts of up to ``BAR_WORLD`` ranks."""
+BAR_WORLD = 4
 PROGRAM = "from archon_core.cli.main import main; main()"
 
 
@@ -33,7 +37,9 @@ def main() -> int:
     parser.add_argument("--world", type=int, default=4)
     parser.add_argument("--full", action="store_true")
     parser.add_argument("--ranks-at-once", type=int, nargs="*", default=[None], help="several are tried one by one")
+    add_json_option(parser)
     options = parser.parse_args()
+    report = Report("verify", options.json)
     common = ["--world", str(options.world), *(["--full"] if options.full else [])]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     print(f"{cores} cores")
@@ -49,12 +55,22 @@ def main() -> int:
             f"cases, {1000 * seconds / ranks:.0f} ms per rank and case; {seconds / first:.2f} of the first"
         )
         if not found["passed"]:
-            print("some layout differs from one process")
-            return 1
-    if options.world != 4 or options.full:
-        return 0
-    print(f"{first / BAR_SECONDS:.2f} of the bar ({BAR_SECONDS:.0f} s on two cores)")
-    return 0 if first < BAR_SECONDS else 1
+            report.fail("some layout differs from one process")
+        report.add(
+            Measurement(
+                f"world {options.world}{', full' if options.full else ''}, ranks at once {at_once or 'by default'}",
+                seconds / BAR_SECONDS,
+                "lower",
+                Figure(seconds, "s"),
+                Figure(BAR_SECONDS, "s"),
+                "limit",
+                1,
+                bar=1.0 if options.world == BAR_WORLD and not options.full else None,
+                absolute=True,
+                details={"layouts": len(found["layouts"]), "cases": cases},
+            )
+        )
+    return report.finish()
 
 
 if __name__ == "__main__":

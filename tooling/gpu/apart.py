@@ -5,20 +5,13 @@ from __future__ import annotations
 import faulthandler
 import os
 import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
+from bench.limited import run_limited
 from gpu.groups import GROUPS, Group
 from gpu.journal import read_journal, run_checks
-from gpu.records import Context, Record, Status
-
-LAST_LINES = 15
-"""Number of lines of a failed process's output to show."""
-
-GRACE = 1.0
-"""Seconds for a process to write its stacks before it is killed."""
+from gpu.records import Context, Record
 
 
 def run_apart(group: Group, context: Context, only: tuple[str, ...], left: float) -> list[Record]:
@@ -30,24 +23,9 @@ def run_apart(group: Group, context: Context, only: tuple[str, ...], left: float
     call = (
         f"from gpu.apart import run_here; run_here({group.name!r}, {context.device!r}, {str(context.work)!r}, {only!r})"
     )
-    end: Status | None = None
-    reason = ""
-    with output.open("w", encoding="utf-8") as log:
-        # A new session, so that its children end with it.
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", call], stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        try:
-            code = process.wait(limit)
-            if code:
-                end, reason = "error", f"its process ended with exit code {code}\n{_tail(output)}"
-        except subprocess.TimeoutExpired:
-            process.terminate()
-            time.sleep(GRACE)
-            end, reason = "timeout", f"stopped after {limit:.0f} s\n{_tail(output)}"
-        finally:
-            _end_session(process)
-    return read_journal(group.name, journal, end=end, reason=reason)
+    # -P: the folder of this call must not come first on the path.
+    ending = run_limited([sys.executable, "-P", "-c", call], output, limit)
+    return read_journal(group.name, journal, end=ending.status, reason=ending.reason)
 
 
 def run_here(name: str, device: str, work: str, only: tuple[str, ...]) -> None:
@@ -62,16 +40,3 @@ def run_here(name: str, device: str, work: str, only: tuple[str, ...]) -> None:
     sys.stdout.flush()
     # Threads of torch and NCCL may hold up an orderly end; everything that counts is on disk.
     os._exit(0)
-
-
-def _tail(output: Path) -> str:
-    return "\n".join(output.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:])
-
-
-def _end_session(process: subprocess.Popen[bytes]) -> None:
-    """Kill what is left of the processes that were started together."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    process.wait()

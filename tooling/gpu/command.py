@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,15 +63,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for record in found:
                 print(f"{record.status:<8}{record.name}", flush=True)
             write()
+        keep_trace(Path(folder), options.json)
     print(f"\n{render(records)}, {time.perf_counter() - start:.0f} s")
     return 0 if records and all(record.status in ("pass", "skipped") for record in records) else 1
+
+
+def keep_trace(work: Path, json_file: Path | None) -> None:
+    """Put the trace of a step, if there is one, beside the JSON file."""
+    trace = work / "trace.json"
+    if json_file is not None and trace.is_file():
+        shutil.copy(trace, json_file.with_suffix(".trace.json"))
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser("gpu-check", description=DESCRIPTION)
     parser.add_argument("--cpu", action="store_true", help="small sizes on the CPU")
     parser.add_argument("--json", type=Path, help="write one record per check to this file")
-    parser.add_argument("--parts", type=_parts, default=PARTS, help=f"of {', '.join(PARTS)}; both by default")
+    parser.add_argument("--parts", type=_parts, default=PARTS, help=f"of {', '.join(PARTS)}; all by default")
     parser.add_argument("--only", default="", help="patterns of checks, such as 'numbers.engine/qwen3*', with commas")
     limits = f"{TIME_LIMIT:.0f}, on a CPU {CPU_TIME_LIMIT:.0f}"
     parser.add_argument("--time-limit", type=float, help=f"seconds for everything ({limits})")

@@ -25,7 +25,7 @@ class Group:
 
     @property
     def part(self) -> str:
-        """``numbers`` or ``speed``."""
+        """``numbers``, ``speed`` or ``trace``."""
         return self.name.partition(".")[0]
 
     def checks(self, context: Context) -> Iterator[Check]:
@@ -43,9 +43,10 @@ GROUPS = (
     Group("numbers.state", ("state", "generation"), 75),
     Group("speed.experts", ("experts",), 90),
     Group("speed.generation", ("generation",), 60),
+    Group("trace.dense", ("step",), 60),
 )
 
-FOLDERS = {"numbers": "numerics", "speed": "speed"}
-"""Part -> the package of its modules. ``numbers`` is one of the standard library's names."""
+FOLDERS = {"numbers": "numerics", "speed": "speed", "trace": "tracing"}
+"""Part -> the package of its modules. ``numbers`` and ``trace`` are names of the standard library."""
 
 PARTS = tuple(FOLDERS)

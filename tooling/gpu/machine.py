@@ -1,12 +1,8 @@
-"""Describes this machine, to label figures."""
+"""Describes this machine with its GPU, to label figures."""
 
 from __future__ import annotations
 
-import os
-import platform
-from importlib.metadata import PackageNotFoundError, version
-
-SHOWN = ("torch", "triton", "transformers", "safetensors", "numpy")
+from bench.machine import describe as describe_processor
 
 
 def describe() -> dict[str, object]:
@@ -14,13 +10,7 @@ def describe() -> dict[str, object]:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    found: dict[str, object] = {
-        "device": device,
-        "python": platform.python_version(),
-        "processors": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        **{name: _version(name) for name in SHOWN},
-    }
+    found: dict[str, object] = {"device": device, "threads": torch.get_num_threads(), **describe_processor()}
     if device == "cuda":
         properties = torch.cuda.get_device_properties(0)
         found |= {
@@ -31,10 +21,3 @@ def describe() -> dict[str, object]:
             "devices": torch.cuda.device_count(),
         }
     return found
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

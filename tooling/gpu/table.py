@@ -1,4 +1,4 @@
-"""The result of a run for people: one line per check, then what went wrong in full."""
+"""The result of a run for people: one line per check, then in full what went wrong, and what a trace shows."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _shown(value: float) -> str:
 
 def _troubles(records: Sequence[Record]) -> Iterator[str]:
     for record in records:
-        if record.status in ("fail", "error", "timeout"):
+        if record.status in ("fail", "error", "timeout") or "\n" in record.message:
             yield ""
             yield f"{record.status}: {record.name}"
             yield record.message

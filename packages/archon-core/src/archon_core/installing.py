@@ -6,6 +6,7 @@ then use the folder of its metadata instead.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 
@@ -14,6 +15,7 @@ _PLACEHOLDER = "UNKNOWN"
 """The name that setuptools writes for a package whose configuration gives none."""
 
 
+@functools.lru_cache(maxsize=256)  # importlib parses the whole METADATA each time that it is asked for the name
 def name_or_folder(distribution: importlib.metadata.Distribution) -> str:
     """The distribution's name, or the folder of its metadata when they give no valid one."""
     try:

@@ -7,18 +7,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed._functional_collectives as functional_collectives
 from torch import Tensor
 from torch.distributed.checkpoint.filesystem import _StorageInfo
 from torch.distributed.fsdp import FSDPModule
-
-# The two halves of a backward pass, as torch's own pipeline stages compute them. Private, unchanged in 2.11 to 2.13.
-# Import them from their public place once there is one.
-from torch.distributed.pipelining._backward import stage_backward_input as stage_backward_input
-from torch.distributed.pipelining._backward import stage_backward_weight as stage_backward_weight
 from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 # A mode that sees every operation, and a function that finds the tensors in nested structures. torch's documentation
@@ -26,6 +21,23 @@ from torch.distributed.tensor.placement_types import Placement, _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import tree_leaves as tree_leaves
 from torch.utils.checkpoint import SAC_IGNORED_OPS
+
+if TYPE_CHECKING:
+    from torch.distributed.pipelining._backward import stage_backward_input as stage_backward_input
+    from torch.distributed.pipelining._backward import stage_backward_weight as stage_backward_weight
+
+
+def __getattr__(name: str) -> Any:
+    """The two halves of a backward pass, as torch's own pipeline stages compute them.
+
+    Imported when first used: the module brings torch._dynamo, for which a run without pipeline would wait. Private,
+    unchanged in 2.11 to 2.13. Import them from their public place once there is one.
+    """
+    if name in ("stage_backward_input", "stage_backward_weight"):
+        from torch.distributed.pipelining import _backward
+
+        return getattr(_backward, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def all_gather_with_grad(x: Tensor, dim: int, group: Any) -> Tensor:

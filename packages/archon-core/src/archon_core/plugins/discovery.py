@@ -6,6 +6,7 @@ distribution is read separately.
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import re
 from collections.abc import Sequence
@@ -65,8 +66,13 @@ def distribution_name(entry_point: importlib.metadata.EntryPoint) -> str:
 
 def distribution_version(entry_point: importlib.metadata.EntryPoint) -> str:
     """The version of an entry point's package; empty if unknown."""
+    return _version(entry_point.dist) if entry_point.dist else ""
+
+
+@functools.lru_cache(maxsize=256)  # see name_or_folder
+def _version(distribution: importlib.metadata.Distribution) -> str:
     try:
-        return (entry_point.dist.version or "") if entry_point.dist else ""
+        return distribution.version or ""
     except Exception:  # a distribution without METADATA: what is raised depends on the Python version
         return ""
 

@@ -7,26 +7,29 @@ A plugin is a light module named by an entry point of the group ``archon``. Its 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import pluggy
 
-from archon_core.contracts.data import DatasetSpec, RewardSpec
-from archon_core.contracts.engine import TrainEngineSpec
-from archon_core.contracts.environments import EnvironmentSpec
-from archon_core.contracts.launching import LauncherSpec
-from archon_core.contracts.loggers import LoggerSpec
-from archon_core.contracts.loss import PolicyLossSpec
-from archon_core.contracts.model import ModelSpec
-from archon_core.contracts.moe import MoESpec
-from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-from archon_core.contracts.rollout import InferenceEngineSpec
-from archon_core.contracts.server_registry import ServerRegistrySpec
-from archon_core.contracts.serving import ServerDriverSpec
-from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec, ToolSpec
-from archon_core.contracts.train import AlgorithmSpec, DialectSpec
-from archon_core.contracts.weight_transport import WeightTransportSpec
-from archon_core.contracts.workflows import WorkflowSpec
-from archon_core.plugins.kinds import CommandSpec
+if TYPE_CHECKING:
+    # pluggy looks at every name of this module, once per plugin.
+    from archon_core.contracts.data import DatasetSpec, RewardSpec
+    from archon_core.contracts.engine import TrainEngineSpec
+    from archon_core.contracts.environments import EnvironmentSpec
+    from archon_core.contracts.launching import LauncherSpec
+    from archon_core.contracts.loggers import LoggerSpec
+    from archon_core.contracts.loss import PolicyLossSpec
+    from archon_core.contracts.model import ModelSpec
+    from archon_core.contracts.moe import MoESpec
+    from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
+    from archon_core.contracts.rollout import InferenceEngineSpec
+    from archon_core.contracts.server_registry import ServerRegistrySpec
+    from archon_core.contracts.serving import ServerDriverSpec
+    from archon_core.contracts.tool_calls import ReasoningParserSpec, ToolParserSpec, ToolSpec
+    from archon_core.contracts.train import AlgorithmSpec, DialectSpec
+    from archon_core.contracts.weight_transport import WeightTransportSpec
+    from archon_core.contracts.workflows import WorkflowSpec
+    from archon_core.plugins.kinds import CommandSpec
 
 PROJECT_NAME = "archon"
 """pluggy's project name, and the group of the entry points."""

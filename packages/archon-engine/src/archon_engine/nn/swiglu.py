@@ -14,6 +14,9 @@ def activation(name: str) -> nn.Module:
     Raises:
         ModelError: ``transformers`` has no such activation.
     """
+    if name == "silu":
+        # The module below brings transformers' generation and torch._dynamo: a second or two of start-up, for a name.
+        return nn.SiLU()
     from transformers.activations import ACT2FN
 
     if name not in ACT2FN:
