@@ -29,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean, median
 from typing import Any
@@ -39,7 +39,7 @@ from grpo_case import FLOOR, MODEL, PROMPT_TOKENS, SHAPES, THREADS, TRL, Shape, 
 from records import Figure, Measurement
 from report import Report, add_json_option
 
-PINNED = ("torch==2.13.0", "transformers==5.23.0", "trl==1.13.0", "requests")
+PINNED = ("torch==2.13.0", "transformers==5.23.0", "trl==1.13.0", "requests==2.34.2")
 """TRL's environment; TRL 1.13 imports requests without declaring it."""
 WARM_UP = 2
 REWARD_TURNS = 0.5
@@ -137,7 +137,7 @@ def products_alone(shape: Shape, step: int) -> Callable[[], None]:
     return run
 
 
-def compare(name: str, trl_python: str, turns: int, report: Report) -> None:
+def compare(name: str, trl_python: str, versions: Mapping[str, str], turns: int, report: Report) -> None:
     """Measure and report one shape."""
     shape = SHAPES[name]
     rows: dict[str, list[dict[str, Any]]] = {ARCHON: [], TRL: [], FLOOR: []}
@@ -174,10 +174,11 @@ def compare(name: str, trl_python: str, turns: int, report: Report) -> None:
     parts = {key: median(one["parts"][key] for one in measured[ARCHON]) for key in ("rollout", "update", "step")}
     last = -max(1, round(turns * REWARD_TURNS))
     rewards = {side: mean(one["reward"] for one in measured[side][last:]) for side in (ARCHON, TRL)}
-    details = {
+    details: dict[str, float | str] = {
         "completion tokens": median(one["tokens"] for one in measured[ARCHON]),
         **{f"{part} s": value for part, value in parts.items()},
         **{f"reward of {side}": value for side, value in rewards.items()},
+        "versions": ", ".join(f"{package} {version}" for package, version in versions.items()),
     }
     # Where completions have one length, both sides are bound by the same products: reaching the floor is enough.
     at_floor = FLOOR in shape.bars and ratios[FLOOR] >= shape.bars[FLOOR]
@@ -249,11 +250,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     python = options.trl_python or str(default_environment() / "bin/python")
     if not options.trl_python and not Path(python).exists():
         return report.skip(f"found no TRL in {default_environment()}; --install makes that environment")
-    print(", ".join(f"{name} {version}" for name, version in versions_of(python).items()))
+    versions = versions_of(python)
     torch.set_num_threads(THREADS)
     for name in options.shape or SHAPES:
         print(f"\n{name}: {SHAPES[name].prompts} prompts x {SHAPES[name].samples} samples")
-        compare(name, python, options.turns, report)
+        compare(name, python, versions, options.turns, report)
     return report.finish()
 
 
