@@ -41,7 +41,7 @@ from report import Report, add_json_option
 
 PINNED = ("torch==2.13.0", "transformers==5.23.0", "trl==1.13.0", "requests==2.34.2")
 """TRL's environment; TRL 1.13 imports requests without declaring it."""
-WARM_UP = 2
+WARM_UP = 1
 REWARD_TURNS = 0.5
 """Share of the turns, the last ones, whose rewards are compared."""
 REWARD_SLACK = 0.03
@@ -239,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the comparison; 0 when every bar is reached, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, action="append", help="one of the shapes [all]")
-    parser.add_argument("--turns", type=int, default=8, help="measured steps of each side")
+    parser.add_argument("--turns", type=int, help="measured steps of each side [15 or 5, by shape]")
     parser.add_argument("--trl-python", metavar="PATH", help="interpreter of an environment with TRL")
     parser.add_argument("--install", action="store_true", help="make TRL's environment in a cache folder")
     add_json_option(parser)
@@ -254,7 +254,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.set_num_threads(THREADS)
     for name in options.shape or SHAPES:
         print(f"\n{name}: {SHAPES[name].prompts} prompts x {SHAPES[name].samples} samples")
-        compare(name, python, versions, options.turns, report)
+        compare(name, python, versions, options.turns or SHAPES[name].turns, report)
     return report.finish()
 
 

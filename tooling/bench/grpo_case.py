@@ -50,6 +50,7 @@ class Shape:
         prompts: of a step.
         samples: completions per prompt.
         longest: tokens of the longest completion that is allowed.
+        turns: measured steps of each side.
         median: of the lengths; ``None`` if all completions have the longest length.
         bars: contestant -> the least ratio of its time to Archon's.
     """
@@ -57,6 +58,7 @@ class Shape:
     prompts: int
     samples: int
     longest: int
+    turns: int
     median: int | None = None
     bars: Mapping[str, float] = field(default_factory=dict)
 
@@ -74,9 +76,9 @@ TRL = "trl"
 FLOOR = "products alone"
 
 SHAPES = {
-    "short": Shape(4, 8, 16, bars={TRL: 1.25, FLOOR: 0.85}),
-    "long": Shape(16, 8, 64, bars={TRL: 1.25, FLOOR: 0.85}),
-    "ragged": Shape(16, 8, 256, median=48, bars={TRL: 1.8}),
+    "short": Shape(4, 8, 16, turns=15, bars={TRL: 1.25, FLOOR: 0.85}),
+    "long": Shape(16, 8, 64, turns=5, bars={TRL: 1.25, FLOOR: 0.85}),
+    "ragged": Shape(16, 8, 256, turns=5, median=48, bars={TRL: 1.8}),
 }
 
 
