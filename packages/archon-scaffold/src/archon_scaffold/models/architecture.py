@@ -95,6 +95,10 @@ class Architecture:
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
         experts: expert blocks instead of feed-forward blocks; ``None`` for dense layers.
         activation: name of the configuration's entry with the activation.
+        rotates: whether a layer rotates queries and keys, as an expression of ``config`` and ``layer``; empty if all do.
+        rope_by_layer_type: whether each layer type has its own rotary parameters.
+        rope_interleaved: whether rotation pairs neighbouring elements of a head.
+        rope_partial: whether a part of the head is rotated.
         scale: factor on attention scores, as an expression of ``config`` and ``head_dim``.
         windows: attention windows per layer (``layer_types``), equal for all layers (``all``), or none.
         attention_softcap: whether attention scores are soft-capped.
@@ -128,6 +132,10 @@ class Architecture:
     mlp_names: tuple[str, str] = ("up_proj", "down_proj")
     experts: Experts | None = None
     activation: str = "hidden_act"
+    rotates: str = ""
+    rope_by_layer_type: bool = False
+    rope_interleaved: bool = False
+    rope_partial: bool = False
     scale: str = "head_dim**-0.5"
     windows: Literal["layer_types", "all"] | None = None
     attention_softcap: bool = False
@@ -137,6 +145,11 @@ class Architecture:
     logit_scale: str = ""
     dropouts: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
+
+    @property
+    def rotates_alike(self) -> bool:
+        """Whether all layers rotate queries and keys in the same way."""
+        return not self.rotates and not self.rope_by_layer_type
 
     def gaps_at(self, *places: Place) -> tuple[Gap, ...]:
         """The gaps of these places."""

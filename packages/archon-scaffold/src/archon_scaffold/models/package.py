@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.models.tiny import OF_ALL_LAYERS
 from archon_scaffold.names import PackageName
 from archon_scaffold.rendering import render_folder
 
@@ -53,11 +55,13 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
         "embedding": _embedding(a),
         "head": _head(a),
+        "rope_options": _rope_options(a),
+        "rotary": "RotaryEmbedding(a.rope)" if a.rotates_alike else "LayerRotaryEmbedding(a.ropes)",
         "rules": _rules(a),
         "rule_types": "Drop | Rename | Split | Tie"
         if "Split" in _rules(a) and not a.experts
         else "Drop | Rename | Tie",
-        "layer_types_of_two": _layer_types_of_two(a.tiny),
+        "lists_of_two": _lists_of_two(a.tiny),
     }
 
 
@@ -91,7 +95,7 @@ def _archon_imports(a: Architecture) -> list[str]:
         "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
         "archon_engine.nn.linear": {"Linear"},
         "archon_engine.nn.norm": norms,
-        "archon_engine.nn.rotary": {"RotaryEmbedding", "Rotation"},
+        "archon_engine.nn.rotary": {"RotaryEmbedding" if a.rotates_alike else "LayerRotaryEmbedding", "Rotation"},
         **block,
     }
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
@@ -142,9 +146,17 @@ def _dropout(a: Architecture) -> str:
     return entries if len(a.dropouts) < 2 else f"max({entries})"
 
 
-def _layer_types_of_two(tiny: Mapping[str, Any]) -> str:
-    kinds = tiny.get("layer_types")
-    return f', layer_types=["{kinds[0]}", "{kinds[1]}"]' if kinds else ""
+def _rope_options(a: Architecture) -> str:
+    """Further arguments of ``RopeArguments.from_hf_config``."""
+    options = ["layer_type=kind"] if a.rope_by_layer_type else []
+    options += ["partial=True"] if a.rope_partial else []
+    options += ["interleaved=True"] if a.rope_interleaved else []
+    return "".join(f", {option}" for option in options)
+
+
+def _lists_of_two(tiny: Mapping[str, Any]) -> str:
+    """The entries with a value per layer, for a configuration of two layers."""
+    return "".join(f", {name}={json.dumps(tiny[name][:2])}" for name in OF_ALL_LAYERS if tiny.get(name))
 
 
 def _story(a: Architecture) -> str:

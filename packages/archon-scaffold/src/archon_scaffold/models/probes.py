@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -76,15 +75,3 @@ def ratio(found: Tensor, base: Tensor) -> float | None:
     """The scalar factor between ``base`` and ``found``; ``None`` if there is none."""
     factor = float((found * base).sum() / base.square().sum())
     return factor if same(found, base * factor) else None
-
-
-def rotates_halves(layer_module: Any) -> bool:
-    """Whether the model's source rotates halves of a head, as Llama does, and not adjacent elements; true if
-    unknown."""
-    import sys
-
-    rotate = getattr(sys.modules[type(layer_module).__module__], "rotate_half", None)
-    if rotate is None:
-        return True
-    x = torch.arange(1.0, 9.0)[None]
-    return torch.equal(rotate(x), torch.cat((-x[:, 4:], x[:, :4]), -1))

@@ -36,7 +36,8 @@ _EXPERTS: Mapping[str, int] = {
 _READ_BY_NAME = ("model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", *_EXPERTS)
 """Entries that are read by name even if the class does not declare them."""
 
-_OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""Entries with a value per layer."""
 
 
 def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     for name, value in _TELLING.items():
         if name in known and getattr(config, name, None) is not None:
             tiny[name] = value
-    for name in _OF_ALL_LAYERS:
+    for name in OF_ALL_LAYERS:
         if name in entries and isinstance(entries[name], list):
             tiny[name] = _some_of_each(entries[name])
     if getattr(config, "sliding_window", None) is not None:
