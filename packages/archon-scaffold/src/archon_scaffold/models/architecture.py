@@ -9,8 +9,9 @@ from typing import Any, Literal
 Place = Literal["arguments", "attention", "feed-forward", "layer", "decoder", "weights"]
 """The part of the generated package that a gap belongs to."""
 
-NormPlace = Literal["attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm"]
-"""Norms before and after attention, before and after the feed-forward block, by the names of our modules."""
+NormPlace = Literal["attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm", "input_norm"]
+"""Norms before and after attention, before and after the feed-forward block, or one before both in parallel, by the
+names of our modules."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ class Architecture:
         fused_qkv: Hugging Face's name of the fused query, key and value projection; empty if they are separate.
         qk_norm: normalisation of queries and keys per head, or per projection; ``None`` for none.
         qk_norm_form: its formula.
+        qk_norm_names: Hugging Face's names of the norms of queries and keys.
+        qk_norm_rotated: whether it comes after the rotation.
         mlp: gate, up and down projection, with ``fused`` the first two in one; or up and down alone (``plain``).
         mlp_bias: biases on all of them.
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
         experts: expert blocks instead of feed-forward blocks; ``None`` for dense layers.
         activation: name of the configuration's entry with the activation.
-        rotates: whether a layer rotates queries and keys, as an expression of ``config`` and ``layer``; empty if all do.
+        rotates: whether a layer rotates queries and keys, as an expression of ``config`` and ``layer``; empty if
+            all do.
         rope_by_layer_type: whether each layer type has its own rotary parameters.
         rope_interleaved: whether rotation pairs neighbouring elements of a head.
         rope_partial: whether a part of the head is rotated.
@@ -127,6 +131,8 @@ class Architecture:
     fused_qkv: str = ""
     qk_norm: Literal["head", "projection"] | None = None
     qk_norm_form: NormForm = NormForm()
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    qk_norm_rotated: bool = False
     mlp: Literal["gated", "fused", "plain"] = "gated"
     mlp_bias: bool = False
     mlp_names: tuple[str, str] = ("up_proj", "down_proj")
@@ -145,6 +151,11 @@ class Architecture:
     logit_scale: str = ""
     dropouts: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and feed-forward block read the same input, and their outputs are added together."""
+        return "input_norm" in self.norms
 
     @property
     def rotates_alike(self) -> bool:

@@ -50,6 +50,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "archon_imports": _archon_imports(a),
         "attention_scale": a.scale.startswith("config."),
         "attention_settings": _attention_settings(a),
+        "rotated": _rotated(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
         "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
@@ -57,6 +58,8 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "head": _head(a),
         "rope_options": _rope_options(a),
         "rotary": "RotaryEmbedding(a.rope)" if a.rotates_alike else "LayerRotaryEmbedding(a.ropes)",
+        "plain_names": a.qk_norm_names == ("q_norm", "k_norm"),
+        "attention_names": _attention_names(a),
         "rules": _rules(a),
         "rule_types": "Drop | Rename | Split | Tie"
         if "Split" in _rules(a) and not a.experts
@@ -111,7 +114,7 @@ def _attention_settings(a: Architecture) -> str:
 
 def _branch(a: Architecture, block: str, call: str) -> str:
     """The expression of a block's addition to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
-    inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else "x"
+    inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else ("h" if a.parallel else "x")
     branch = call.format(x=inside)
     if f"{block}_out_norm" in a.norms:
         branch = f"self.{block}_out_norm({branch})"
@@ -146,6 +149,19 @@ def _dropout(a: Architecture) -> str:
     return entries if len(a.dropouts) < 2 else f"max({entries})"
 
 
+def _attention_names(a: Architecture) -> dict[str, str]:
+    """Hugging Face's names of attention's weights -> ours, for families in which some differ."""
+    same = ("q_proj", "k_proj", "v_proj", "o_proj")
+    norms = dict(zip(a.qk_norm_names, ("q_norm", "k_norm"), strict=True)) if a.qk_norm else {}
+    return {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in ({name: name for name in same} | norms).items()}
+
+
+def _rotated(a: Architecture) -> tuple[str, str]:
+    """The expressions of the queries and keys that attention takes."""
+    rotated = ("rotation.apply(q)", "rotation.apply(k)")
+    return (f"self.q_norm({rotated[0]})", f"self.k_norm({rotated[1]})") if a.qk_norm_rotated else rotated
+
+
 def _rope_options(a: Architecture) -> str:
     """Further arguments of ``RopeArguments.from_hf_config``."""
     options = ["layer_type=kind"] if a.rope_by_layer_type else []
@@ -161,7 +177,10 @@ def _lists_of_two(tiny: Mapping[str, Any]) -> str:
 
 def _story(a: Architecture) -> str:
     behind = [place for place in a.norms if place.endswith("_out_norm")]
-    where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
+    if a.parallel:
+        where = "parallel"
+    else:
+        where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
     attention = "capped attention" if a.attention_softcap else "attention"
     if a.experts:
         return f"{where} {attention} and blocks of experts"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -44,9 +45,7 @@ def read_rotation(found: Architecture, twin: Twin) -> Architecture:
     rotates = _rule(twin)
     if rotates is None:
         without = ", ".join(str(layer) for layer, rotating in enumerate(rotating_layers(twin)) if not rotating)
-        gaps.append(
-            Gap("attention", f"layers {without} do not rotate queries and keys, and no known entry says which")
-        )
+        gaps.append(Gap("attention", f"layers {without} do not rotate queries and keys, and no known entry says which"))
     return replace(
         found,
         rotates=rotates or "",
@@ -68,7 +67,8 @@ def rotating_layers(twin: Twin) -> tuple[bool, ...]:
         return hook
 
     hooks = [
-        layer.self_attn.register_forward_hook(keep(number), with_kwargs=True) for number, layer in enumerate(twin.layers)
+        layer.self_attn.register_forward_hook(keep(number), with_kwargs=True)
+        for number, layer in enumerate(twin.layers)
     ]
     with torch.no_grad():
         twin.module(twin.ids[None], use_cache=False)
@@ -92,10 +92,8 @@ def _rule(twin: Twin) -> str | None:
     fitting = _fitting(ROTATES, twin)
     if len(fitting) > 1 and getattr(twin.config, "layer_types", None) is not None:
         whole = {**twin.entries, "sliding_window": None, "layer_types": ["full_attention"] * len(twin.layers)}
-        try:
+        with suppress(ModelError, ValueError):  # of a family that has no models without windows
             fitting = _fitting(fitting, build_twin(whole)) or fitting
-        except ModelError:  # a family without such models
-            pass
     return fitting[0] if fitting else None
 
 

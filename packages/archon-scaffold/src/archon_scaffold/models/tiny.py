@@ -79,8 +79,10 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         if name in known and getattr(config, name, None) is not None:
             tiny[name] = value
     for name in OF_ALL_LAYERS:
-        if name in entries and isinstance(entries[name], list):
-            tiny[name] = _some_of_each(entries[name])
+        # By the class's own rule, a few layers may all be of one kind.
+        values = entries.get(name) or getattr(config, name, None)
+        if isinstance(values, list) and (name in entries or len(set(values)) > 1):
+            tiny[name] = _some_of_each(values)
     if getattr(config, "sliding_window", None) is not None:
         tiny["sliding_window"] = WINDOW
     for name in ("rope_scaling", "rope_theta"):
