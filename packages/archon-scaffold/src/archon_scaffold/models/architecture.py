@@ -54,7 +54,7 @@ class NormForm:
 
 @dataclass(frozen=True)
 class Experts:
-    """Expert blocks instead of feed-forward blocks, in every layer; see ``archon_core.contracts.moe.MoESettings``.
+    """Expert blocks instead of feed-forward blocks, in some layers or all; see ``archon_core.contracts.moe.MoESettings``.
 
     Attributes:
         number: name of the configuration's entry with the number of experts.
@@ -63,6 +63,14 @@ class Experts:
         normalise: whether the chosen scores are divided by their sum, as an expression of ``config``.
         router: name of the router's weight in files, relative to the layer.
         projections: names of gate, up and down projection in files, relative to the layer, with ``{expert}``.
+        sparse: whether a layer has experts, as an expression of ``config`` and ``layer``; empty if all have.
+        score: function of router logits.
+        scaling: factor on the experts' weights, as an expression of ``config``; empty for none.
+        grouped: whether experts are chosen within groups (``n_group``, ``topk_group``).
+        choice_bias: Hugging Face's name of the bias for choosing experts, relative to the layer; empty for none.
+        shared: Hugging Face's name of the shared expert, relative to the layer; empty for none.
+        shared_size: its intermediate size, as an expression of ``config``.
+        shared_gate: Hugging Face's name of its gate, relative to the layer; empty for none.
     """
 
     number: str
@@ -71,6 +79,19 @@ class Experts:
     normalise: str
     router: str
     projections: tuple[str, str, str]
+    sparse: str = ""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    scaling: str = ""
+    grouped: bool = False
+    choice_bias: str = ""
+    shared: str = ""
+    shared_size: str = ""
+    shared_gate: str = ""
+
+    @property
+    def expressions(self) -> str:
+        """All expressions of ``config``."""
+        return " ".join((self.sparse, self.scaling, self.shared_size, self.normalise))
 
 
 @dataclass(frozen=True)
@@ -96,7 +117,7 @@ class Architecture:
         mlp: gate, up and down projection, with ``fused`` the first two in one; or up and down alone (``plain``).
         mlp_bias: biases on all of them.
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
-        experts: expert blocks instead of feed-forward blocks; ``None`` for dense layers.
+        experts: expert blocks instead of feed-forward blocks; ``None`` for a model without experts.
         activation: name of the configuration's entry with the activation.
         rotates: whether a layer rotates queries and keys, as an expression of ``config`` and ``layer``; empty if
             all do.
@@ -151,6 +172,11 @@ class Architecture:
     logit_scale: str = ""
     dropouts: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
+
+    @property
+    def dense(self) -> bool:
+        """Whether layers may have a dense feed-forward block."""
+        return self.experts is None or bool(self.experts.sparse)
 
     @property
     def parallel(self) -> bool:

@@ -14,7 +14,7 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from archon_scaffold.models.architecture import Architecture, Gap, NormForm, NormPlace
-from archon_scaffold.models.experts import IN_MEMORY, read_experts
+from archon_scaffold.models.experts import has_experts, read_experts
 from archon_scaffold.models.probes import norm_eps, norm_form, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
@@ -154,9 +154,20 @@ def _takes_rotated(twin: Twin, attention: nn.Module, norm: nn.Module) -> bool:
 
 def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
     """Read the feed-forward block and its activation."""
-    own = {name.removeprefix("mlp.") for name in twin.names if name.startswith("mlp.")}
-    if own == IN_MEMORY and (experts := read_experts(twin)) is not None:
-        return replace(found, experts=experts)
+    dense = [layer for layer in twin.layers if not has_experts(layer)]
+    if len(dense) < len(twin.layers):
+        experts = read_experts(twin)
+        if experts is None:
+            sparse = next(layer for layer in twin.layers if has_experts(layer))
+            held = ", ".join(name for name, _ in sparse.mlp.named_parameters())
+            return found.with_gaps(
+                Gap("feed-forward", f"the expert blocks hold {held}, or are in layers, that no rule covers")
+            )
+        found = replace(found, experts=experts)
+        if not dense:
+            return found
+    block = dense[0].mlp
+    own = {name for name, _ in block.named_parameters()}
     weights = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
     biases = {name.removesuffix(".bias") for name in own if name.endswith(".bias")}
     kinds = {
@@ -172,7 +183,6 @@ def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
     if mlp == "fused" and biases:
         found = found.with_gaps(Gap("weights", "gate_up_proj has a bias, which no rule takes apart"))
     found = replace(found, mlp=mlp, mlp_names=names, mlp_bias=bool(biases))
-    block = twin.layers[0].mlp
     function = next((part for name in ("act_fn", "act", "activation_fn") if (part := getattr(block, name, None))), None)
     x = torch.linspace(-4, 4, 33)
     for entry in ("hidden_act", "hidden_activation"):

@@ -59,7 +59,9 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
     if found.experts is not None:
+        expressions += f" {found.experts.expressions}"
         read |= {found.experts.number, found.experts.per_token, found.experts.size, "norm_topk_prob"}
+        read |= {"n_group", "topk_group"} if found.experts.grouped else set()
     # The default of no_rope_layers.
     read |= {"no_rope_layer_interval"} if "no_rope_layers" in found.rotates else set()
     general = set(vars(PreTrainedConfig())) | set(inspect.signature(PreTrainedConfig.__init__).parameters)

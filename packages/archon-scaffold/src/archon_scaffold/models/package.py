@@ -53,6 +53,9 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "rotated": _rotated(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
         "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
+        "sparse_branch": _branch(a, "mlp", "self.feed_forward({x}, packed)"),
+        "block_story": _block_story(a),
+        "swiglu": f"SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act{', bias=True' if a.mlp_bias else ''})",
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
         "embedding": _embedding(a),
         "head": _head(a),
@@ -62,7 +65,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "attention_names": _attention_names(a),
         "rules": _rules(a),
         "rule_types": "Drop | Rename | Split | Tie"
-        if "Split" in _rules(a) and not a.experts
+        if "Split" in _rules(a) and (not a.experts or (a.dense and a.mlp == "fused"))
         else "Drop | Rename | Tie",
         "lists_of_two": _lists_of_two(a.tiny),
     }
@@ -87,9 +90,9 @@ def _archon_imports(a: Architecture) -> list[str]:
     norms = {CLASS_OF[a.norm.kind]}
     norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
     norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
-    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}} if a.dense else {}
     if a.experts:
-        block = {"archon_core.contracts.moe": {"MoEBuilder"}}
+        block["archon_core.contracts.moe"] = {"MoEBuilder"}
     imports: Mapping[str, set[str]] = {
         "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
@@ -183,9 +186,15 @@ def _story(a: Architecture) -> str:
         where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
     attention = "capped attention" if a.attention_softcap else "attention"
     if a.experts:
-        return f"{where} {attention} and blocks of experts"
+        return f"{where} {attention} and blocks of experts{' in some layers' if a.dense else ''}"
     block = "plain" if a.mlp == "plain" else "gated"
     return f"{where} {attention} and {block} feed-forward blocks"
+
+
+def _block_story(a: Architecture) -> str:
+    if a.experts is None:
+        return "feed-forward block"
+    return "a block of experts or a feed-forward block" if a.dense else "a block of experts"
 
 
 def _attention_story(a: Architecture) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -75,3 +76,17 @@ def ratio(found: Tensor, base: Tensor) -> float | None:
     """The scalar factor between ``base`` and ``found``; ``None`` if there is none."""
     factor = float((found * base).sum() / base.square().sum())
     return factor if same(found, base * factor) else None
+
+
+def fitting_rules(
+    rules: Mapping[str, Callable[[Any, int], Any]], expected: tuple[bool, ...], config: Any
+) -> tuple[str, ...]:
+    """The expressions in ``rules`` that give ``expected`` for the layers of a model of ``config``."""
+
+    def values(rule: Callable[[Any, int], Any]) -> tuple[bool, ...] | None:
+        try:
+            return tuple(bool(rule(config, layer)) for layer in range(len(expected)))
+        except (AttributeError, TypeError, IndexError):  # a configuration without the rule's entry
+            return None
+
+    return tuple(expression for expression, rule in rules.items() if values(rule) == expected)

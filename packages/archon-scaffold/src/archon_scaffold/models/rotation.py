@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -14,7 +14,7 @@ from torch import nn
 from archon_core.errors import ModelError
 from archon_engine.nn.rotary import RopeArguments
 from archon_scaffold.models.architecture import Architecture, Gap
-from archon_scaffold.models.probes import same
+from archon_scaffold.models.probes import fitting_rules, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin, build_twin
 
@@ -46,6 +46,8 @@ def read_rotation(found: Architecture, twin: Twin) -> Architecture:
     if rotates is None:
         without = ", ".join(str(layer) for layer, rotating in enumerate(rotating_layers(twin)) if not rotating)
         gaps.append(Gap("attention", f"layers {without} do not rotate queries and keys, and no known entry says which"))
+    if rotates and by_type:
+        gaps.append(Gap("attention", "some layers do not rotate, and the others have parameters of their layer type"))
     return replace(
         found,
         rotates=rotates or "",
@@ -89,25 +91,14 @@ def _reads_positions(attention: nn.Module, call: tuple[dict[str, Any], Any] | No
 def _rule(twin: Twin) -> str | None:
     """The rule in ``ROTATES`` that gives the rotating layers of the small model, and of one without windows where that
     decides between several."""
-    fitting = _fitting(ROTATES, twin)
+    fitting = fitting_rules(ROTATES, rotating_layers(twin), twin.config)
     if len(fitting) > 1 and getattr(twin.config, "layer_types", None) is not None:
-        whole = {**twin.entries, "sliding_window": None, "layer_types": ["full_attention"] * len(twin.layers)}
+        entries = {**twin.entries, "sliding_window": None, "layer_types": ["full_attention"] * len(twin.layers)}
         with suppress(ModelError, ValueError):  # of a family that has no models without windows
-            fitting = _fitting(fitting, build_twin(whole)) or fitting
+            whole = build_twin(entries)
+            also = fitting_rules(ROTATES, rotating_layers(whole), whole.config)
+            fitting = tuple(rule for rule in fitting if rule in also) or fitting
     return fitting[0] if fitting else None
-
-
-def _fitting(rules: Iterable[str], twin: Twin) -> tuple[str, ...]:
-    rotating, layers = rotating_layers(twin), range(len(twin.layers))
-    return tuple(rule for rule in rules if _evaluated(rule, twin.config, layers) == rotating)
-
-
-def _evaluated(rule: str, config: Any, layers: range) -> tuple[bool, ...] | None:
-    """The rule's value for every layer; ``None`` if the configuration lacks an entry of it."""
-    try:
-        return tuple(bool(ROTATES[rule](config, layer)) for layer in layers)
-    except (AttributeError, TypeError, IndexError):
-        return None
 
 
 def _rotates_halves(layer: nn.Module) -> bool:

@@ -11,6 +11,7 @@ from dataclasses import replace
 import torch
 
 from archon_scaffold.models.architecture import Architecture, Gap
+from archon_scaffold.models.experts import has_experts
 from archon_scaffold.models.probes import factor_of, ratio, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
@@ -86,13 +87,10 @@ def read_logits(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_alike(found: Architecture, twin: Twin) -> Architecture:
-    """Check that all layers have the parameters of the first one."""
-    first = twin.names
-    others = [
-        number
-        for number, layer in enumerate(twin.layers)
-        if {name: tuple(p.shape) for name, p in layer.named_parameters()} != first
-    ]
+    """Check that all layers have the parameters of the first one, or of the first one with experts."""
+    shapes = [{name: tuple(p.shape) for name, p in layer.named_parameters()} for layer in twin.layers]
+    sparse = [found.experts is not None and has_experts(layer) for layer in twin.layers]
+    others = [number for number, own in enumerate(shapes) if own != shapes[sparse.index(sparse[number])]]
     if not others:
         return found
     numbers = ", ".join(map(str, others))

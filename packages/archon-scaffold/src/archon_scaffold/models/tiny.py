@@ -24,11 +24,18 @@ _TELLING: Mapping[str, float] = {
     "logits_scaling": 2.0,
     "logit_scale": 0.5,
     "query_pre_attn_scalar": 20,
+    "routed_scaling_factor": 1.5,
 }
 
 _EXPERTS: Mapping[str, int] = {
     "num_experts": 8,
     "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "shared_expert_intermediate_size": 24,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
@@ -61,6 +68,10 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
+    if getattr(config, "mlp_only_layers", None):
+        tiny["mlp_only_layers"] = [1]
+    if (getattr(config, "decoder_sparse_step", None) or 1) > 1:
+        tiny["decoder_sparse_step"] = 2
     # Random numbers are equal to no others: what transformers drops in training cannot be compared.
     tiny |= {name: 0.0 for name in known if is_dropout(name) and getattr(config, name, None)}
     if config.pad_token_id is not None:
