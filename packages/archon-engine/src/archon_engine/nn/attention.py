@@ -62,9 +62,7 @@ class PackedAttention(nn.Module):
         self.settings = settings
         self.backend: AttentionBackend | None = None
 
-    def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, sinks: Tensor | None = None
-    ) -> Tensor:
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, sinks: Tensor | None = None) -> Tensor:
         """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], or over what ``packed.cache`` holds:
         [T, Hq, Dv].
 
