@@ -339,3 +339,26 @@ def test_a_backend_that_can_run_is_accepted_and_set_everywhere() -> None:
     layers = torch.nn.ModuleList([PackedAttention(str(i), PLAIN) for i in range(2)])
     set_attention_backend(layers, check_attention_backend("sdpa", "cpu", torch.float64, 7))
     assert [layer.backend for layer in layers] == ["sdpa", "sdpa"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_context_ranks_take_the_sinks_of_their_heads(size: int) -> None:
+    q, k, v = qkv(9, 4, 4, 8)
+    sinks = torch.linspace(-1, 2, 4, dtype=q.dtype).requires_grad_()
+    packed = PackedSequences.from_lengths((4, 5))
+    layer = PackedAttention("0", AttentionSettings(0.3, sinks=True))
+
+    def context(rank: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            rank=rank,
+            size=size,
+            gather_sequences=lambda *heads: tuple(x.chunk(size, 1)[rank] for x in heads),
+            scatter_sequences=lambda out: out,
+        )
+
+    of_ranks = [layer(q, k, v, replace(packed, context=context(rank)), sinks) for rank in range(size)]
+    whole = layer(q, k, v, packed, sinks)
+    torch.testing.assert_close(torch.cat(of_ranks, 1), whole)
+    # Each rank has the gradients of its heads' sinks; their sum over ranks is the whole gradient.
+    by_rank = sum(torch.autograd.grad(out.square().sum(), sinks, retain_graph=True)[0] for out in of_ranks)
+    torch.testing.assert_close(by_rank, torch.autograd.grad(whole.square().sum(), sinks)[0])

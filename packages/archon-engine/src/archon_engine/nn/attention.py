@@ -96,7 +96,7 @@ class PackedAttention(nn.Module):
 
 
 class AttentionSinks(nn.Module):
-    """The sinks of a layer's heads (``AttentionSettings.sinks``). Role ``column``: a tensor rank has those of its heads.
+    """The sinks of a layer's heads (``AttentionSettings.sinks``), with role ``column``: a rank has those of its heads.
 
     Attributes:
         weight: [Hq], the sinks' scores.

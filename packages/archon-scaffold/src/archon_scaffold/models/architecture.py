@@ -54,7 +54,7 @@ class NormForm:
 
 @dataclass(frozen=True)
 class Experts:
-    """Expert blocks instead of feed-forward blocks, in some layers or all; see ``archon_core.contracts.moe.MoESettings``.
+    """Expert blocks instead of feed-forward blocks, in some layers or all (``archon_core.contracts.moe.MoESettings``).
 
     Attributes:
         number: name of the configuration's entry with the number of experts.
