@@ -110,6 +110,7 @@ class Architecture:
         qkv_bias: biases on query, key and value projections.
         output_bias: a bias on the attention's output projection.
         fused_qkv: Hugging Face's name of the fused query, key and value projection; empty if they are separate.
+        sinks: whether heads have attention sinks.
         qk_norm: normalisation of queries and keys per head, or per projection; ``None`` for none.
         qk_norm_form: its formula.
         qk_norm_names: Hugging Face's names of the norms of queries and keys.
@@ -150,6 +151,7 @@ class Architecture:
     qkv_bias: bool = False
     output_bias: bool = False
     fused_qkv: str = ""
+    sinks: bool = False
     qk_norm: Literal["head", "projection"] | None = None
     qk_norm_form: NormForm = NormForm()
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")

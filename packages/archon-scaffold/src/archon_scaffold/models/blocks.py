@@ -94,6 +94,7 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
     inputs = (fused,) if fused else ("q_proj", "k_proj", "v_proj")
     known = {f"{name}.{kind}" for name in (*inputs, "o_proj") for kind in ("weight", "bias")}
     known |= {f"{name}.weight" for names in QUERY_KEY_NORMS for name in names}
+    known |= {"sinks"}
     missing = [f"{name}.weight" for name in (*inputs, "o_proj") if f"{name}.weight" not in own]
     if missing or set(own) - known:
         others = ", ".join(sorted(set(own) - known))
@@ -105,7 +106,13 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
         gaps.append(Gap("weights", f"{fused} has a bias, which no rule takes apart"))
     if len(biased) > 1:
         gaps.append(Gap("attention", "some of query, key and value projections have biases, and others none"))
-    return replace(found, fused_qkv=fused, qkv_bias=True in biased, output_bias="o_proj.bias" in own).with_gaps(*gaps)
+    return replace(
+        found,
+        fused_qkv=fused,
+        qkv_bias=True in biased,
+        output_bias="o_proj.bias" in own,
+        sinks="sinks" in own,
+    ).with_gaps(*gaps)
 
 
 def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:

@@ -96,7 +96,7 @@ def _archon_imports(a: Architecture) -> list[str]:
     imports: Mapping[str, set[str]] = {
         "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
-        "archon_engine.nn.attention": {"PackedAttention"},
+        "archon_engine.nn.attention": {"PackedAttention", *(["AttentionSinks"] if a.sinks else [])},
         "archon_engine.nn.embedding": {"Embedding"},
         "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
         "archon_engine.nn.linear": {"Linear"},
@@ -112,6 +112,7 @@ def _attention_settings(a: Architecture) -> str:
     parts = [f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
     parts += ["window=a.windows[layer]"] if a.windows else []
     parts += ["softcap=a.attention_softcap"] if a.attention_softcap else []
+    parts += ["sinks=True"] if a.sinks else []
     return ", ".join(parts)
 
 
