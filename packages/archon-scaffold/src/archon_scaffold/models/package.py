@@ -61,7 +61,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "head": _head(a),
         "rope_options": _rope_options(a),
         "rotary": "RotaryEmbedding(a.rope)" if a.rotates_alike else "LayerRotaryEmbedding(a.ropes)",
-        "plain_names": a.qk_norm_names == ("q_norm", "k_norm"),
+        "plain_names": a.qk_norm_names == ("q_norm", "k_norm") and not a.sinks,
         "attention_names": _attention_names(a),
         "rules": _rules(a),
         "rule_types": "Drop | Rename | Split | Tie"
@@ -157,7 +157,8 @@ def _attention_names(a: Architecture) -> dict[str, str]:
     """Hugging Face's names of attention's weights -> ours, for families in which some differ."""
     same = ("q_proj", "k_proj", "v_proj", "o_proj")
     norms = dict(zip(a.qk_norm_names, ("q_norm", "k_norm"), strict=True)) if a.qk_norm else {}
-    return {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in ({name: name for name in same} | norms).items()}
+    names = {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in ({name: name for name in same} | norms).items()}
+    return names | ({"sinks": "sinks.weight"} if a.sinks else {})
 
 
 def _rotated(a: Architecture) -> tuple[str, str]:
