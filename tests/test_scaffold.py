@@ -37,6 +37,12 @@ FAMILIES = {
     "starcoder2": {"mlp_type": "default", "norm_type": "layer_norm", "residual_dropout": 0.1},
     "mixtral": {},
     "olmoe": {},
+    "smollm3": {},
+    "cohere2": {},
+    "gemma3_text": {},
+    "glm4": {},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "glm4_moe": {"head_dim": 128},
 }
 
 

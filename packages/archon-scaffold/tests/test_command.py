@@ -39,10 +39,10 @@ def test_without_a_source_a_model_is_a_small_llama(tmp_path, capsys):
 
 
 def test_gaps_are_printed(tmp_path, capsys):
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "smollm3"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bitnet"}))
     code, _, err = archon(capsys, "new", "model", "my-own", "--from-hf", str(tmp_path), "--dir", str(tmp_path))
     assert code == 0
-    assert "gap: attention: layers 3 do not rotate queries and keys" in err
+    assert "gap: attention: attention holds attn_sub_norm.weight" in err
     assert "incomplete: " in err
 
 

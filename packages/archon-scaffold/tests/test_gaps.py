@@ -16,26 +16,24 @@ from archon_scaffold.models.writing import write_model
 from archon_scaffold.names import PackageName
 
 GAPS = {
-    "smollm3": ("attention", "layers 3 do not rotate queries and keys", "model"),
-    "cohere": ("layer", "layers hold input_layernorm beside attention and feed-forward block", "model"),
-    "hunyuan_v1_dense": ("attention", "holds key_layernorm.weight, query_layernorm.weight", "model"),
-    "exaone4": (
+    "ministral3": (
         "attention",
-        "layers.3.attention is the first part whose output differs from transformers'",
+        "layers.0.attention is the first part whose output differs from transformers'",
         "model",
     ),
-    "glm": ("arguments", "partial_rotary_factor", "arguments"),
-    "gpt_oss": ("attention", "attention holds sinks, other than Llama's", "model"),
+    "olmo": ("layer", "layers hold no norms beside attention and feed-forward block", "model"),
+    "bitnet": ("attention", "holds attn_sub_norm.weight, other than Llama's", "model"),
+    "apertus": ("feed-forward", "XIELUActivation is no activation that the configuration names", "model"),
+    "gpt_oss": ("feed-forward", "experts.gate_up_proj_bias", "model"),
     "deepseek_v3": ("attention", "attention lacks q_proj.weight", "model"),
-    "qwen2_moe": ("feed-forward", "shared_expert", "model"),
+    "hy_v3": ("feed-forward", "the expert blocks hold gate.weight", "model"),
 }
 
 
 @pytest.mark.parametrize("model_type", GAPS)
 def test_a_gap_is_named_marked_and_fails(write, model_type):
     place, text, module = GAPS[model_type]
-    open_head_dim = {"head_dim": 128} if model_type == "hunyuan_v1_dense" else {}
-    package = write({"model_type": model_type, **open_head_dim})
+    package = write({"model_type": model_type})
     assert any(gap.place == place and text in gap.text for gap in package.architecture.gaps), package.architecture.gaps
     marked = package.text(module).replace("\n        #", "")
     assert f"GAP: {package.architecture.gaps_at(place)[0].text}" in marked
@@ -45,19 +43,19 @@ def test_a_gap_is_named_marked_and_fails(write, model_type):
 
 
 def test_the_test_of_a_gap_fails_with_its_explanation(write):
-    package = write({"model_type": "smollm3"})
+    package = write({"model_type": "ministral3"})
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_gaps.py"]
     done = subprocess.run(command, cwd=package.folder, capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert "\nattention: layers 3 do not rotate queries and keys" in done.stdout
+    assert "\nattention: layers.0.attention is the first part whose output differs" in done.stdout
 
 
-def test_layers_that_only_the_whole_model_has_are_a_gap(write):
+def test_layers_that_only_the_whole_model_has_are_in_the_small_one_too(write):
     sparse = {"model_type": "qwen3_moe", "num_hidden_layers": 8}
-    assert write(sparse).architecture.gaps == ()
-    [gap] = write({**sparse, "mlp_only_layers": [6]}).architecture.gaps
-    assert gap.place == "layer"
-    assert "model.layers.*.mlp.down_proj.weight" in gap.text
+    assert write(sparse).architecture.experts.sparse == ""
+    mixed = write({**sparse, "mlp_only_layers": [6]}).architecture
+    assert mixed.gaps == ()
+    assert "config.mlp_only_layers" in mixed.experts.sparse
 
 
 MISTAKES = {

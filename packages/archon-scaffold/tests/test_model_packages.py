@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import io
 import subprocess
 import sys
+import tokenize
 import tomllib
 
 import pytest
@@ -39,6 +41,17 @@ FAMILIES = {
     "mixtral": {},
     "qwen3_moe": {"head_dim": 128, "norm_topk_prob": True},
     "olmoe": {},
+    "smollm3": {},
+    "exaone4": {},
+    "cohere2": {},
+    "ernie4_5": {},
+    "gemma3_text": {},
+    "olmo3": {},
+    "glm4": {},
+    "hunyuan_v1_dense": {"head_dim": 128},
+    "seed_oss": {},
+    "qwen2_moe": {},
+    "glm4_moe": {"head_dim": 128},
 }
 
 FILES = {
@@ -85,7 +98,7 @@ def test_a_package_has_no_gap_and_all_files(package):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("ruff") is None, reason="ruff is not installed")
-@pytest.mark.parametrize("model_type", [*FAMILIES, "smollm3", "apertus"])
+@pytest.mark.parametrize("model_type", [*FAMILIES, "apertus"])
 def test_a_package_is_clean_by_its_own_linter_settings(write, model_type):
     package = write({"model_type": model_type, **FAMILIES.get(model_type, {})})
     for command in (["check", "--no-cache"], ["format", "--check", "--no-cache"]):
@@ -115,28 +128,35 @@ def test_its_metadata_names_the_entry_point_bounds_and_what_tests_need(package):
 WORDS = {
     "model": {
         "softcap": {"gemma2"},
-        "window": {"mistral", "qwen2", "qwen3", "gemma2", "phi3", "starcoder2", "mixtral", "qwen3_moe"},
-        "_out_norm": {"gemma2", "olmo2"},
-        "ProjectionRMSNorm": {"olmo2", "olmoe"},
-        "self.q_norm": {"qwen3", "qwen3_moe", "olmo2", "olmoe"},
+        "_out_norm": {"gemma2", "olmo2", "exaone4", "gemma3_text", "olmo3", "glm4"},
+        "ProjectionRMSNorm": {"olmo2", "olmoe", "olmo3"},
+        "LayerRotaryEmbedding": {"smollm3", "exaone4", "cohere2", "gemma3_text", "olmo3"},
+        "self.input_norm": {"cohere2"},
+        "self.q_norm(rotation": {"hunyuan_v1_dense"},
+        "self.feed_forward": {"glm4_moe"},
         "residual_scale": {"granite"},
-        "embedding_scale": {"gemma", "gemma2", "granite"},
-        "logit_scale": {"granite"},
-        "offset=1.0": {"gemma", "gemma2"},
-        "LayerNorm": {"starcoder2"},
+        "embedding_scale": {"gemma", "gemma2", "gemma3_text", "granite"},
+        "logit_scale": {"granite", "cohere2"},
+        "offset=1.0": {"gemma", "gemma2", "gemma3_text"},
+        "LayerNorm": {"starcoder2", "cohere2"},
         "class FeedForward": {"starcoder2"},
-        "ValueHead": set(FAMILIES) - {"granite", "olmoe"},
-        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe"},
-        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe"},
-        "bias=True": {"llama with biases", "qwen2", "starcoder2"},
+        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe"},
+        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe", "qwen2_moe"},
         "GAP": set(),
     },
     "weight_map": {
-        "Split(": {"phi3", "mixtral", "qwen3_moe", "olmoe"},
-        "Stack(": {"mixtral", "qwen3_moe", "olmoe"},
-        ".bias": {"llama with biases", "qwen2", "starcoder2"},
+        "Split(": {"phi3", "mixtral", "qwen3_moe", "olmoe", "glm4", "qwen2_moe", "glm4_moe"},
+        "Stack(": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe"},
+        "moe.shared_gate": {"qwen2_moe"},
+        "choice_bias": {"glm4_moe"},
     },
-    "arguments": {"attention_scale": {"gemma2", "granite"}, "layer_types": {"qwen2", "qwen3", "gemma2"}},
+    "arguments": {
+        "attention_scale": {"gemma2", "gemma3_text", "granite"},
+        "partial=True": {"glm4", "glm4_moe"},
+        "interleaved=True": {"cohere2", "ernie4_5", "glm4"},
+        "_rotates(": {"smollm3", "exaone4", "cohere2"},
+        "layer_type=kind": {"gemma3_text", "olmo3"},
+    },
 }
 
 
@@ -156,6 +176,25 @@ def test_a_model_is_as_short_as_one_written_by_hand(package):
     assert {line.replace("elif", "if").split(" and ")[0] for line in asked} <= {"if stage.has_head", "if a.tied"}
     names = [node.name for node in ast.parse(package.text("model")).body if isinstance(node, ast.ClassDef)]
     assert names in (["Attention", "DecoderLayer", "Decoder"], ["Attention", "FeedForward", "DecoderLayer", "Decoder"])
+
+
+@pytest.mark.parametrize("model_type", ["smollm3", "cohere2", "ernie4_5", "glm4"])
+def test_the_modules_of_a_new_dense_family_have_at_most_200_lines_of_code(write, model_type):
+    package = write({"model_type": model_type, **FAMILIES[model_type]})
+    modules = ("model", "arguments", "plan", "weight_map")
+    assert sum(len(code_lines(package.text(module))) for module in modules) <= 200
+
+
+def code_lines(source):
+    """The numbers of the lines that hold more than comments and docstrings."""
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.string.strip() and token.type != tokenize.COMMENT:
+            lines |= set(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            lines -= set(range(node.lineno, node.end_lineno + 1))
+    return lines
 
 
 def test_entries_that_are_not_read_are_fixed(write):

@@ -34,10 +34,11 @@ def formula(
     scale: float,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: Tensor | None = None,
 ) -> Tensor:
     """softmax(scale q k^T) v over the earlier keys of the same sequence, the last ``window`` of them; the scores capped
-    by ``softcap``."""
-    out, start, group = torch.zeros_like(q), 0, q.shape[1] // k.shape[1]
+    by ``softcap``, and the sum of their exponentials increased by that of the head's sink."""
+    out, start, group = q.new_zeros(*q.shape[:2], v.shape[2]), 0, q.shape[1] // k.shape[1]
     for length in lengths:
         for t in range(start, start + length):
             first = start if window is None else max(start, t - window + 1)
@@ -45,7 +46,9 @@ def formula(
                 keys, values = k[first : t + 1, head // group], v[first : t + 1, head // group]
                 scores = scale * keys @ q[t, head]
                 scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-                out[t, head] = torch.softmax(scores, dim=0) @ values
+                exponentials = scores.exp()
+                total = exponentials.sum() + (0 if sinks is None else sinks[head].exp())
+                out[t, head] = exponentials / total @ values
         start += length
     return out
 
@@ -63,19 +66,32 @@ def qkv(tokens: int, heads: int, kv_heads: int, dim: int, dtype: torch.dtype = t
     dim=st.sampled_from([2, 6, 8]),
     window=st.none() | st.integers(1, 14),
     softcap=st.none() | st.sampled_from([0.4, 30.0]),
+    has_sinks=st.booleans(),
+    value_dim=st.sampled_from([None, 3, 4]),
 )
 @settings(max_examples=60, deadline=None)
 def test_sdpa_equals_the_formula_in_value_and_gradient(
-    lengths: tuple[int, ...], kv_heads: int, group: int, dim: int, window: int | None, softcap: float | None
+    lengths: tuple[int, ...],
+    kv_heads: int,
+    group: int,
+    dim: int,
+    window: int | None,
+    softcap: float | None,
+    has_sinks: bool,
+    value_dim: int | None,
 ) -> None:
     q, k, v = qkv(sum(lengths), kv_heads * group, kv_heads, dim)
+    v = qkv(sum(lengths), kv_heads, kv_heads, value_dim or dim)[2]
+    sinks = torch.linspace(-1, 2, kv_heads * group, dtype=q.dtype).requires_grad_() if has_sinks else None
     packed = PackedSequences.from_lengths(lengths)
-    out = PackedAttention("0", AttentionSettings(scale=0.3, window=window, softcap=softcap))(q, k, v, packed)
-    expected = formula(q, k, v, lengths, 0.3, window, softcap)
+    layer = PackedAttention("0", AttentionSettings(scale=0.3, window=window, softcap=softcap, sinks=has_sinks))
+    out = layer(q, k, v, packed, sinks)
+    expected = formula(q, k, v, lengths, 0.3, window, softcap, sinks)
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
     upstream = torch.randn(out.shape, dtype=out.dtype, generator=torch.Generator().manual_seed(1))
+    of = (q, k, v) if sinks is None else (q, k, v, sinks)
     for found, right in zip(
-        torch.autograd.grad(out, (q, k, v), upstream), torch.autograd.grad(expected, (q, k, v), upstream), strict=True
+        torch.autograd.grad(out, of, upstream), torch.autograd.grad(expected, of, upstream), strict=True
     ):
         torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-10)
 
@@ -162,8 +178,13 @@ def test_flex_key_blocks_are_those_that_some_query_of_the_block_sees(
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
-@pytest.mark.parametrize(("window", "softcap"), [(None, None), (40, None), (150, None), (40, 0.7)])
-def test_flex_equals_sdpa(window: int | None, softcap: float | None, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("window", "softcap", "has_sinks"),
+    [(None, None, False), (40, None, False), (150, None, True), (40, 0.7, False), (None, 0.7, True)],
+)
+def test_flex_equals_sdpa(
+    window: int | None, softcap: float | None, has_sinks: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from torch.nn.attention.flex_attention import flex_attention
 
     # Eager FlexAttention runs forward on the CPU; only its compiled form needs CUDA.
@@ -171,9 +192,10 @@ def test_flex_equals_sdpa(window: int | None, softcap: float | None, monkeypatch
     lengths = (100, 3, 200, 57)
     q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
     packed = PackedSequences.from_lengths(lengths)
-    settings = AttentionSettings(scale=0.2, window=window, softcap=softcap)
-    expected = sdpa.attend(q, k, v, packed, settings)
-    torch.testing.assert_close(flex.attend(q, k, v, packed, settings), expected, rtol=1e-5, atol=1e-5)
+    settings = AttentionSettings(scale=0.2, window=window, softcap=softcap, sinks=has_sinks)
+    sinks = torch.linspace(-1, 2, 4) if has_sinks else None
+    expected = sdpa.attend(q, k, v, packed, settings, sinks)
+    torch.testing.assert_close(flex.attend(q, k, v, packed, settings, sinks), expected, rtol=1e-5, atol=1e-5)
     mask = flex._block_mask(lengths, window, q.device)
     first = flex.first_key_blocks(lengths, window)
     assert mask.to_dense()[0, 0].tolist() == [[int(first[i] <= j <= i) for j in range(3)] for i in range(3)]
@@ -317,3 +339,26 @@ def test_a_backend_that_can_run_is_accepted_and_set_everywhere() -> None:
     layers = torch.nn.ModuleList([PackedAttention(str(i), PLAIN) for i in range(2)])
     set_attention_backend(layers, check_attention_backend("sdpa", "cpu", torch.float64, 7))
     assert [layer.backend for layer in layers] == ["sdpa", "sdpa"]
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_context_ranks_take_the_sinks_of_their_heads(size: int) -> None:
+    q, k, v = qkv(9, 4, 4, 8)
+    sinks = torch.linspace(-1, 2, 4, dtype=q.dtype).requires_grad_()
+    packed = PackedSequences.from_lengths((4, 5))
+    layer = PackedAttention("0", AttentionSettings(0.3, sinks=True))
+
+    def context(rank: int) -> SimpleNamespace:
+        return SimpleNamespace(
+            rank=rank,
+            size=size,
+            gather_sequences=lambda *heads: tuple(x.chunk(size, 1)[rank] for x in heads),
+            scatter_sequences=lambda out: out,
+        )
+
+    of_ranks = [layer(q, k, v, replace(packed, context=context(rank)), sinks) for rank in range(size)]
+    whole = layer(q, k, v, packed, sinks)
+    torch.testing.assert_close(torch.cat(of_ranks, 1), whole)
+    # Each rank has the gradients of its heads' sinks; their sum over ranks is the whole gradient.
+    by_rank = sum(torch.autograd.grad(out.square().sum(), sinks, retain_graph=True)[0] for out in of_ranks)
+    torch.testing.assert_close(by_rank, torch.autograd.grad(whole.square().sum(), sinks)[0])

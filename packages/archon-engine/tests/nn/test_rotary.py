@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from transformers.models.qwen3.modeling_qwen3 import Qwen3RotaryEmbedding, apply
 
 from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ModelError
-from archon_engine.nn.rotary import ROPE_KINDS, RopeArguments, RotaryEmbedding
+from archon_engine.nn.rotary import ROPE_KINDS, LayerRotaryEmbedding, RopeArguments, RotaryEmbedding
 
 HEAD_DIM = 8
 PARAMETERS: dict[str, dict[str, Any]] = {
@@ -151,3 +152,63 @@ def test_frequencies_per_layer_type_are_refused() -> None:
 def test_values_that_give_no_frequencies_are_refused(kind: str, changes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ModelError, match=f"rope_parameters: found .*{reason}.*; correct the value"):
         RopeArguments.from_hf_config(config(kind, **changes), HEAD_DIM)
+
+
+def _turned(x: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    """Pairs of ``x`` [T, heads, pairs, 2] rotated as complex numbers by ``angles`` [T, pairs]."""
+    return torch.view_as_real(torch.view_as_complex(x) * torch.polar(torch.ones_like(angles), angles)[:, None])
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("factor", [0.5, 1.0])
+def test_parts_of_heads_and_neighbours_are_rotated_as_complex_numbers(interleaved: bool, factor: float) -> None:
+    parameters = {"rope_type": "default", "rope_theta": 100.0, "partial_rotary_factor": factor}
+    rope = RopeArguments(8, 64, parameters, interleaved)
+    packed = PackedSequences.from_lengths((3, 4))
+    x = torch.randn(7, 2, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    n = rope.rotated_dim
+    assert n == int(8 * factor)
+    angles = packed.positions.double()[:, None] * rope.frequencies()[0].double()
+    part = x[..., :n]
+    if interleaved:
+        expected = _turned(part.unflatten(-1, (-1, 2)).contiguous(), angles).flatten(-2)
+    else:
+        pairs = torch.stack(part.chunk(2, -1), -1)
+        expected = torch.cat(_turned(pairs, angles).unbind(-1), -1)
+    found = RotaryEmbedding(rope)(packed, torch.float64).apply(x)
+    torch.testing.assert_close(found, torch.cat((expected, x[..., n:]), -1), rtol=1e-12, atol=1e-12)
+
+
+def test_layers_rotate_by_their_own_parameters_or_not_at_all() -> None:
+    near, far = (RopeArguments(4, 64, {"rope_type": "default", "rope_theta": base}) for base in (100.0, 1e6))
+    packed = PackedSequences.from_lengths((5,))
+    module = LayerRotaryEmbedding([near, far, None, near])
+    assert len(module.embeddings) == 2
+    x = torch.randn(5, 1, 4, generator=torch.Generator().manual_seed(0))
+    first, second, third, last = (rotation.apply(x) for rotation in module(packed, x.dtype))
+    assert torch.equal(first, RotaryEmbedding(near)(packed, x.dtype).apply(x))
+    assert torch.equal(second, RotaryEmbedding(far)(packed, x.dtype).apply(x))
+    assert torch.equal(third, x)
+    assert torch.equal(last, first)
+
+
+def test_parameters_of_a_layer_type_are_read_by_its_name() -> None:
+    of_types = {
+        "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    config = SimpleNamespace(model_type="x", max_position_embeddings=64, rope_parameters=of_types)
+    for kind, parameters in of_types.items():
+        assert RopeArguments.from_hf_config(config, 8, layer_type=kind).parameters == parameters
+    with pytest.raises(ModelError, match="found one set per layer type"):
+        RopeArguments.from_hf_config(config, 8)
+
+
+def test_a_part_of_the_head_is_rotated_only_by_architectures_that_can() -> None:
+    parameters = {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}
+    config = SimpleNamespace(model_type="x", max_position_embeddings=64, rope_parameters=parameters)
+    assert RopeArguments.from_hf_config(config, 8, partial=True).rotated_dim == 4
+    with pytest.raises(ModelError, match="this architecture rotates the whole head"):
+        RopeArguments.from_hf_config(config, 8)
+    with pytest.raises(ModelError, match="rotates 3 elements"):
+        RopeArguments.from_hf_config(config, 6, partial=True)

@@ -7,7 +7,8 @@ from archon_core.errors import LayoutError, ModelError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_core.models.parallel_plan import HeadCounts, ParallelPlan
 from archon_engine.nn.attention import PackedAttention
-from archon_engine.parallel.plan_checks import check_context_plan, check_refusals, sharded_extents
+from archon_engine.nn.linear import Linear
+from archon_engine.parallel.plan_checks import check_context_plan, check_refusals, check_tensor_plan, sharded_extents
 
 EXTENTS = ShardedExtents({"attention heads": 12, "key and value heads": 6, "rows": 24}, query_heads=12)
 
@@ -98,3 +99,14 @@ def test_an_axis_that_the_plan_refuses_is_refused_with_its_reason_and_only_where
     check_refusals(plan, parse_layout("archon:d4c2"), option="actor.backend")
     with pytest.raises(LayoutError, match=r"actor\.backend 'archon:t2': found t2; its heads are glued together"):
         check_refusals(plan, parse_layout("archon:t2"), option="actor.backend")
+
+
+def test_replicated_weights_lie_inside_tensor_regions():
+    parts = modules(block=modules(down=Linear(4, 2), up=Linear(2, 8), out=Linear(8, 4)))
+    roles = {"block.down": "replicated", "block.up": "column", "block.out": "row"}
+    plan = ParallelPlan(roles=roles, tensor_regions=("block",), units=("block",), blocks="block")
+    check_tensor_plan(parts, plan)
+    assert sharded_extents(parts, plan).by_tensor_ranks == {"block.up outputs": 8, "block.out inputs": 8}
+    outside = modules(down=Linear(4, 2))
+    with pytest.raises(ModelError, match="down: role 'replicated' outside every tensor region"):
+        check_tensor_plan(outside, ParallelPlan(roles={"down": "replicated"}, units=("down",), blocks="down"))

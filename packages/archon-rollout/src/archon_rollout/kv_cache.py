@@ -4,7 +4,7 @@ A ``PromptCache`` collects keys and values during one prefill. The ``DecodeCache
 are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and ``DecodeStep``
 implement ``archon_core.contracts.packed.AttentionCache``.
 
-Legend: T tokens, R active rows, K kv heads, D head dim, N cache entries in use per row.
+Legend: T tokens, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per row.
 """
 
 from __future__ import annotations
@@ -40,13 +40,20 @@ class PromptCache:
         self._layers: KeysValues = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``AttentionCache.attend``. Every sequence starts at position 0."""
         self._layers[layer] = (k, v)
         attention = PackedAttention(layer, settings)
         attention.backend = self._backend
-        return attention(q, k, v, replace(packed, cache=None))
+        return attention(q, k, v, replace(packed, cache=None), sinks)
 
     def split(self, lengths: tuple[int, ...]) -> list[KeysValues]:
         """Keys and values per sequence, as views."""
@@ -87,8 +94,11 @@ class DecodeCache:
         self._reserve(length)
         for layer, (k, v) in prompt.items():
             if layer not in self._layers:
-                shape = (self._max_rows, k.shape[1], self._places, k.shape[2])
-                self._layers[layer] = (_zeros(k, shape, by_dim=attends_by_products(k)), _zeros(v, shape))
+                shape = (self._max_rows, k.shape[1], self._places)
+                self._layers[layer] = (
+                    _zeros(k, (*shape, k.shape[2]), by_dim=attends_by_products(k)),
+                    _zeros(v, (*shape, v.shape[2])),
+                )
             for buffer, new in zip(self._layers[layer], (k, v), strict=True):
                 buffer[start : start + copies, :, :length] = new.transpose(0, 1)
 
@@ -137,7 +147,14 @@ class DecodeStep:
         self._masks: dict[int | None, Tensor] = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
@@ -149,18 +166,21 @@ class DecodeStep:
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
         mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
-        if softcap is None and attends_by_products(q):
+        if softcap is None and sinks is None and attends_by_products(q):
             mask_of_head = mask.expand(-1, n_kv_heads, -1, -1).flatten(0, 1)
             by_dim = keys.transpose(-1, -2).flatten(0, 1)
             scores = torch.baddbmm(mask_of_head, grouped.flatten(0, 1), by_dim, alpha=scale)
             attended = scores.softmax(-1) @ values.flatten(0, 1)
-        elif softcap is None:
+        elif softcap is None and sinks is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
-            scores = torch.tanh(grouped @ keys.transpose(-1, -2) * (scale / softcap)) * softcap + mask
-            upcast = scores.to(torch.promote_types(q.dtype, torch.float32))
-            attended = upcast.softmax(-1).to(q.dtype) @ values
-        return attended.reshape(n_rows, n_heads, head_dim)
+            scores = grouped @ keys.transpose(-1, -2) * scale
+            if softcap is not None:
+                scores = torch.tanh(scores / softcap) * softcap
+            upcast = (scores + mask).to(torch.promote_types(q.dtype, torch.float32))
+            weights = upcast.softmax(-1) if sinks is None else _softmax_with_sinks(upcast, sinks)
+            attended = weights.to(q.dtype) @ values
+        return attended.reshape(n_rows, n_heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""
@@ -189,6 +209,12 @@ def _zeros(like: Tensor, shape: tuple[int, ...], *, by_dim: bool = False) -> Ten
     if not by_dim:
         return like.new_zeros(shape)
     return like.new_zeros(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
+
+
+def _softmax_with_sinks(scores: Tensor, sinks: Tensor) -> Tensor:
+    """Weights [R, K, heads per kv head, N] of the entries; the sinks [heads] take their part of the sum."""
+    of_head = sinks.to(scores.dtype).view(1, *scores.shape[1:3], 1).expand(*scores.shape[:-1], 1)
+    return torch.cat((scores, of_head), dim=-1).softmax(-1)[..., :-1]
 
 
 def _round_up(length: int) -> int:

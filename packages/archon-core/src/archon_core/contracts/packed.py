@@ -60,21 +60,41 @@ class AttentionSettings:
         window: number of keys that a token sees, its own included; ``None`` for all earlier ones.
         softcap: scores s become ``softcap * tanh(s / softcap)``, as in Gemma 2 (arXiv:2408.00118, section 2); ``None``
             leaves them.
+        sinks: whether each head has a sink, a learned score that takes part in the softmax and contributes no value, as
+            in gpt-oss (arXiv:2508.10925). The scores come as the argument ``sinks`` [heads].
     """
 
     scale: float
     window: int | None = None
     softcap: float | None = None
+    sinks: bool = False
 
 
 class AttentionCache(Protocol):
     """Keys and values of earlier tokens, kept by a generation loop."""
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
     ) -> Tensor:
-        """Store ``k`` and ``v`` [T, kv heads, head dim] under ``layer``, then attend ``q`` [T, heads, head dim] to
-        everything stored for its own sequence. Returns [T, heads, head dim]."""
+        """Store ``k`` [T, kv heads, head dim] and ``v`` [T, kv heads, value dim] under ``layer``, then attend ``q``
+        [T, heads, head dim] to everything stored for its own sequence. Returns [T, heads, value dim].
+
+        Args:
+            layer: the layer's id.
+            q: queries.
+            k: new keys.
+            v: new values.
+            packed: the pack of the new tokens.
+            settings: the layer's settings.
+            sinks: [heads], the scores of ``settings.sinks``; ``None`` without.
+        """
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from archon_core.models.name_pattern import matches
 if TYPE_CHECKING:
     from torch import nn
 
-Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
+Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "replicated", "expert"]
 """The role of a module's parameters in tensor parallelism.
 
 - ``vocabulary``: embedding or language-model head, sharded over vocabulary rows; the last ranks may hold fewer.
@@ -24,6 +24,8 @@ Role = Literal["vocabulary", "column", "row", "sequence", "head_norm", "expert"]
 - ``sequence``: replicated weights on sequence-sharded activations (norms of the residual stream, a value head,
   routers): their gradient is summed over the tensor ranks.
 - ``head_norm``: replicated weights on head-sharded activations, each rank seeing other heads: likewise summed.
+- ``replicated``: weights inside a tensor region that every rank holds whole and applies to all tokens, such as the down
+  projection of a low-rank pair; each rank uses the result for its heads, so the gradient is summed likewise.
 - ``expert``: stacked expert weights, sharded over expert and expert tensor ranks.
 """
 
@@ -48,8 +50,8 @@ class ParallelPlan:
     Attributes:
         roles: pattern of modules that own parameters -> their role. Every parameter has exactly one.
         tensor_regions: modules such as attention and MLP. Sequence shards of their first positional argument are
-            gathered, and their only result is scattered to sequence shards. Column, row and head_norm modules
-            lie in a region; all others lie outside.
+            gathered, and their only result is scattered to sequence shards. Column, row, head_norm and replicated
+            modules lie in a region; all others lie outside.
         key_value: column modules whose outputs, joined over the tensor ranks, are the key or the value heads as
             attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
             key heads, ranks exchange these outputs so that each has whole heads; a plan that names none is refused

@@ -162,6 +162,8 @@ def refuse_unknown_entries(config: PreTrainedConfig, honoured: Collection[str] =
     from transformers import PreTrainedConfig
 
     known = set(inspect.signature(type(config).__init__).parameters) | set(vars(PreTrainedConfig())) | set(honoured)
+    # The names under which transformers keeps entries that it declares under others.
+    known |= {kept for declared, kept in config.attribute_map.items() if declared in known}
     unknown = {
         name: value
         for name, value in vars(config).items()

@@ -4,20 +4,22 @@
 sequences, so context parallelism exchanges data around it, and its backend depends on the device. Backends are modules
 of ``attention_backends``, imported when first used.
 
-Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension.
+Legend: T tokens, Hq query heads, Hkv key and value heads, D head dimension, Dv that of values.
 """
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
-from typing import Literal, Protocol, cast, get_args
+from collections.abc import Collection, Mapping
+from typing import ClassVar, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
+from archon_core.contracts.module import InitialValue
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError, did_you_mean
+from archon_engine.nn.tensor_parallel import local_weight
 
 AttentionBackend = Literal["varlen", "flex", "sdpa"]
 
@@ -25,8 +27,17 @@ AttentionBackend = Literal["varlen", "flex", "sdpa"]
 class Backend(Protocol):
     """A module of ``attention_backends``."""
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
-        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D]. Returns [T, Hq, D]."""
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], with ``sinks`` [Hq] if the settings
+        have any. Returns [T, Hq, Dv]."""
 
     def obstacles(
         self, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
@@ -39,7 +50,7 @@ class PackedAttention(nn.Module):
 
     Attributes:
         layer: the layer's id, under which a cache keeps its keys and values.
-        settings: scale, window and softcap.
+        settings: scale, window, softcap and sinks.
         backend: name of the implementation; ``None`` chooses by device and dtype at each call.
     """
 
@@ -51,23 +62,58 @@ class PackedAttention(nn.Module):
         self.settings = settings
         self.backend: AttentionBackend | None = None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences) -> Tensor:
-        """Attend ``q`` [T, Hq, D] over ``k`` and ``v`` [T, Hkv, D], or over what ``packed.cache`` holds: [T, Hq, D].
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, sinks: Tensor | None = None) -> Tensor:
+        """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], or over what ``packed.cache`` holds:
+        [T, Hq, Dv].
 
-        With ``packed.context``, arguments and result contain this rank's tokens only.
+        With ``packed.context``, arguments and result contain this rank's tokens only, and ``sinks`` those of all heads.
+
+        Args:
+            q: queries.
+            k: keys.
+            v: values, whose heads may have another size.
+            packed: the pack.
+            sinks: [Hq], from ``AttentionSinks``, if the settings have any.
         """
+        assert (sinks is not None) == self.settings.sinks, "sinks go with settings.sinks"
         if packed.cache is not None:
             assert packed.context is None, "a cache holds whole sequences"
-            return packed.cache.attend(self.layer, q, k, v, packed, self.settings)
+            # Caches of other packages need the argument only for models with sinks.
+            of_heads = () if sinks is None else (sinks,)
+            return packed.cache.attend(self.layer, q, k, v, packed, self.settings, *of_heads)
         name = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.settings)
         attend = load_backend(name).attend
         if packed.context is None:
-            return attend(q, k, v, packed, self.settings)
+            return attend(q, k, v, packed, self.settings, sinks)
         q, k, v = packed.context.gather_sequences(q, k, v)
-        return packed.context.scatter_sequences(attend(q, k, v, packed, self.settings))
+        if sinks is not None:
+            # The sinks of this rank's heads; gradients of the others' come from the other context ranks.
+            sinks = sinks.chunk(packed.context.size)[packed.context.rank]
+        return packed.context.scatter_sequences(attend(q, k, v, packed, self.settings, sinks))
 
     def extra_repr(self) -> str:
         return f"layer={self.layer}, {self.settings}, backend={self.backend or 'auto'}"
+
+
+class AttentionSinks(nn.Module):
+    """The sinks of a layer's heads (``AttentionSettings.sinks``), with role ``column``: a rank has those of its heads.
+
+    Attributes:
+        weight: [Hq], the sinks' scores.
+    """
+
+    initial_values: ClassVar[Mapping[str, InitialValue]] = {"weight": "normal"}
+
+    def __init__(self, n_heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_heads))
+
+    def forward(self) -> Tensor:
+        """The scores of this rank's heads."""
+        return local_weight(self.weight)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.shape[0]}"
 
 
 def choose_attention_backend(
@@ -75,13 +121,14 @@ def choose_attention_backend(
 ) -> AttentionBackend:
     """The fastest backend that can compute ``settings``.
 
-    That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA if scores are capped, and otherwise ``sdpa``, which
-    computes everything, but needs memory for all scores [Hq, L, L] of a sequence if they are capped.
+    That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA if scores are capped or heads have sinks, and otherwise
+    ``sdpa``, which computes everything, but in these cases needs memory for all scores [Hq, L, L] of a sequence.
     """
     of_call = (device_type, dtype, head_dim, (settings,))
     if not load_backend("varlen").obstacles(*of_call):
         return "varlen"
-    return "flex" if settings.softcap is not None and not load_backend("flex").obstacles(*of_call) else "sdpa"
+    special = settings.softcap is not None or settings.sinks
+    return "flex" if special and not load_backend("flex").obstacles(*of_call) else "sdpa"
 
 
 def check_attention_backend(

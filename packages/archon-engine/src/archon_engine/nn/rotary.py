@@ -4,12 +4,13 @@ Frequencies come from transformers' own functions and are fp32, as there, whatev
 their cosines are computed in at least fp32, and in float64 for float64 activations. Kinds whose frequencies depend on a
 sequence's length use the length of each packed sequence, never that of its neighbours.
 
-Legend: T tokens, D head dimension, U distinct frequency sets.
+Legend: T tokens, D head dimension, R rotated elements of a head (D unless rotation is partial), U distinct frequency
+sets.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import SimpleNamespace
@@ -59,23 +60,43 @@ class RopeArguments:
         head_dim: D, even.
         max_position_embeddings: the configuration's value.
         parameters: ``rope_parameters`` of a ``transformers`` configuration: ``rope_type``, ``rope_theta`` and what
-            the kind needs.
+            the kind needs, such as ``partial_rotary_factor``, the share of the head that is rotated.
+        interleaved: whether neighbouring elements are rotated together, as in GLM-4 and Cohere, instead of element i
+            of the first half with element i of the second.
     """
 
     head_dim: int
     max_position_embeddings: int
     parameters: Mapping[str, Any]
+    interleaved: bool = False
 
     @classmethod
-    def from_hf_config(cls, config: Any, head_dim: int) -> RopeArguments:
+    def from_hf_config(
+        cls,
+        config: Any,
+        head_dim: int,
+        *,
+        layer_type: str | None = None,
+        partial: bool = False,
+        interleaved: bool = False,
+    ) -> RopeArguments:
         """Read a ``transformers`` configuration.
 
+        Args:
+            config: the configuration.
+            head_dim: D.
+            layer_type: the type whose parameters to read if each type has its own set, as in Gemma 3.
+            partial: whether the architecture can rotate a part of the head (``partial_rotary_factor``).
+            interleaved: see the attribute.
+
         Raises:
-            ModelError: the kind is not supported, frequencies are set per layer type, the head dimension is odd, or
-                only a part of the head is rotated.
+            ModelError: the kind is not supported, frequencies are set per layer type and ``layer_type`` names none of
+                them, the number of rotated elements is odd, or only a part of the head is rotated without ``partial``.
         """
         parameters = dict(config.rope_parameters or {})
         where = f"{config.model_type} configuration: rope_parameters"
+        if layer_type is not None and isinstance(parameters.get(layer_type), Mapping):
+            parameters, where = dict(parameters[layer_type]), f"{where}[{layer_type!r}]"
         kind = parameters.get("rope_type")
         allowed = [k for k in ROPE_KINDS if k == "default" or k in _scaling_functions()]
         if kind not in allowed:
@@ -84,17 +105,22 @@ class RopeArguments:
             raise ModelError(f"{where}: found {found}; allowed is one set with a rope_type of {', '.join(allowed)}")
         if head_dim % 2:
             raise ModelError(f"{where}: found head_dim {head_dim}; rotation needs an even one; correct it")
-        partial = parameters.get("partial_rotary_factor")
-        if partial not in (None, 1.0) and kind != "proportional":
+        factor = parameters.get("partial_rotary_factor")
+        if factor not in (None, 1.0) and kind != "proportional" and not partial:
             raise ModelError(
-                f"{where}: found partial_rotary_factor {partial} with rope_type {kind!r}; this architecture rotates "
+                f"{where}: found partial_rotary_factor {factor} with rope_type {kind!r}; this architecture rotates "
                 "the whole head; leave it out, or use rope_type 'proportional'"
+            )
+        rope = cls(head_dim, config.max_position_embeddings, parameters, interleaved)
+        if rope.rotated_dim < 2 or rope.rotated_dim % 2:
+            raise ModelError(
+                f"{where}: found partial_rotary_factor {factor} with head_dim {head_dim}, which rotates "
+                f"{rope.rotated_dim} elements; rotation needs an even number from 2; correct it"
             )
         if kind == "dynamic" and head_dim < 4:
             raise ModelError(
                 f"{where}: found rope_type 'dynamic' with head_dim {head_dim}; it needs at least 4; correct it"
             )
-        rope = cls(head_dim, config.max_position_embeddings, parameters)
         rope.check_frequencies(where)
         return rope
 
@@ -114,6 +140,12 @@ class RopeArguments:
         return self.parameters["rope_type"]
 
     @property
+    def rotated_dim(self) -> int:
+        """R, the number of elements of a head that are rotated."""
+        factor = self.parameters.get("partial_rotary_factor")
+        return self.head_dim if factor is None or self.kind == "proportional" else int(self.head_dim * factor)
+
+    @property
     def length_dependent_above(self) -> int | None:
         """Length up to which frequencies do not depend on a sequence's length; ``None`` when they never do."""
         return fixed_frequencies_reach(self.max_position_embeddings, self.parameters)
@@ -124,14 +156,14 @@ class RopeArguments:
         return rotary_reach(self.max_position_embeddings, self.parameters)
 
     def frequencies(self, length: int | None = None) -> tuple[Tensor, float]:
-        """Angles per position [D/2], fp32 on the CPU, and the factor for cosines and sines.
+        """Angles per position [R/2], fp32 on the CPU, and the factor for cosines and sines.
 
         Args:
             length: the sequence's length; ``None`` for sequences up to ``length_dependent_above``.
         """
         with torch.device("cpu"):  # real values even while the model is built on the meta device
             if self.kind == "default":
-                exponents = torch.arange(0, self.head_dim, 2, dtype=torch.float32) / self.head_dim
+                exponents = torch.arange(0, self.rotated_dim, 2, dtype=torch.float32) / self.rotated_dim
                 return 1.0 / self.parameters["rope_theta"] ** exponents, 1.0
             return _scaling_functions()[self.kind](self._config, torch.device("cpu"), seq_len=length)
 
@@ -150,20 +182,33 @@ class RopeArguments:
 
 @dataclass(frozen=True)
 class Rotation:
-    """Cosines and sines of one forward pass, shared by all layers.
+    """Cosines and sines of one forward pass, shared by all layers that rotate alike.
 
     Attributes:
-        cos: [T, 1, D/2].
-        sin: [T, 1, D/2].
+        cos: [T, 1, R/2]; ``None`` for layers that do not rotate.
+        sin: [T, 1, R/2], likewise.
+        interleaved: see ``RopeArguments``.
     """
 
-    cos: Tensor
-    sin: Tensor
+    cos: Tensor | None
+    sin: Tensor | None
+    interleaved: bool = False
 
     def apply(self, x: Tensor) -> Tensor:
-        """Rotate ``x`` [T, heads, D]: element i of the first half together with element i of the second."""
-        first, second = x.chunk(2, dim=-1)
-        return torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
+        """Rotate the first R elements of each head of ``x`` [T, heads, D], in pairs: element i of their first half with
+        element i of the second, or neighbours if ``interleaved``."""
+        if self.cos is None or self.sin is None:
+            return x
+        n_rotated = 2 * self.cos.shape[-1]
+        rotated, rest = x[..., :n_rotated], x[..., n_rotated:]
+        if self.interleaved:
+            first, second = rotated[..., 0::2], rotated[..., 1::2]
+            pairs = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+            rotated = torch.stack(pairs, dim=-1).flatten(-2)
+            return rotated if n_rotated == x.shape[-1] else torch.cat((rotated, rest), dim=-1)
+        first, second = rotated.chunk(2, dim=-1)
+        halves = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
+        return torch.cat(halves if n_rotated == x.shape[-1] else (*halves, rest), dim=-1)
 
 
 class RotaryEmbedding(nn.Module):
@@ -195,10 +240,10 @@ class RotaryEmbedding(nn.Module):
         positions = packed.positions.to(compute_dtype)
         angles = positions[:, None] * self._frequencies_of(packed).to(compute_dtype)
         cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
-        return Rotation(cos.to(dtype)[:, None], sin.to(dtype)[:, None])
+        return Rotation(cos.to(dtype)[:, None], sin.to(dtype)[:, None], self.arguments.interleaved)
 
     def _frequencies_of(self, packed: PackedSequences) -> Tensor:
-        """Frequencies [D/2] for all tokens, or [T, D/2], those of this rank's tokens, when sequences differ."""
+        """Frequencies [R/2] for all tokens, or [T, R/2], those of this rank's tokens, when sequences differ."""
         device = packed.positions.device
         limit = self.length_dependent_above
         if limit is not None and packed.cache is not None:
@@ -218,3 +263,26 @@ class RotaryEmbedding(nn.Module):
         )
         row_of_token = torch.repeat_interleave(torch.tensor([rows[key] for key in keys]), torch.tensor(packed.lengths))
         return table_UD[packed.local_rows(row_of_token)].to(device)
+
+
+class LayerRotaryEmbedding(nn.Module):
+    """Computes the rotations of a model whose layers rotate differently or not at all, as in Gemma 3 and SmolLM3.
+
+    Args:
+        layers: the arguments of each layer of the whole model; ``None`` for layers that do not rotate.
+    """
+
+    def __init__(self, layers: Sequence[RopeArguments | None]) -> None:
+        super().__init__()
+        # Compared, not hashed: their parameters are mappings.
+        different: list[RopeArguments] = []
+        for arguments in layers:
+            if arguments is not None and arguments not in different:
+                different.append(arguments)
+        self.embeddings = nn.ModuleList(RotaryEmbedding(arguments) for arguments in different)
+        self._embedding_of_layer = tuple(None if a is None else different.index(a) for a in layers)
+
+    def forward(self, packed: PackedSequences, dtype: torch.dtype) -> tuple[Rotation, ...]:
+        """The rotation of every layer, for activations of ``dtype``. Raises as ``RotaryEmbedding`` does."""
+        rotations = [embedding(packed, dtype) for embedding in self.embeddings]
+        return tuple(Rotation(None, None) if i is None else rotations[i] for i in self._embedding_of_layer)

@@ -57,7 +57,7 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
         if role == "expert":
             if not any(matches_any(plan.experts, part) for part in around):
                 problems.append(f"{name}: expert weights outside every block of `experts`")
-        elif in_region != (role in ("column", "row", "head_norm")):
+        elif in_region != (role in ("column", "row", "head_norm", "replicated")):
             where = "in a tensor region" if in_region else "outside every tensor region"
             problems.append(f"{name}: role {role!r} {where}")
         if matches_any(plan.key_value, name) and role != "column":

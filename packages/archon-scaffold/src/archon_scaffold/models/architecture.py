@@ -9,8 +9,9 @@ from typing import Any, Literal
 Place = Literal["arguments", "attention", "feed-forward", "layer", "decoder", "weights"]
 """The part of the generated package that a gap belongs to."""
 
-NormPlace = Literal["attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm"]
-"""Norms before and after attention, before and after the feed-forward block, by the names of our modules."""
+NormPlace = Literal["attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm", "input_norm"]
+"""Norms before and after attention, before and after the feed-forward block, or one before both in parallel, by the
+names of our modules."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class NormForm:
 
 @dataclass(frozen=True)
 class Experts:
-    """Expert blocks instead of feed-forward blocks, in every layer; see ``archon_core.contracts.moe.MoESettings``.
+    """Expert blocks instead of feed-forward blocks, in some layers or all (``archon_core.contracts.moe.MoESettings``).
 
     Attributes:
         number: name of the configuration's entry with the number of experts.
@@ -62,6 +63,14 @@ class Experts:
         normalise: whether the chosen scores are divided by their sum, as an expression of ``config``.
         router: name of the router's weight in files, relative to the layer.
         projections: names of gate, up and down projection in files, relative to the layer, with ``{expert}``.
+        sparse: whether a layer has experts, as an expression of ``config`` and ``layer``; empty if all have.
+        score: function of router logits.
+        scaling: factor on the experts' weights, as an expression of ``config``; empty for none.
+        grouped: whether experts are chosen within groups (``n_group``, ``topk_group``).
+        choice_bias: Hugging Face's name of the bias for choosing experts, relative to the layer; empty for none.
+        shared: Hugging Face's name of the shared expert, relative to the layer; empty for none.
+        shared_size: its intermediate size, as an expression of ``config``.
+        shared_gate: Hugging Face's name of its gate, relative to the layer; empty for none.
     """
 
     number: str
@@ -70,6 +79,19 @@ class Experts:
     normalise: str
     router: str
     projections: tuple[str, str, str]
+    sparse: str = ""
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    scaling: str = ""
+    grouped: bool = False
+    choice_bias: str = ""
+    shared: str = ""
+    shared_size: str = ""
+    shared_gate: str = ""
+
+    @property
+    def expressions(self) -> str:
+        """All expressions of ``config``."""
+        return " ".join((self.sparse, self.scaling, self.shared_size, self.normalise))
 
 
 @dataclass(frozen=True)
@@ -88,13 +110,21 @@ class Architecture:
         qkv_bias: biases on query, key and value projections.
         output_bias: a bias on the attention's output projection.
         fused_qkv: Hugging Face's name of the fused query, key and value projection; empty if they are separate.
+        sinks: whether heads have attention sinks.
         qk_norm: normalisation of queries and keys per head, or per projection; ``None`` for none.
         qk_norm_form: its formula.
+        qk_norm_names: Hugging Face's names of the norms of queries and keys.
+        qk_norm_rotated: whether it comes after the rotation.
         mlp: gate, up and down projection, with ``fused`` the first two in one; or up and down alone (``plain``).
         mlp_bias: biases on all of them.
         mlp_names: Hugging Face's names of up (or gate and up fused) and down projection.
-        experts: expert blocks instead of feed-forward blocks; ``None`` for dense layers.
+        experts: expert blocks instead of feed-forward blocks; ``None`` for a model without experts.
         activation: name of the configuration's entry with the activation.
+        rotates: whether a layer rotates queries and keys, as an expression of ``config`` and ``layer``; empty if
+            all do.
+        rope_by_layer_type: whether each layer type has its own rotary parameters.
+        rope_interleaved: whether rotation pairs neighbouring elements of a head.
+        rope_partial: whether a part of the head is rotated.
         scale: factor on attention scores, as an expression of ``config`` and ``head_dim``.
         windows: attention windows per layer (``layer_types``), equal for all layers (``all``), or none.
         attention_softcap: whether attention scores are soft-capped.
@@ -121,13 +151,20 @@ class Architecture:
     qkv_bias: bool = False
     output_bias: bool = False
     fused_qkv: str = ""
+    sinks: bool = False
     qk_norm: Literal["head", "projection"] | None = None
     qk_norm_form: NormForm = NormForm()
+    qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")
+    qk_norm_rotated: bool = False
     mlp: Literal["gated", "fused", "plain"] = "gated"
     mlp_bias: bool = False
     mlp_names: tuple[str, str] = ("up_proj", "down_proj")
     experts: Experts | None = None
     activation: str = "hidden_act"
+    rotates: str = ""
+    rope_by_layer_type: bool = False
+    rope_interleaved: bool = False
+    rope_partial: bool = False
     scale: str = "head_dim**-0.5"
     windows: Literal["layer_types", "all"] | None = None
     attention_softcap: bool = False
@@ -137,6 +174,21 @@ class Architecture:
     logit_scale: str = ""
     dropouts: tuple[str, ...] = ()
     gaps: tuple[Gap, ...] = ()
+
+    @property
+    def dense(self) -> bool:
+        """Whether layers may have a dense feed-forward block."""
+        return self.experts is None or bool(self.experts.sparse)
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and feed-forward block read the same input, and their outputs are added together."""
+        return "input_norm" in self.norms
+
+    @property
+    def rotates_alike(self) -> bool:
+        """Whether all layers rotate queries and keys in the same way."""
+        return not self.rotates and not self.rope_by_layer_type
 
     def gaps_at(self, *places: Place) -> tuple[Gap, ...]:
         """The gaps of these places."""

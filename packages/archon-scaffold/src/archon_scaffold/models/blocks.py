@@ -7,18 +7,21 @@ unknown feature.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
+from torch import nn
 from transformers.activations import ACT2FN
 
 from archon_scaffold.models.architecture import Architecture, Gap, NormForm, NormPlace
-from archon_scaffold.models.experts import IN_MEMORY, read_experts
+from archon_scaffold.models.experts import has_experts, read_experts
 from archon_scaffold.models.probes import norm_eps, norm_form, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
 
 NORMS: tuple[dict[str, NormPlace], ...] = (
     {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
+    {"input_layernorm": "input_norm"},
     {"input_layernorm": "attention_norm", "pre_feedforward_layernorm": "mlp_norm"},
     {"attention_layernorm": "attention_norm", "feedforward_layernorm": "mlp_norm"},
     {"post_attention_layernorm": "attention_out_norm", "post_feedforward_layernorm": "mlp_out_norm"},
@@ -35,7 +38,10 @@ NORMS: tuple[dict[str, NormPlace], ...] = (
         "post_mlp_layernorm": "mlp_out_norm",
     },
 )
-"""Known sets of norms in a layer and their placement: Llama, VaultGemma, Apertus, OLMo 2, Gemma 2, GLM 4."""
+"""Known sets of norms in a layer and their placement: Llama, Cohere, VaultGemma, Apertus, OLMo 2, Gemma 2, GLM 4."""
+
+QUERY_KEY_NORMS = (("q_norm", "k_norm"), ("query_layernorm", "key_layernorm"))
+"""Names of the norms of queries and keys."""
 
 EPS_ENTRIES = ("rms_norm_eps", "layer_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon")
 
@@ -87,7 +93,8 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
     fused = "qkv_proj" if "qkv_proj.weight" in own else ""
     inputs = (fused,) if fused else ("q_proj", "k_proj", "v_proj")
     known = {f"{name}.{kind}" for name in (*inputs, "o_proj") for kind in ("weight", "bias")}
-    known |= {"q_norm.weight", "k_norm.weight"}
+    known |= {f"{name}.weight" for names in QUERY_KEY_NORMS for name in names}
+    known |= {"sinks"}
     missing = [f"{name}.weight" for name in (*inputs, "o_proj") if f"{name}.weight" not in own]
     if missing or set(own) - known:
         others = ", ".join(sorted(set(own) - known))
@@ -99,15 +106,22 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
         gaps.append(Gap("weights", f"{fused} has a bias, which no rule takes apart"))
     if len(biased) > 1:
         gaps.append(Gap("attention", "some of query, key and value projections have biases, and others none"))
-    return replace(found, fused_qkv=fused, qkv_bias=True in biased, output_bias="o_proj.bias" in own).with_gaps(*gaps)
+    return replace(
+        found,
+        fused_qkv=fused,
+        qkv_bias=True in biased,
+        output_bias="o_proj.bias" in own,
+        sinks="sinks" in own,
+    ).with_gaps(*gaps)
 
 
 def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
     """Read the norms of queries and keys."""
     attention = twin.layers[0].self_attn
-    norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
-    if norms == [None, None]:
+    names = next((pair for pair in QUERY_KEY_NORMS if getattr(attention, pair[0], None) is not None), None)
+    if names is None:
         return found
+    norms = [getattr(attention, name, None) for name in names]
     head_dim, config = head_dim_of(twin.config), twin.config
     sizes = [tuple(norm.weight.shape) if hasattr(norm, "weight") else None for norm in norms]
     whole = [(config.num_attention_heads * head_dim,), (config.num_key_value_heads * head_dim,)]
@@ -118,14 +132,49 @@ def read_query_key_norms(found: Architecture, twin: Twin) -> Architecture:
         return found.with_gaps(
             Gap("attention", f"queries and keys go through {kinds} of sizes {sizes}, not an RMS norm")
         )
-    return replace(found, qk_norm="head" if sizes != whole else "projection", qk_norm_form=form)
+    return replace(
+        found,
+        qk_norm="head" if sizes != whole else "projection",
+        qk_norm_form=form,
+        qk_norm_names=names,
+        qk_norm_rotated=sizes != whole and _takes_rotated(twin, attention, norms[0]),
+    )
+
+
+def _takes_rotated(twin: Twin, attention: nn.Module, norm: nn.Module) -> bool:
+    """Whether a norm of query heads takes them rotated: it then changes if nothing is rotated."""
+    seen: list[torch.Tensor] = []
+    hook = norm.register_forward_pre_hook(lambda _module, args: seen.append(args[0].detach()))
+
+    def turn_off(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        cos, sin = kwargs["position_embeddings"]
+        return args, {**kwargs, "position_embeddings": (torch.ones_like(cos), torch.zeros_like(sin))}
+
+    with torch.no_grad():
+        twin.module(twin.ids[None], use_cache=False)
+        without = attention.register_forward_pre_hook(turn_off, with_kwargs=True)
+        twin.module(twin.ids[None], use_cache=False)
+    hook.remove()
+    without.remove()
+    return not same(*seen)
 
 
 def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
     """Read the feed-forward block and its activation."""
-    own = {name.removeprefix("mlp.") for name in twin.names if name.startswith("mlp.")}
-    if own == IN_MEMORY and (experts := read_experts(twin)) is not None:
-        return replace(found, experts=experts)
+    dense = [layer for layer in twin.layers if not has_experts(layer)]
+    if len(dense) < len(twin.layers):
+        experts = read_experts(twin)
+        if experts is None:
+            sparse = next(layer for layer in twin.layers if has_experts(layer))
+            held = ", ".join(name for name, _ in sparse.mlp.named_parameters())
+            return found.with_gaps(
+                Gap("feed-forward", f"the expert blocks hold {held}, or are in layers, that no rule covers")
+            )
+        found = replace(found, experts=experts)
+        if not dense:
+            return found
+    block = dense[0].mlp
+    own = {name for name, _ in block.named_parameters()}
     weights = {name.removesuffix(".weight") for name in own if name.endswith(".weight")}
     biases = {name.removesuffix(".bias") for name in own if name.endswith(".bias")}
     kinds = {
@@ -141,7 +190,6 @@ def read_feed_forward(found: Architecture, twin: Twin) -> Architecture:
     if mlp == "fused" and biases:
         found = found.with_gaps(Gap("weights", "gate_up_proj has a bias, which no rule takes apart"))
     found = replace(found, mlp=mlp, mlp_names=names, mlp_bias=bool(biases))
-    block = twin.layers[0].mlp
     function = next((part for name in ("act_fn", "act", "activation_fn") if (part := getattr(block, name, None))), None)
     x = torch.linspace(-4, 4, 33)
     for entry in ("hidden_act", "hidden_activation"):

@@ -1,9 +1,11 @@
-"""Reads expert blocks like those of Mixtral and Qwen3-MoE: names in configurations, in memory and in files."""
+"""Reads expert blocks like those of Mixtral, Qwen2-MoE and GLM-4.5: entries of configurations, names in memory and in
+files."""
 
 from __future__ import annotations
 
 import re
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,42 +13,99 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from archon_core.contracts.moe import MoESettings
-from archon_core.contracts.packed import PackedSequences
-from archon_engine.nn.swiglu import activation
 from archon_scaffold.models.architecture import Experts
+from archon_scaffold.models.probes import fitting_rules
 from archon_scaffold.models.twin import Twin
 
 IN_MEMORY = frozenset({"gate.weight", "experts.gate_up_proj", "experts.down_proj"})
 """Parameters of an expert block in ``transformers`` 5."""
 
-_NUMBERS = ("num_experts", "num_local_experts")
+_SHARED = ("shared_expert", "shared_experts")
+_SHARED_GATE = "shared_expert_gate"
+_CHOICE_BIAS = "gate.e_score_correction_bias"
+_SHARED_SIZES: Mapping[str, Callable[[Any], int]] = {
+    "config.shared_expert_intermediate_size": lambda config: config.shared_expert_intermediate_size,
+    "config.moe_intermediate_size * config.n_shared_experts": (
+        lambda config: config.moe_intermediate_size * config.n_shared_experts
+    ),
+}
+
+_NUMBERS = ("num_experts", "num_local_experts", "n_routed_experts")
 _SIZES = ("moe_intermediate_size", "intermediate_size")
+
+SPARSE: Mapping[str, Callable[[Any, int], bool]] = {
+    "": lambda config, layer: True,
+    "layer >= config.first_k_dense_replace": lambda config, layer: layer >= config.first_k_dense_replace,
+    "layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0": (
+        lambda config, layer: layer not in config.mlp_only_layers and (layer + 1) % config.decoder_sparse_step == 0
+    ),
+    'config.mlp_layer_types[layer] == "sparse"': lambda config, layer: config.mlp_layer_types[layer] == "sparse",
+}
+"""Known rules for the layers that have experts: all of them, DeepSeek-V3's, Qwen2-MoE's, and that by layer types."""
+
+
+def has_experts(layer: nn.Module) -> bool:
+    """Whether the feed-forward block of a layer of ``transformers`` has experts."""
+    return hasattr(getattr(layer, "mlp", None), "experts")
 
 
 def read_experts(twin: Twin) -> Experts | None:
-    """The expert blocks of a model whose layers have the parameters ``IN_MEMORY``; ``None`` for other names."""
-    config, block = twin.config, twin.layers[0].mlp
-    n_experts, hidden_and_size = block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[1:]
+    """The expert blocks of a model; ``None`` if some of their parts are unknown."""
+    config, sparse = twin.config, tuple(has_experts(layer) for layer in twin.layers)
+    number_of_layer = sparse.index(True)
+    block = twin.layers[number_of_layer].mlp
+    own = {name for name, _ in block.named_parameters()}
+    shared = next((name for name in _SHARED if hasattr(block, name)), "")
+    of_shared = {f"{shared}.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj")} if shared else set()
+    gate = {f"{_SHARED_GATE}.weight"} & own
+    if own != IN_MEMORY | of_shared | gate:
+        return None
+    n_experts, inner = block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[2]
     known = twin.entries.keys() | vars(config).keys()
     number = next((name for name in _NUMBERS if name in known and getattr(config, name) == n_experts), None)
-    size = next((name for name in _SIZES if name in known and getattr(config, name) == hidden_and_size[1]), None)
-    files = _names_in_files(twin, block)
-    if number is None or size is None or files is None or not hasattr(config, "num_experts_per_tok"):
+    size = next((name for name in _SIZES if name in known and getattr(config, name) == inner), None)
+    rule = fitting_rules(SPARSE, sparse, config)
+    shared_size = _shared_size(config, getattr(block, shared).up_proj.weight.shape[0]) if shared else ""
+    files = _names_in_files(twin, block, number_of_layer)
+    if not rule or None in (number, size, files, shared_size) or not hasattr(config, "num_experts_per_tok"):
         return None
-    normalise = "config.norm_topk_prob" if hasattr(config, "norm_topk_prob") else "True"
-    return Experts(number, "num_experts_per_tok", size, normalise, *files)
+    has_bias = any(name == _CHOICE_BIAS for name, _ in block.named_buffers())
+    return Experts(
+        number,
+        "num_experts_per_tok",
+        size,
+        "config.norm_topk_prob" if hasattr(config, "norm_topk_prob") else "True",
+        *files,
+        sparse=rule[0],
+        score="sigmoid" if has_bias else "softmax",
+        scaling="config.routed_scaling_factor" if hasattr(config, "routed_scaling_factor") else "",
+        grouped=hasattr(config, "n_group") and hasattr(config, "topk_group"),
+        choice_bias=f"mlp.{_CHOICE_BIAS}" if has_bias else "",
+        shared=f"mlp.{shared}" if shared else "",
+        shared_size=shared_size,
+        shared_gate=f"mlp.{_SHARED_GATE}" if gate else "",
+    )
 
 
-def _names_in_files(twin: Twin, block: nn.Module) -> tuple[str, tuple[str, str, str]] | None:
+def _shared_size(config: Any, size: int) -> str | None:
+    def value(rule: Callable[[Any], int]) -> int | None:
+        try:
+            return rule(config)
+        except (AttributeError, TypeError):
+            return None
+
+    return next((expression for expression, rule in _SHARED_SIZES.items() if value(rule) == size), None)
+
+
+def _names_in_files(twin: Twin, block: nn.Module, layer: int) -> tuple[str, tuple[str, str, str]] | None:
     """The names under which ``transformers`` saves single experts, found by their values."""
     with tempfile.TemporaryDirectory() as folder:
         twin.module.save_pretrained(folder)
         tensors: dict[str, Tensor] = {}
         for file in Path(folder).glob("*.safetensors"):
             tensors |= load_file(file)
-    first = f"{twin.root}layers.0."
-    own = {name.removeprefix(first): tensor for name, tensor in tensors.items() if name.startswith(first)}
+    prefix = f"{twin.root}layers.{layer}."
+    own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     gate, up = block.experts.gate_up_proj[1].detach().chunk(2)
     wanted = (block.gate.weight.detach(), gate, up, block.experts.down_proj[1].detach())
     names = [next((name for name, tensor in own.items() if _equal(tensor, part)), None) for part in wanted]
@@ -59,41 +118,3 @@ def _names_in_files(twin: Twin, block: nn.Module) -> tuple[str, tuple[str, str, 
 
 def _equal(found: Tensor, right: Tensor) -> bool:
     return found.shape == right.shape and torch.equal(found, right)
-
-
-class PlainExperts:
-    """Builds expert blocks without archon-moe, to compare values.
-
-    Every expert computes every token, which is simple but wasteful.
-    """
-
-    def build(self, settings: MoESettings, layer: int) -> nn.Module:
-        """See ``archon_core.contracts.moe.MoEBuilder``."""
-        return _PlainBlock(settings)
-
-
-class _PlainBlock(nn.Module):
-    def __init__(self, settings: MoESettings) -> None:
-        super().__init__()
-        outward = (settings.n_experts, settings.intermediate_size, settings.hidden_size)
-        inward = (settings.n_experts, settings.hidden_size, settings.intermediate_size)
-        self.settings = settings
-        self.router = _holder(weight=(settings.n_experts, settings.hidden_size))
-        self.experts = _holder(gate_proj=outward, up_proj=outward, down_proj=inward)
-        self.activation = activation(settings.hidden_act)
-
-    def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
-        experts: Any = self.experts
-        best, chosen = (x @ self.router.weight.T).softmax(-1).topk(self.settings.top_k)
-        if self.settings.norm_topk_prob:
-            best = best / best.sum(-1, keepdim=True)
-        weights = x.new_zeros(x.shape[0], self.settings.n_experts).scatter(-1, chosen, best)
-        gate, up = (torch.einsum("th,efh->etf", x, proj) for proj in (experts.gate_proj, experts.up_proj))
-        return torch.einsum("etf,ehf,te->th", self.activation(gate) * up, experts.down_proj, weights)
-
-
-def _holder(**shapes: tuple[int, ...]) -> nn.Module:
-    module = nn.Module()
-    for name, shape in shapes.items():
-        module.register_parameter(name, nn.Parameter(torch.empty(shape)))
-    return module

@@ -54,12 +54,16 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     """
     from transformers import PreTrainedConfig
 
-    expressions = " ".join((found.scale, found.embedding_scale, found.residual_scale, found.logit_scale))
+    expressions = " ".join((found.scale, found.embedding_scale, found.residual_scale, found.logit_scale, found.rotates))
     read = _READ_BY_ALL | {found.norm_eps, found.activation, *_OF_WINDOWS[found.windows]}
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
     if found.experts is not None:
+        expressions += f" {found.experts.expressions}"
         read |= {found.experts.number, found.experts.per_token, found.experts.size, "norm_topk_prob"}
+        read |= {"n_group", "topk_group"} if found.experts.grouped else set()
+    # The default of no_rope_layers.
+    read |= {"no_rope_layer_interval"} if "no_rope_layers" in found.rotates else set()
     general = set(vars(PreTrainedConfig())) | set(inspect.signature(PreTrainedConfig.__init__).parameters)
     unread = [
         name

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 from archon_scaffold.models.architecture import Architecture
+from archon_scaffold.models.tiny import OF_ALL_LAYERS
 from archon_scaffold.names import PackageName
 from archon_scaffold.rendering import render_folder
 
@@ -48,16 +50,24 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "archon_imports": _archon_imports(a),
         "attention_scale": a.scale.startswith("config."),
         "attention_settings": _attention_settings(a),
+        "rotated": _rotated(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
         "mlp_branch": _branch(a, "mlp", "self.moe({x}, packed)" if a.experts else "self.mlp({x})"),
+        "sparse_branch": _branch(a, "mlp", "self.feed_forward({x}, packed)"),
+        "block_story": _block_story(a),
+        "swiglu": f"SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act{', bias=True' if a.mlp_bias else ''})",
         "rounded_embedding": a.embedding_scale == "config.hidden_size**0.5",
         "embedding": _embedding(a),
         "head": _head(a),
+        "rope_options": _rope_options(a),
+        "rotary": "RotaryEmbedding(a.rope)" if a.rotates_alike else "LayerRotaryEmbedding(a.ropes)",
+        "plain_names": a.qk_norm_names == ("q_norm", "k_norm") and not a.sinks,
+        "attention_names": _attention_names(a),
         "rules": _rules(a),
         "rule_types": "Drop | Rename | Split | Tie"
-        if "Split" in _rules(a) and not a.experts
+        if "Split" in _rules(a) and (not a.experts or (a.dense and a.mlp == "fused"))
         else "Drop | Rename | Tie",
-        "layer_types_of_two": _layer_types_of_two(a.tiny),
+        "lists_of_two": _lists_of_two(a.tiny),
     }
 
 
@@ -80,18 +90,18 @@ def _archon_imports(a: Architecture) -> list[str]:
     norms = {CLASS_OF[a.norm.kind]}
     norms |= {"RMSNorm"} if a.qk_norm == "head" else set()
     norms |= {"ProjectionRMSNorm"} if a.qk_norm == "projection" else set()
-    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}}
+    block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}} if a.dense else {}
     if a.experts:
-        block = {"archon_core.contracts.moe": {"MoEBuilder"}}
+        block["archon_core.contracts.moe"] = {"MoEBuilder"}
     imports: Mapping[str, set[str]] = {
         "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
         "archon_core.models.stage": {"Stage"},
-        "archon_engine.nn.attention": {"PackedAttention"},
+        "archon_engine.nn.attention": {"PackedAttention", *(["AttentionSinks"] if a.sinks else [])},
         "archon_engine.nn.embedding": {"Embedding"},
         "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
         "archon_engine.nn.linear": {"Linear"},
         "archon_engine.nn.norm": norms,
-        "archon_engine.nn.rotary": {"RotaryEmbedding", "Rotation"},
+        "archon_engine.nn.rotary": {"RotaryEmbedding" if a.rotates_alike else "LayerRotaryEmbedding", "Rotation"},
         **block,
     }
     return [f"from {module} import {', '.join(sorted(names))}" for module, names in sorted(imports.items())]
@@ -102,12 +112,13 @@ def _attention_settings(a: Architecture) -> str:
     parts = [f"scale={'a.attention_scale' if a.scale.startswith('config.') else 'a.head_dim**-0.5'}"]
     parts += ["window=a.windows[layer]"] if a.windows else []
     parts += ["softcap=a.attention_softcap"] if a.attention_softcap else []
+    parts += ["sinks=True"] if a.sinks else []
     return ", ".join(parts)
 
 
 def _branch(a: Architecture, block: str, call: str) -> str:
     """The expression of a block's addition to the residual stream: ``self.mlp(self.mlp_norm(x))``."""
-    inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else "x"
+    inside = f"self.{block}_norm(x)" if f"{block}_norm" in a.norms else ("h" if a.parallel else "x")
     branch = call.format(x=inside)
     if f"{block}_out_norm" in a.norms:
         branch = f"self.{block}_out_norm({branch})"
@@ -142,19 +153,50 @@ def _dropout(a: Architecture) -> str:
     return entries if len(a.dropouts) < 2 else f"max({entries})"
 
 
-def _layer_types_of_two(tiny: Mapping[str, Any]) -> str:
-    kinds = tiny.get("layer_types")
-    return f', layer_types=["{kinds[0]}", "{kinds[1]}"]' if kinds else ""
+def _attention_names(a: Architecture) -> dict[str, str]:
+    """Hugging Face's names of attention's weights -> ours, for families in which some differ."""
+    same = ("q_proj", "k_proj", "v_proj", "o_proj")
+    norms = dict(zip(a.qk_norm_names, ("q_norm", "k_norm"), strict=True)) if a.qk_norm else {}
+    names = {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in ({name: name for name in same} | norms).items()}
+    return names | ({"sinks": "sinks.weight"} if a.sinks else {})
+
+
+def _rotated(a: Architecture) -> tuple[str, str]:
+    """The expressions of the queries and keys that attention takes."""
+    rotated = ("rotation.apply(q)", "rotation.apply(k)")
+    return (f"self.q_norm({rotated[0]})", f"self.k_norm({rotated[1]})") if a.qk_norm_rotated else rotated
+
+
+def _rope_options(a: Architecture) -> str:
+    """Further arguments of ``RopeArguments.from_hf_config``."""
+    options = ["layer_type=kind"] if a.rope_by_layer_type else []
+    options += ["partial=True"] if a.rope_partial else []
+    options += ["interleaved=True"] if a.rope_interleaved else []
+    return "".join(f", {option}" for option in options)
+
+
+def _lists_of_two(tiny: Mapping[str, Any]) -> str:
+    """The entries with a value per layer, for a configuration of two layers."""
+    return "".join(f", {name}={json.dumps(tiny[name][:2])}" for name in OF_ALL_LAYERS if tiny.get(name))
 
 
 def _story(a: Architecture) -> str:
     behind = [place for place in a.norms if place.endswith("_out_norm")]
-    where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
+    if a.parallel:
+        where = "parallel"
+    else:
+        where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
     attention = "capped attention" if a.attention_softcap else "attention"
     if a.experts:
-        return f"{where} {attention} and blocks of experts"
+        return f"{where} {attention} and blocks of experts{' in some layers' if a.dense else ''}"
     block = "plain" if a.mlp == "plain" else "gated"
     return f"{where} {attention} and {block} feed-forward blocks"
+
+
+def _block_story(a: Architecture) -> str:
+    if a.experts is None:
+        return "feed-forward block"
+    return "a block of experts or a feed-forward block" if a.dense else "a block of experts"
 
 
 def _attention_story(a: Architecture) -> str:

@@ -19,7 +19,7 @@ from archon_engine.models.key_report import form_of
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_engine.models.weight_conversion import fill_ours, read_from
 from archon_scaffold.models.architecture import Gap, Place
-from archon_scaffold.models.experts import PlainExperts
+from archon_scaffold.models.plain_experts import PlainExperts
 from archon_scaffold.models.probes import SAME
 from archon_scaffold.models.twin import Twin
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -78,13 +78,15 @@ def ratio(found: Tensor, base: Tensor) -> float | None:
     return factor if same(found, base * factor) else None
 
 
-def rotates_halves(layer_module: Any) -> bool:
-    """Whether the model's source rotates halves of a head, as Llama does, and not adjacent elements; true if
-    unknown."""
-    import sys
+def fitting_rules(
+    rules: Mapping[str, Callable[[Any, int], Any]], expected: tuple[bool, ...], config: Any
+) -> tuple[str, ...]:
+    """The expressions in ``rules`` that give ``expected`` for the layers of a model of ``config``."""
 
-    rotate = getattr(sys.modules[type(layer_module).__module__], "rotate_half", None)
-    if rotate is None:
-        return True
-    x = torch.arange(1.0, 9.0)[None]
-    return torch.equal(rotate(x), torch.cat((-x[:, 4:], x[:, :4]), -1))
+    def values(rule: Callable[[Any, int], Any]) -> tuple[bool, ...] | None:
+        try:
+            return tuple(bool(rule(config, layer)) for layer in range(len(expected)))
+        except (AttributeError, TypeError, IndexError):  # a configuration without the rule's entry
+            return None
+
+    return tuple(expression for expression, rule in rules.items() if values(rule) == expected)

@@ -20,8 +20,9 @@ from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.blocks import read_attention, read_feed_forward, read_norms, read_query_key_norms
 from archon_scaffold.models.fixed_entries import fixed_entries
 from archon_scaffold.models.probes import same
+from archon_scaffold.models.rotation import read_rotation
 from archon_scaffold.models.source import HFSource
-from archon_scaffold.models.stream import read_alike, read_logits, read_rotation, read_scores, read_stream
+from archon_scaffold.models.stream import read_alike, read_logits, read_scores, read_stream
 from archon_scaffold.models.tiny import is_dropout, tiny_entries, unknown_entries
 from archon_scaffold.models.twin import ALTERNATIVES, Twin, build_twin
 

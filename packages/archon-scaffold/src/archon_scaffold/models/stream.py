@@ -1,4 +1,4 @@
-"""Reads attention scores, windows, rotary positions, the residual stream and logits.
+"""Reads attention scores, windows, the residual stream and logits.
 
 Each function adds its findings about ``transformers``' small model to an ``Architecture``, and a ``Gap`` for every
 unknown feature.
@@ -10,10 +10,9 @@ from dataclasses import replace
 
 import torch
 
-from archon_core.errors import ModelError
-from archon_engine.nn.rotary import RopeArguments
 from archon_scaffold.models.architecture import Architecture, Gap
-from archon_scaffold.models.probes import factor_of, ratio, rotates_halves, same
+from archon_scaffold.models.experts import has_experts
+from archon_scaffold.models.probes import factor_of, ratio, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
 
@@ -43,25 +42,6 @@ def read_scores(found: Architecture, twin: Twin) -> Architecture:
         windows=windows,
         attention_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
     ).with_gaps(*gaps)
-
-
-def read_rotation(found: Architecture, twin: Twin) -> Architecture:
-    """Read the kind of rotary positions, and the layers that use them."""
-    gaps = []
-    try:
-        RopeArguments.from_hf_config(twin.config, head_dim_of(twin.config))
-    except ModelError as error:
-        gaps.append(Gap("arguments", f"rotary positions cannot be expressed: {error}"))
-    if not rotates_halves(twin.layers[0]):
-        gaps.append(
-            Gap("attention", "rotation takes neighbouring elements of a head together; written is Llama's, of halves")
-        )
-    without = [number for number, kept in enumerate(getattr(twin.config, "no_rope_layers", None) or ()) if not kept]
-    if without:
-        gaps.append(
-            Gap("attention", f"layers {', '.join(map(str, without))} do not rotate queries and keys (no_rope_layers)")
-        )
-    return found.with_gaps(*gaps)
 
 
 def read_stream(found: Architecture, twin: Twin) -> Architecture:
@@ -107,13 +87,10 @@ def read_logits(found: Architecture, twin: Twin) -> Architecture:
 
 
 def read_alike(found: Architecture, twin: Twin) -> Architecture:
-    """Check that all layers have the parameters of the first one."""
-    first = twin.names
-    others = [
-        number
-        for number, layer in enumerate(twin.layers)
-        if {name: tuple(p.shape) for name, p in layer.named_parameters()} != first
-    ]
+    """Check that all layers have the parameters of the first one, or of the first one with experts."""
+    shapes = [{name: tuple(p.shape) for name, p in layer.named_parameters()} for layer in twin.layers]
+    sparse = [found.experts is not None and has_experts(layer) for layer in twin.layers]
+    others = [number for number, own in enumerate(shapes) if own != shapes[sparse.index(sparse[number])]]
     if not others:
         return found
     numbers = ", ".join(map(str, others))

@@ -24,11 +24,18 @@ _TELLING: Mapping[str, float] = {
     "logits_scaling": 2.0,
     "logit_scale": 0.5,
     "query_pre_attn_scalar": 20,
+    "routed_scaling_factor": 1.5,
 }
 
 _EXPERTS: Mapping[str, int] = {
     "num_experts": 8,
     "num_local_experts": 8,
+    "n_routed_experts": 8,
+    "n_shared_experts": 2,
+    "shared_expert_intermediate_size": 24,
+    "n_group": 4,
+    "topk_group": 2,
+    "first_k_dense_replace": 1,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 16,
 }
@@ -36,7 +43,8 @@ _EXPERTS: Mapping[str, int] = {
 _READ_BY_NAME = ("model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", *_EXPERTS)
 """Entries that are read by name even if the class does not declare them."""
 
-_OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+OF_ALL_LAYERS = ("layer_types", "mlp_layer_types", "no_rope_layers")
+"""Entries with a value per layer."""
 
 
 def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
@@ -60,6 +68,10 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
+    if getattr(config, "mlp_only_layers", None):
+        tiny["mlp_only_layers"] = [1]
+    if (getattr(config, "decoder_sparse_step", None) or 1) > 1:
+        tiny["decoder_sparse_step"] = 2
     # Random numbers are equal to no others: what transformers drops in training cannot be compared.
     tiny |= {name: 0.0 for name in known if is_dropout(name) and getattr(config, name, None)}
     if config.pad_token_id is not None:
@@ -77,9 +89,11 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     for name, value in _TELLING.items():
         if name in known and getattr(config, name, None) is not None:
             tiny[name] = value
-    for name in _OF_ALL_LAYERS:
-        if name in entries and isinstance(entries[name], list):
-            tiny[name] = _some_of_each(entries[name])
+    for name in OF_ALL_LAYERS:
+        # By the class's own rule, a few layers may all be of one kind.
+        values = entries.get(name) or getattr(config, name, None)
+        if isinstance(values, list) and (name in entries or len(set(values)) > 1):
+            tiny[name] = _some_of_each(values)
     if getattr(config, "sliding_window", None) is not None:
         tiny["sliding_window"] = WINDOW
     for name in ("rope_scaling", "rope_theta"):

@@ -130,6 +130,9 @@ def build_twin(entries: Mapping[str, Any]) -> Twin:
         with torch.no_grad():
             for parameter in module.parameters():
                 parameter.normal_(0, 0.3 if parameter.ndim > 1 else 1.0)
+            for name, buffer in module.named_buffers():
+                if name.endswith("e_score_correction_bias"):
+                    buffer.normal_(0, 0.3)
     found = [
         name for name, part in module.named_modules() if name.endswith("layers") and isinstance(part, nn.ModuleList)
     ]

@@ -19,7 +19,14 @@ class PlainCache:
         self.layers: dict[str, tuple[Tensor, Tensor]] = {}
 
     def attend(
-        self, layer: str, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings
+        self,
+        layer: str,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
     ) -> Tensor:
         """Append ``k`` and ``v`` [T, kv heads, D] to the cache; attend ``q`` [T, heads, D] to all entries."""
         if layer in self.layers:
@@ -33,7 +40,10 @@ class PlainCache:
         seen = places <= packed.positions[:, None]
         if settings.window is not None:
             seen &= places > packed.positions[:, None] - settings.window
-        weights = scores.masked_fill(~seen, -torch.inf).softmax(-1)
+        scores = scores.masked_fill(~seen, -torch.inf)
+        if sinks is not None:
+            scores = torch.cat((scores, sinks[:, None, None].expand(-1, q.shape[0], 1)), dim=-1)
+        weights = scores.softmax(-1)[..., : k.shape[0]]
         return torch.einsum("hqk,khd->qhd", weights, v.repeat_interleave(group, 1))
 
 

@@ -20,16 +20,29 @@ BLOCK = 128
 """Tokens per block, the kernel's default."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    settings: AttentionSettings,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
     mask = _block_mask(packed.lengths, settings.window, q.device)
-    out = _compiled_flex_attention()(
-        *(x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)),
-        score_mod=None if settings.softcap is None else _cap(settings.softcap),
-        block_mask=mask,
-        scale=settings.scale,
-        enable_gqa=q.shape[1] != k.shape[1],
-    )
+    arguments = {
+        "score_mod": None if settings.softcap is None else _cap(settings.softcap),
+        "block_mask": mask,
+        "scale": settings.scale,
+        "enable_gqa": q.shape[1] != k.shape[1],
+    }
+    heads = [x.transpose(0, 1).unsqueeze(0) for x in (q, k, v)]
+    if sinks is None:
+        out = _compiled_flex_attention()(*heads, **arguments)
+    else:
+        out, log_sum = _compiled_flex_attention()(*heads, **arguments, return_lse=True)
+        # exp(log_sum) is the softmax's denominator without the sink: out exp(log_sum) / (exp(log_sum) + exp(sink)).
+        out = out * torch.sigmoid(log_sum - sinks[:, None]).unsqueeze(-1).to(out.dtype)
     return out.squeeze(0).transpose(0, 1)
 
 

@@ -3,7 +3,8 @@
 Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
 which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
 
-Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv heads, D head dimension.
+Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv heads, D head dimension, Dv that of
+values.
 """
 
 from __future__ import annotations
@@ -19,7 +20,14 @@ from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    settings: AttentionSettings,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
     buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
     if token_of_row is not None:
@@ -27,10 +35,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: A
     outputs, start = [], 0
     for bucket in buckets:
         rows = slice(start, start + bucket.n_rows)
-        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, settings))
+        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, settings, sinks))
         start = rows.stop
     if not outputs:
-        return torch.zeros_like(q)
+        return q.new_zeros(*q.shape[:-1], v.shape[-1])
     out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
@@ -42,18 +50,20 @@ def obstacles(
     return []
 
 
-def _attend_bucket(q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings) -> Tensor:
-    """[R, heads, D] to [R, Hq, D] for the rows of one bucket."""
+def _attend_bucket(
+    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings, sinks: Tensor | None
+) -> Tensor:
+    """[R, heads, D] to [R, Hq, Dv] for the rows of one bucket."""
     scale, window, softcap = settings.scale, settings.window, settings.softcap
     size = (len(bucket.sequences), bucket.length)
     q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
     mask = None
-    if softcap is not None or (window is not None and window < bucket.length):
+    if softcap is not None or sinks is not None or (window is not None and window < bucket.length):
         place = torch.arange(bucket.length, device=q.device)
         distance = place[:, None] - place
         mask = (distance >= 0) & (distance < (window or bucket.length))
-    if softcap is not None and mask is not None:
-        return _capped(q, k, v, mask, scale, softcap).transpose(1, 2).flatten(0, 1)
+    if (softcap is not None or sinks is not None) and mask is not None:
+        return _by_scores(q, k, v, mask, settings, sinks).transpose(1, 2).flatten(0, 1)
     grouped = q.shape[1] != k.shape[1]
     if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
@@ -74,13 +84,22 @@ def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool
     return device_type == "cuda" and (masked or dtype not in (torch.bfloat16, torch.float16))
 
 
-def _capped(q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
-    """Attention with capped scores, which torch's kernel does not have: of each sequence all scores, [Hq, L, L]."""
+def _by_scores(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: AttentionSettings, sinks: Tensor | None
+) -> Tensor:
+    """Attention with capped scores or sinks, which torch's kernel lacks: of each sequence all scores, [Hq, L, L]."""
     q = q.unflatten(1, (k.shape[1], -1))
-    scores = torch.matmul(q, k.transpose(-1, -2)[:, :, None]) * scale
-    capped = torch.tanh(scores / softcap) * softcap
-    masked = capped.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~mask, -torch.inf)
-    return torch.matmul(masked.softmax(-1).to(v.dtype), v[:, :, None]).flatten(1, 2)
+    scores = torch.matmul(q, k.transpose(-1, -2)[:, :, None]) * settings.scale
+    if settings.softcap is not None:
+        scores = torch.tanh(scores / settings.softcap) * settings.softcap
+    masked = scores.to(torch.promote_types(q.dtype, torch.float32)).masked_fill(~mask, -torch.inf)
+    if sinks is None:
+        weights = masked.softmax(-1)
+    else:
+        # One more key per query, whose weight is left out.
+        of_head = sinks.to(masked.dtype).view(1, *q.shape[1:3], 1, 1).expand(*masked.shape[:-1], 1)
+        weights = torch.cat((masked, of_head), dim=-1).softmax(-1)[..., :-1]
+    return torch.matmul(weights.to(v.dtype), v[:, :, None]).flatten(1, 2)
 
 
 @lru_cache(maxsize=32)

@@ -8,23 +8,33 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError
 from archon_engine.nn.ulysses import replicate_heads
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: AttentionSettings) -> Tensor:
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    settings: AttentionSettings,
+    sinks: Tensor | None = None,
+) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``.
 
     Raises:
-        ConfigError: the model needs a window that the installed torch's kernel lacks, or a softcap.
+        ConfigError: the model needs a window that the installed torch's kernel lacks, a softcap or sinks.
     """
     scale, window = settings.scale, settings.window
     if settings.softcap is not None:
         raise ConfigError(
             f"attn_type 'varlen': found a softcap of {settings.softcap:g}, which this kernel lacks; use flex or sdpa"
         )
+    if sinks is not None:
+        raise ConfigError("attn_type 'varlen': found attention sinks, which this kernel lacks; use flex or sdpa")
     from torch.nn.attention.varlen import varlen_attn
 
     options = _options(varlen_attn)
@@ -47,7 +57,12 @@ def attend(q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, settings: A
         # torch 2.11 has no such option and documents equal head counts only. Remove with support for 2.11.
         k, v = replicate_heads(k, groups), replicate_heads(v, groups)
     cu_seqlens, longest = packed.cu_seqlens, packed.max_seqlen
-    return varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
+    value_dim = v.shape[-1]
+    if value_dim < q.shape[-1]:
+        # The kernel takes heads of one size; zeros in values add zeros to outputs.
+        v = functional.pad(v, (0, q.shape[-1] - value_dim))
+    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
+    return out if value_dim >= q.shape[-1] else out[..., :value_dim]
 
 
 def obstacles(
@@ -57,6 +72,8 @@ def obstacles(
     found = []
     if any(one.softcap is not None for one in settings):
         found.append("it has no softcap, which the model's attention needs")
+    if any(one.sinks for one in settings):
+        found.append("it has no attention sinks, which the model's attention needs")
     if device_type != "cuda":
         found.append(f"it needs a CUDA device, found {device_type}")
     if dtype not in (torch.bfloat16, torch.float16):
