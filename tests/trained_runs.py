@@ -17,6 +17,7 @@ from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import StopSignal
 from archon_train.run.metrics import MetricsLog, NoMetrics
 from archon_train.run.progress import NoProgress, Progress
+from archon_train.run.recordings import Recordings
 
 
 def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), stop_after: int | None = None) -> bool:
@@ -34,9 +35,9 @@ def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), 
             folder.config.write_text(to_yaml(config), encoding="utf-8")
             output = stack.enter_context((folder.path / "output.txt").open("a"))
             metrics = stack.enter_context(MetricsLog(folder, resume_step=folder.latest_step()))
-            progress = Progress(Console(file=output))
+            progress, recordings = Progress(Console(file=output)), Recordings(folder.path)
         else:
-            metrics, progress = NoMetrics(), NoProgress()
+            metrics, progress, recordings = NoMetrics(), NoProgress(), Recordings()
         log = metrics.log
 
         def log_and_stop(step, row):
@@ -47,7 +48,7 @@ def train(file: Path, layout: str, trial: str, overrides: tuple[str, ...] = (), 
 
         metrics.log = log_and_stop
         spec = registry().get(AlgorithmSpec, config.algorithm)
-        run = RunContext(config, folder, metrics, progress, stop, [], ranks=ranks)
+        run = RunContext(config, folder, metrics, progress, stop, [], ranks=ranks, recordings=recordings)
         try:
             spec.load_trainer()(run, spec.load()).fit()
         except KeyboardInterrupt:
