@@ -299,7 +299,7 @@
     drawn.push({ figure, draw });
   };
 
-  for (const grid of document.querySelectorAll(".grid")) {
+  for (const grid of document.querySelectorAll(".grid[data-group]")) {
     for (const panel of data.panels) if (panel.group === grid.dataset.group) chart(panel, grid);
   }
   document.querySelectorAll("figure.split").forEach(split);

@@ -12,15 +12,17 @@ from importlib.resources import files
 from typing import Any
 
 from archon_core.page.charts import draw_table
-from archon_core.page.parts import folded, paragraph, remark, tiles
+from archon_core.page.parts import folded, remark
 from archon_core.page.style import STYLE
 from archon_report import __version__
+from archon_report.environment import draw_environment, draw_files
 from archon_report.loads import heat_map
 from archon_report.options_table import draw_side_by_side, flatten
 from archon_report.panels import OTHERS, Panel, panels_of
 from archon_report.run import Run
 from archon_report.samples import draw_samples
 from archon_report.series import MOST_POINTS, PHASE, Series, cumulated, thin, time_split
+from archon_report.summary import draw_summary
 from archon_report.timelines import draw_timelines
 
 SECTIONS = (
@@ -52,8 +54,8 @@ def render_page(runs: Sequence[Run], *, now: datetime | None = None) -> str:
         "samples": list(_each(runs, lambda run: draw_samples(run.lines) if run.lines else ())),
         "options": list(_options(runs)),
         "decisions": list(_each(runs, _decisions)),
-        "environment": list(_environment(runs)),
-        "files": list(_each(runs, _files)),
+        "environment": list(draw_environment(runs)),
+        "files": list(_each(runs, draw_files)),
     }
     shown = [(anchor, heading) for anchor, heading in SECTIONS if bodies[anchor]]
     links = "".join(f'<a href="#{anchor}">{heading}</a>' for anchor, heading in shown)
@@ -67,7 +69,7 @@ def render_page(runs: Sequence[Run], *, now: datetime | None = None) -> str:
         '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">'
         f"<title>archon report: {escape(title)}</title><style>{STYLE}{_resource('page.css')}</style></head>\n"
         f'<body><main><button id="theme" type="button" aria-label="light or dark">◐</button><h1>{escape(title)}</h1>'
-        f"{remark(f'Written by archon report {__version__}, {written}.')}{''.join(_summary(runs))}"
+        f"{remark(f'Written by archon report {__version__}, {written}.')}{''.join(draw_summary(runs))}"
         f"<nav>{links}</nav>\n{sections}\n</main>"
         f'<script type="application/json" id="data">{_json(_data(runs))}</script>'
         f"<script>{_resource('page.js')}</script></body></html>\n"
@@ -131,59 +133,6 @@ def _number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _summary(runs: Sequence[Run]) -> Iterator[str]:
-    if len(runs) == 1:
-        [run] = runs
-        yield f'<p class="state {run.state.kind}">{escape(run.state.text)}</p>'
-        yield tiles(_facts(run))
-    else:
-        columns = [{"state": run.state.text, **_facts(run)} for run in runs]
-        names = list(dict.fromkeys(name for column in columns for name in column))
-        rows = [
-            [run.name, *(column.get(name, "") for name in names)] for run, column in zip(runs, columns, strict=True)
-        ]
-        yield draw_table(["run", *names], rows)
-    for run in runs:
-        for problem in run.problems:
-            yield f'<p class="bad">{escape(f"{run.name}: {problem}")}</p>'
-        if not run.rows:
-            yield paragraph(f"{run.name}: no step is finished yet.")
-        for name, series in run.series.items():
-            if places := series.not_finite:
-                steps = ", ".join(map(str, places[:8])) + (", …" if len(places) > 8 else "")
-                yield f'<p class="bad">{escape(f"{run.name}: {name} is not finite at step {steps}")}</p>'
-
-
-def _facts(run: Run) -> dict[str, str]:
-    series = run.series
-    facts = {"steps": f"{run.step:,}" if run.total is None else f"{run.step:,} of {run.total:,}"}
-    for metric, title in (("reward", "reward"), ("loss", "loss")):
-        if metric in series:
-            facts[title] = f"{series[metric].last:.4g}"
-    for metric in ("eval/reward", "eval/accuracy", "eval/loss"):
-        if metric in series:
-            facts[f"held-out {metric.removeprefix('eval/')}"] = f"{series[metric].last:.4g}"
-    if "tokens_per_second" in series:
-        finite = [value for value in series["tokens_per_second"].values if math.isfinite(value)]
-        facts["tokens/s, mean"] = f"{sum(finite) / max(1, len(finite)):,.0f}"
-    if (seconds := cumulated(series.get("time/step"))) is not None:
-        facts["time in steps"] = _duration(seconds.last)
-    actor = run.config.get("actor")
-    for title, value in (
-        ("algorithm", run.config.get("algorithm")),
-        ("layout", actor.get("backend") if isinstance(actor, Mapping) else None),
-    ):
-        if isinstance(value, str):
-            facts[title] = value
-    return facts
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{seconds:.1f} s"
-
-
 def _curves(runs: Sequence[Run]) -> Iterator[str]:
     panels = _panels(runs)
     if not panels:
@@ -234,44 +183,6 @@ def _decisions(run: Run) -> Iterator[str]:
     if run.decisions:
         rows = [[one["option"], one["requested"], one["effective"], one["reason"]] for one in run.decisions]
         yield draw_table(("option", "asked", "in effect", "reason"), rows).replace('"scroll"', '"scroll texts"', 1)
-
-
-def _environment(runs: Sequence[Run]) -> Iterator[str]:
-    columns = []
-    for run in runs:
-        column = {"run folder": str(run.folder)}
-        if run.starts:
-            column |= {"command": run.starts[-1].command, **run.starts[-1].environment}
-        for number, start in enumerate(run.starts, start=1):
-            began = f"from step {start.resumed_from}" if start.resumed_from is not None else "new"
-            end = f"{start.ending} {start.ended}" if start.ending else ""
-            error = f": {start.error}" if start.error else ""
-            column[f"start {number}"] = f"{start.time}, {began}" + (f"; {end}{error}" if end else "")
-        columns.append(column)
-    yield draw_side_by_side("", [run.name for run in runs], columns)
-
-
-def _files(run: Run) -> Iterator[str]:
-    if not run.files:
-        return
-    rows = [[name, _bytes(size), _how_to_open(name)] for name, size in run.files.items()]
-    yield draw_table(("file", "size", "open it with"), rows).replace('"scroll"', '"scroll texts"', 1)
-
-
-def _bytes(size: int) -> str:
-    for unit in ("B", "KB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
-
-
-def _how_to_open(name: str) -> str:
-    if name.endswith((".trace.json.gz", ".trace.json")):
-        return "ui.perfetto.dev, or chrome://tracing"
-    if name.endswith(".pickle"):
-        return "docs.pytorch.org/memory_viz"
-    return ""
 
 
 def _each(runs: Sequence[Run], draw: Any) -> Iterator[str]:

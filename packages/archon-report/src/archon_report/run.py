@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.run_files.expert_load import ExpertLoad, find_loads, read_loads
+from archon_core.run_files.lock import is_held
 from archon_core.run_files.metrics import METRICS, read_metrics
 from archon_core.run_files.pipeline import RecordedStep, find_recordings, read_recording
 from archon_core.run_files.starts import STARTS, Start, read_starts
 from archon_core.run_files.trajectories import Line, read_step, steps_in
 from archon_report.series import Series, series_of
-from archon_report.state import State, is_held, state_of, total_steps
+from archon_report.state import State, state_of, total_steps
 
 Read = TypeVar("Read")
 
@@ -109,23 +110,20 @@ def read_run(folder: Path, name: str = "", *, only_metrics: bool = False) -> Run
         starts=reader(STARTS, lambda: read_starts(folder), []),
         held=is_held(folder),
     )
-    if only_metrics:
-        return Run(**{**run.__dict__, "problems": tuple(reader.problems)})
-    return Run(
-        **{
-            **run.__dict__,
-            "decisions": reader("decisions.json", lambda: _read_decisions(folder / "decisions.json"), []),
-            "recordings": _each(find_recordings(folder), read_recording, reader),
-            "loads": _each(find_loads(folder), read_loads, reader),
-            "lines": _each(_some(steps_in(folder)), lambda path: list(read_step(path)), reader),
-            "files": {
+    if not only_metrics:
+        run = replace(
+            run,
+            decisions=reader("decisions.json", lambda: _read_decisions(folder / "decisions.json"), []),
+            recordings=_each(find_recordings(folder), read_recording, reader),
+            loads=_each(find_loads(folder), read_loads, reader),
+            lines=_each(_some(steps_in(folder)), lambda path: list(read_step(path)), reader),
+            files={
                 str(path.relative_to(folder)): path.stat().st_size
                 for path in sorted((folder / "profile").rglob("*"))
                 if path.is_file()
             },
-            "problems": tuple(reader.problems),
-        }
-    )
+        )
+    return replace(run, problems=tuple(reader.problems))
 
 
 class _Reader:

@@ -47,13 +47,13 @@ def draw_samples(steps: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     for step, lines in chosen.items():
         shown = f", {len(lines)} of {len(steps[step])} by reward" if len(lines) < len(steps[step]) else ""
         yield f"<h4>Step {step}{shown}</h4>"
-        yield from map(draw_sample, lines)
+        yield f'<div class="grid">{"".join(map(draw_sample, lines))}</div>'
 
 
 def draw_sample(line: Line) -> str:
     """One completion, below its prompt."""
     gap = mean_gap(line)
-    facts = [f"<b>{line.reward:.4g}</b>", f"group {line.group}", f"{sum(line.loss_mask)} tokens"]
+    facts = [f"reward <b>{line.reward:.4g}</b>", f"group {line.group}", f"{sum(line.loss_mask)} tokens"]
     if gap is not None:
         facts.append(f"mean gap {gap:.2g}")
     if line.weights:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 from archon_core.run_files.starts import Start
-
-LOCK = ".lock"
-"""Lock file of a run folder; the process that trains holds it."""
 
 Kind = Literal["running", "finished", "interrupted", "failed", "stopped"]
 
@@ -26,24 +22,6 @@ class State:
 
     kind: Kind
     text: str
-
-
-def is_held(folder: Path) -> bool | None:
-    """Whether a process trains the run; ``None`` if the system cannot tell."""
-    try:
-        import fcntl
-    except ImportError:  # Windows has other locks
-        return None
-    try:
-        with (folder / LOCK).open("r", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except FileNotFoundError:
-        return False
-    except OSError:  # some network file systems have no locks
-        return None
-    return False
 
 
 def total_steps(config: Mapping[str, Any]) -> int | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,7 +14,10 @@ from archon_core.run_files.metrics import METRICS
 from archon_report.run import Run, read_run
 from archon_report.watch_view import Watched, draw
 
-Clock = Callable[[float], None]
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Wait = Callable[[float], None]
 
 
 def watch(
@@ -43,7 +46,7 @@ def watch(
         raise typer.Exit(130) from None
 
 
-def follow(runs: Sequence[Path], console, every: float, wait: Clock = time.sleep) -> None:
+def follow(runs: Sequence[Path], console: Console, every: float, wait: Wait = time.sleep) -> None:
     """Show the runs until all have ended.
 
     Args:

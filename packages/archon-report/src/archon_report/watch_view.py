@@ -128,7 +128,8 @@ def draw_run(watched: Watched, width: int) -> RenderableType:
     for label, value in _more(run):
         table.add_row(label, "", Text(value))
     parts: list[Any] = [table]
-    parts += [Text(text, "yellow") for text in (watched.note, *run.problems, *_not_finite(run)) if text]
+    ended = run.starts[-1].error if run.starts and run.state.kind == "failed" else ""
+    parts += [Text(text, "yellow") for text in (watched.note, *run.problems, *_not_finite(run), ended) if text]
     from rich.console import Group
 
     styles = {"running": "blue", "finished": "green"}

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from archon_core.errors import DataError
+from archon_core.run_files.json_lines import read_json_lines
 
 EXPERT_LOAD_PREFIX = "expert_load-"
 """The file of a role is ``expert_load-<role>.jsonl`` in the run folder."""
@@ -43,18 +44,9 @@ def read_loads(path: Path) -> list[ExpertLoad]:
     Raises:
         DataError: another line is not a load.
     """
-    found: list[ExpertLoad] = []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            data = json.loads(line)
-            layers = {str(name): tuple(map(int, counts)) for name, counts in data["layers"].items()}
-            found.append(ExpertLoad(int(data["step"]), layers))
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise DataError(
-                f"{path}, line {number}: found {line.strip()[:60]!r} ({error}); allowed is what a run writes; remove "
-                "the file"
-            ) from error
-    return found
+    return read_json_lines(path, _load, allowed="allowed is what a run writes; remove the file")
+
+
+def _load(data: Any) -> ExpertLoad:
+    layers = {str(name): tuple(map(int, counts)) for name, counts in data["layers"].items()}
+    return ExpertLoad(int(data["step"]), layers)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
+from typing import Any
 
-from archon_core.errors import DataError
+from archon_core.run_files.json_lines import read_json_lines
 
 METRICS = "metrics.jsonl"
 """In the run folder."""
@@ -22,19 +22,14 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """
     if not path.exists():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({name: _NOT_FINITE.get(value, value) for name, value in row.items()})
-            if not isinstance(rows[-1]["step"], int):
-                raise TypeError("its step is not a number")
-        except (ValueError, TypeError, AttributeError, KeyError) as error:
-            if number == len(lines) and not line.endswith("\n"):
-                break
-            raise DataError(
-                f"{path}, line {number}: found {line.strip()[:80]!r}; every line must be a JSON object with a step; "
-                "remove the line, or start a new run with another trial_name"
-            ) from error
-    return rows
+    allowed = (
+        "every line must be a JSON object with a step; remove the line, or start a new run with another trial_name"
+    )
+    return read_json_lines(path, _row, allowed=allowed)
+
+
+def _row(data: Any) -> dict[str, float]:
+    row = {name: _NOT_FINITE.get(value, value) for name, value in data.items()}
+    if not isinstance(row["step"], int):
+        raise TypeError("its step is not a number")
+    return row

@@ -13,13 +13,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from archon_core.errors import ConfigError
+from archon_core.run_files.lock import LOCK
 
 logger = logging.getLogger(__name__)
 
 UNLOCKED = "run folder %s: cannot lock it against a second process, since this system has no file locks"
-
-NAME = ".lock"
-"""Lock file in the run folder; names its last holder. Never removed: a removed file could be locked twice."""
 
 
 @contextmanager
@@ -35,7 +33,7 @@ def sole_writer(folder: Path) -> Iterator[None]:
         logger.warning(UNLOCKED, folder)
         yield
         return
-    with (folder / NAME).open("a+", encoding="utf-8") as file:
+    with (folder / LOCK).open("a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
