@@ -56,12 +56,14 @@ def add(cache: DecodeCache, reference: Reference, length: int, copies: int = 1) 
     reference.rows += [dict(prompt) for _ in range(copies)]
 
 
+@pytest.mark.parametrize("by_products", [True, False], ids=["as on a CPU", "as on other devices"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("windows", [{"0": None, "1": None}, {"0": None, "1": 3}, {"0": 1, "1": 5}])
 def test_decoding_equals_attention_over_the_whole_sequence_while_rows_come_grow_and_go(
-    dtype, windows, tiny, monkeypatch
+    dtype, windows, by_products, tiny, monkeypatch
 ):
     monkeypatch.setattr(kv_cache, "SPARE_PLACES", 2)  # so that the buffers grow
+    monkeypatch.setattr(kv_cache, "attends_by_products", lambda x: by_products)
     cache, reference = DecodeCache(max_rows=5, max_places=60), Reference(tiny.textbook_attention, 0, dtype)
     add(cache, reference, length=7)
     add(cache, reference, length=1, copies=3)

@@ -14,6 +14,8 @@ from archon_core.contracts.rollout import (
     RolloutConfig,
 )
 from archon_core.errors import ConfigError, DataError, ModelError, TrainingError
+from archon_rollout import decode_weights
+from archon_rollout.decode_weights import LEAST_STEPS, transposed_weights
 from archon_rollout.local_engine import LocalEngine
 
 PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4), (20, 21, 22, 0, 1)]
@@ -319,3 +321,34 @@ def test_a_pipeline_stage_is_refused(module, make_engine):
 def test_a_batch_of_no_rows_is_refused(module, make_engine):
     with pytest.raises(ConfigError, match=r"rollout.max_batch_size: found 0; allowed are numbers from 1"):
         make_engine(module, 0)
+
+
+def test_long_generations_follow_every_change_of_the_weights_and_leave_them_where_they_were(tiny, module, make_engine):
+    engine, n_tokens = make_engine(module), LEAST_STEPS
+    asked = request(PROMPTS[1], max_new_tokens=n_tokens, seeds=(1, 2))
+    memory = {name: weight.data_ptr() for name, weight in module.named_parameters()}
+    for _ in range(2):
+        for completion in engine.generate([asked])[0]:
+            logits = tiny.full_logits(module, asked.prompt_ids + completion.token_ids)[-n_tokens - 1 : -1]
+            expected = logits.log_softmax(-1)[range(n_tokens), completion.token_ids]
+            assert (torch.tensor(completion.logprobs) - expected).abs().max() < TOLERANCE[torch.float32]
+        assert {name: weight.data_ptr() for name, weight in module.named_parameters()} == memory
+        assert all(weight.is_contiguous() for weight in module.parameters())
+        with torch.no_grad():
+            for weight in module.parameters():
+                weight *= 1.1
+
+
+def test_weights_come_back_after_a_generation_that_failed(module, make_engine):
+    module.head.weight.data[0, 0] = math.nan
+    memory = {name: weight.data_ptr() for name, weight in module.named_parameters()}
+    with pytest.raises(TrainingError, match="NaN"):
+        make_engine(module).generate([request(PROMPTS[0], max_new_tokens=LEAST_STEPS)])
+    assert {name: weight.data_ptr() for name, weight in module.named_parameters()} == memory
+
+
+def test_copies_of_weights_end_at_their_limit_of_memory(module, monkeypatch):
+    monkeypatch.setattr(decode_weights, "MOST_BYTES", module.layers["0"].attention.qkv.weight.nbytes)
+    with transposed_weights(module, LEAST_STEPS):
+        assert not module.layers["0"].attention.qkv.weight.is_contiguous()
+        assert module.head.weight.is_contiguous()

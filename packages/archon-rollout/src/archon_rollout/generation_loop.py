@@ -73,6 +73,7 @@ class GenerationLoop:
         # Rows and cache are allocated for the requests at hand, and freed when none is left.
         self._rows: DecodeRows | None = None
         self._cache: DecodeCache | None = None
+        self._submitted: list[Sample] = []
         self._split_prompts = SplitPrompts()
         self._rows_are_stale = False
         self._progress = Progress()
@@ -93,7 +94,14 @@ class GenerationLoop:
         self._prompts[request] = prompt
         self._unfinished[request] = len(samples)
         self._queue.add(samples)
+        self._submitted += samples
+
+    def _reserve(self) -> None:
+        """Make room for the samples that were submitted since the last call, all at once."""
+        samples, self._submitted = self._submitted, []
         n_rows = min(self._max_rows + self._extra_rows, self.n_running + len(self._queue))
+        if not samples or n_rows == 0:
+            return
         # The last token of a completion is never fed back, so it needs no cache entry.
         longest = max(s.prompt_length + s.limit - 1 for s in samples)
         if self._rows is None or self._cache is None:
@@ -122,6 +130,7 @@ class GenerationLoop:
         if self._rows_are_stale:
             self._compute_rows_again()
         if admits:
+            self._reserve()
             self._admit_waiting()
         if self.n_running:
             self._decode()

@@ -87,9 +87,8 @@ class DecodeCache:
         self._reserve(length)
         for layer, (k, v) in prompt.items():
             if layer not in self._layers:
-                # Zeros, not empty: a masked entry has weight 0, and 0 * NaN would be NaN.
                 shape = (self._max_rows, k.shape[1], self._places, k.shape[2])
-                self._layers[layer] = (k.new_zeros(shape), v.new_zeros(shape))
+                self._layers[layer] = (_zeros(k, shape, by_dim=attends_by_products(k)), _zeros(v, shape))
             for buffer, new in zip(self._layers[layer], (k, v), strict=True):
                 buffer[start : start + copies, :, :length] = new.transpose(0, 1)
 
@@ -121,7 +120,8 @@ class DecodeCache:
 
     def _grown(self, buffer: Tensor) -> Tensor:
         n_rows, n_heads, n_places, head_dim = buffer.shape
-        grown = buffer.new_zeros(self._max_rows, n_heads, self._places, head_dim)
+        by_dim = buffer.stride(-1) > buffer.stride(-2)
+        grown = _zeros(buffer, (self._max_rows, n_heads, self._places, head_dim), by_dim=by_dim)
         grown[:n_rows, :, :n_places] = buffer
         return grown
 
@@ -149,7 +149,12 @@ class DecodeStep:
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
         mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
-        if softcap is None:
+        if softcap is None and attends_by_products(q):
+            mask_of_head = mask.expand(-1, n_kv_heads, -1, -1).flatten(0, 1)
+            by_dim = keys.transpose(-1, -2).flatten(0, 1)
+            scores = torch.baddbmm(mask_of_head, grouped.flatten(0, 1), by_dim, alpha=scale)
+            attended = scores.softmax(-1) @ values.flatten(0, 1)
+        elif softcap is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
             scores = torch.tanh(grouped @ keys.transpose(-1, -2) * (scale / softcap)) * softcap + mask
@@ -167,6 +172,23 @@ class DecodeStep:
             mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
             self._masks[window] = mask[:, None, None, :]
         return self._masks[window]
+
+
+def attends_by_products(x: Tensor) -> bool:
+    """Whether decoding attends by two batched products, with keys stored by head dim, rather than by torch's fused
+    attention: on CPUs, whose fused kernel is made for long queries and takes up to twice as long for one token. In
+    16-bit types the fused kernel is needed for its sums in fp32."""
+    return x.device.type == "cpu" and x.dtype in (torch.float32, torch.float64)
+
+
+def _zeros(like: Tensor, shape: tuple[int, ...], *, by_dim: bool = False) -> Tensor:
+    """A buffer [rows, K, entries, D]; ``by_dim`` for memory in the order [rows, K, D, entries].
+
+    Zeros, not empty: a masked entry has weight 0, and 0 * NaN would be NaN.
+    """
+    if not by_dim:
+        return like.new_zeros(shape)
+    return like.new_zeros(*shape[:-2], shape[-1], shape[-2]).transpose(-1, -2)
 
 
 def _round_up(length: int) -> int:

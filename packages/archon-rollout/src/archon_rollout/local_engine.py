@@ -15,9 +15,10 @@ from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import Completion, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, TrainingError
 from archon_engine.models.staged import pipeline_of
+from archon_rollout.decode_weights import transposed_weights
 from archon_rollout.generation_loop import GenerationLoop
 from archon_rollout.model_limits import model_limits
-from archon_rollout.requests import check_requests, samples_of
+from archon_rollout.requests import check_requests, samples_of, token_limit
 from archon_rollout.routed_experts import join_stages
 
 
@@ -66,7 +67,8 @@ class LocalEngine:
         check_requests(requests, model_limits(module))
         completions = [[Completion((), (), (), "length")] * len(request.seeds) for request in requests]
         # Also without samples: other ranks may generate and need this rank's shard of the weights.
-        with self._trainer.generating():
+        n_steps = max((token_limit(request) for request in requests), default=0)
+        with self._trainer.generating(), transposed_weights(module, n_steps):
             loop = GenerationLoop(
                 module,
                 device=self._trainer.device,
