@@ -15,6 +15,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import DataError, LayoutError
+from archon_rollout.decode_weights import LEAST_STEPS
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
@@ -355,9 +356,9 @@ def generate(layout):
     engine = make_engine(layout)
     train(engine, 1)
     rollout = LocalEngine(RolloutConfig(max_batch_size=3), trainer=engine)
-    config = GenerationConfig(
-        n_samples=2, max_new_tokens=7, stop_token_ids=[3, 40, 90], stop=["7", "5 1"], frequency_penalty=0.5
-    )
+    # Long enough for weights in another memory order, although most completions end early.
+    stops = {"stop_token_ids": [3, 40, 90], "stop": ["7", "5 1"]}
+    config = GenerationConfig(n_samples=2, max_new_tokens=LEAST_STEPS, frequency_penalty=0.5, **stops)
     prompts = [tuple(ids.tolist()) for ids in sequences(9).input_ids.split(sequences(9).lengths)]
     requests = [GenerationRequest(prompt, config, (2 * i, 2 * i + 1), spelled) for i, prompt in enumerate(prompts)]
     ranks = engine.data_ranks

@@ -80,7 +80,7 @@ WORKLOADS = (
     Workload("32 prompts x 1 sample, 16 tokens", (16,) * 32, 1, 16, 1.2),
     Workload("64 prompts x 1 sample, 64 tokens", (16,) * 64, 1, 64, 1.5),
     Workload("16 ragged prompts x 8 samples, 64 tokens", tuple(8 + 7 * (i % 9) for i in range(16)), 8, 64, 1.5),
-    Workload("16 prompts x 8 samples, 4 to 256 tokens", (16,) * 16, 8, 256, 1.5, median=48),
+    Workload("8 prompts x 8 samples, 4 to 256 tokens", (16,) * 8, 8, 256, 1.5, median=48),
 )
 
 Generate = Callable[[], int]
