@@ -27,12 +27,8 @@ LLAMA3_ROPE = {
 
 FAMILIES = {
     "llama": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rope_parameters": LLAMA3_ROPE},
-    "mistral": {"sliding_window": 4096},
-    "qwen2": {"use_sliding_window": True, "sliding_window": 4096, "max_window_layers": 14},
-    "qwen3": {"head_dim": 128},
     "gemma2": {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
     "granite": {"attention_multiplier": 0.0078125, "embedding_multiplier": 12.0, "residual_multiplier": 0.22},
-    "olmo2": {},
     "phi3": {},
     "starcoder2": {"mlp_type": "default", "norm_type": "layer_norm", "residual_dropout": 0.1},
     "mixtral": {},

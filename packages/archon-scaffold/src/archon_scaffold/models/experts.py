@@ -67,7 +67,9 @@ def read_experts(twin: Twin) -> Experts | None:
     rule = fitting_rules(SPARSE, sparse, config)
     shared_size = _shared_size(config, getattr(block, shared).up_proj.weight.shape[0]) if shared else ""
     files = _names_in_files(twin, block, number_of_layer)
-    if not rule or None in (number, size, files, shared_size) or not hasattr(config, "num_experts_per_tok"):
+    if number is None or size is None or files is None or shared_size is None:
+        return None
+    if not rule or not hasattr(config, "num_experts_per_tok"):
         return None
     has_bias = any(name == _CHOICE_BIAS for name, _ in block.named_buffers())
     return Experts(

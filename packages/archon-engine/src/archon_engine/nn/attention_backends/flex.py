@@ -40,9 +40,11 @@ def attend(
     if sinks is None:
         out = _compiled_flex_attention()(*heads, **arguments)
     else:
-        out, log_sum = _compiled_flex_attention()(*heads, **arguments, return_lse=True)
-        # exp(log_sum) is the softmax's denominator without the sink: out exp(log_sum) / (exp(log_sum) + exp(sink)).
-        out = out * torch.sigmoid(log_sum - sinks[:, None]).unsqueeze(-1).to(out.dtype)
+        from torch.nn.attention.flex_attention import AuxRequest
+
+        out, auxiliary = _compiled_flex_attention()(*heads, **arguments, return_aux=AuxRequest(lse=True))
+        # exp(lse) is the softmax's denominator without the sink: out exp(lse) / (exp(lse) + exp(sink)).
+        out = out * torch.sigmoid(auxiliary.lse - sinks[:, None]).unsqueeze(-1).to(out.dtype)
     return out.squeeze(0).transpose(0, 1)
 
 
