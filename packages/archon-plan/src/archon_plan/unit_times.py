@@ -6,8 +6,9 @@ in the sizes of axes, tokens, stages, schedule, checkpointing, compilation and r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device
@@ -43,6 +44,8 @@ Kind = int | Literal["embed", "head"]
 
 Spent = dict[str, float]
 """Part -> seconds."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -116,6 +119,19 @@ class UnitTimes:
         self.device = device
         self._work: dict[tuple[object, ...], tuple[Spent, ...]] = {}
         self._units: dict[tuple[object, ...], UnitTime] = {}
+        self._remembered: dict[Hashable, Any] = {}
+
+    def remembered(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What ``compute`` has returned for this key before, in whatever setting; else it is called.
+
+        Args:
+            key: everything that the result depends on, besides what settings that share these times have in common.
+            compute: without arguments.
+        """
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        found: _T = self._remembered[key]
+        return found
 
     def of(self, setting: Setting, kind: Kind, recomputed: float = 0.0) -> UnitTime:
         """One unit.
