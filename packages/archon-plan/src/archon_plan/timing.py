@@ -21,7 +21,7 @@ from archon_plan.setting import Setting
 from archon_plan.stage_kinds import Composition, stage_kinds
 from archon_plan.stage_times import GRADIENTS, WEIGHTS, StageTimes, stage_times
 from archon_plan.traffic import transfers_once
-from archon_plan.unit_times import Spent, UnitTimes, add_up, times
+from archon_plan.unit_times import COPIES, Spent, UnitTimes, add_up, times
 from archon_plan.units import stage_units, units_of
 
 BUBBLE = "waiting for pipeline ranks"
@@ -38,6 +38,7 @@ _LIMITS = {
     "routers": "routers, which compute in fp32",
     "norms, activations and sums": "memory bandwidth, in operations between products",
     "recompute": "recomputation",
+    COPIES: "copies of weights and gradients around collectives",
     "launching operations": "the host, which launches operations more slowly than the device runs them",
     "waiting for tensor ranks": "traffic between tensor ranks",
     "waiting for context ranks": "traffic between context ranks",
@@ -127,7 +128,7 @@ class StepClock:
         tokens = setting.tokens
         size = setting.dims, tokens.per_micro_batch, tokens.sequence, tokens.scored, setting.entropy
         mode = setting.checkpointing, setting.every, setting.budget, setting.compiles, setting.trains
-        weights = setting.reshards, setting.reshards_last, setting.reduces_each
+        weights = setting.reshards, setting.reshards_last, setting.reduces_each, tokens.n_micro_batches > 1
         key = "stage", composition, size, mode, weights
         return units.remembered(key, lambda: stage_times(setting, stage, stage_units(setting, stage), units))
 

@@ -22,6 +22,7 @@ from archon_plan.shards import NOTHING, Shards
 from archon_plan.sizes import sizes_of
 from archon_plan.token_traffic import Passes, add_embedding, add_head, add_layer
 from archon_plan.traffic import gradient_passes
+from archon_plan.weight_copies import Copies, copies
 
 DENSE = "dense products"
 GROUPED = "products of experts"
@@ -30,6 +31,7 @@ HEAD = "head"
 ROUTERS = "routers"
 POINTWISE = "norms, activations and sums"
 RECOMPUTE = "recompute"
+COPIES = "copying weights and gradients"
 LAUNCHES = "launching operations"
 TENSOR = "waiting for tensor ranks"
 CONTEXT = "waiting for context ranks"
@@ -219,6 +221,13 @@ class UnitTimes:
             sent = 2 * group.stored * number * (replicas - 1) / replicas
             seconds += self._seconds(setting, "dp_replicate", replicas, "all_reduce", sent)
         return seconds + self._move(setting, dense, experts)
+
+    def copies(self, setting: Setting, dense: Shards, experts: Shards = NOTHING) -> Copies:
+        """Seconds of copying weights and gradients of a unit around collectives."""
+        dims = setting.dims
+        moved = copies(setting, dense, dims.dp_shard * dims.cp) + copies(setting, experts, dims.edp)
+        bandwidth = self.device.memory_bandwidth * self.device.efficiency.memory
+        return Copies(moved.gather / bandwidth, moved.reduce / bandwidth, moved.accumulate / bandwidth)
 
     def _collect(self, setting: Setting, collective: Collective, dense: Shards, experts: Shards, number: int) -> float:
         dims = setting.dims
