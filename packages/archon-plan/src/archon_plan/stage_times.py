@@ -15,7 +15,7 @@ from archon_core.models.stage import Stage
 from archon_plan.devices import Device
 from archon_plan.setting import Setting
 from archon_plan.shards import Shards
-from archon_plan.unit_times import COPIES, NO_TIME, Spent, UnitTime, UnitTimes, add_up, times
+from archon_plan.unit_times import COPIES, NO_TIME, Spent, UnitTime, UnitTimes, add_up
 from archon_plan.units import StageUnits
 from archon_plan.weight_copies import Copies
 
@@ -75,7 +75,7 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
         units: the times of its units.
     """
     line = _line(setting, stage, groups, units)
-    forward = add_up(*(times(unit.time.forward, unit.count) for unit in line))
+    forward = _all_of(line, "forward")
     gathers, _ = exposed([(u.count, u.time.forward_work, u.gather, 0.0) for u in line], units.device)
     unpacked = sum(unit.count * unit.copies.gather for unit in line)
     # A pipeline keeps weights from its first micro-batch on, unless it frees them for every pass.
@@ -85,10 +85,8 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
     first_gather = 0.0 if each else gathers + unpacked
     if not setting.trains:
         return StageTimes(forward, first_gather=first_gather)
-    again, repeated, inputs, weights, split = (
-        add_up(*(times(getattr(unit.time, name), unit.count) for unit in line))
-        for name in ("again", "again_for_weights", "inputs", "weights", "split")
-    )
+    again, repeated = _all_of(line, "again"), _all_of(line, "again_for_weights")
+    inputs, weights, split = (_all_of(line, name) for name in ("inputs", "weights", "split"))
     late = _late(setting, line, units.device)
     staged = setting.dims.pp > 1
     reduction = sum(unit.count * (unit.reduce + unit.copies.reduce) for unit in line) if staged else 0.0
@@ -105,25 +103,40 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
     )
 
 
+def _all_of(line: Sequence[_Unit], name: str) -> Spent:
+    """The sum of one attribute of ``UnitTime`` over all units."""
+    total: Spent = {}
+    for unit in line:
+        for part, seconds in getattr(unit.time, name).items():
+            total[part] = total.get(part, 0.0) + unit.count * seconds
+    return total
+
+
 def _line(setting: Setting, stage: Stage, groups: StageUnits, units: UnitTimes) -> list[_Unit]:
     """The units of a stage in the order of the forward pass; those of no weights and no work are left out."""
-
-    def unit(time: UnitTime, *shards: Shards, count: int = 1, is_last: bool = False) -> _Unit:
-        gather, reduce = units.gather(setting, *shards), units.reduce(setting, *shards)
-        return _Unit(count, time, gather, reduce, units.copies(setting, *shards), is_last)
-
-    line = []
-    if groups.root.tensors:
-        line.append(unit(NO_TIME, groups.root, is_last=True))
-    if stage.has_embed:
-        line.append(unit(units.of(setting, "embed"), groups.early))
     layers = setting.layers_of(stage)
+    named: list[tuple[int, UnitTime, tuple[Shards, ...], bool]] = []
+    if groups.root.tensors:
+        named.append((1, NO_TIME, (groups.root,), True))
+    if stage.has_embed:
+        named.append((1, units.of(setting, "embed"), (groups.early,), False))
     for kind, block in zip(sorted({kind for kind, _ in layers}), groups.blocks, strict=True):
         time = units.of(setting, kind, layers[kind, True] / block.count)
-        line.append(unit(time, block.dense, block.experts, count=block.count))
+        named.append((block.count, time, (block.dense, block.experts), False))
     if stage.has_head:
-        line.append(unit(units.of(setting, "head"), groups.last, is_last=True))
-    return line
+        named.append((1, units.of(setting, "head"), (groups.last,), True))
+
+    def moved() -> list[tuple[float, float, Copies]]:
+        """Of one unit each: gathering, reducing and copying."""
+        return [
+            (units.gather(setting, *own), units.reduce(setting, *own), units.copies(setting, *own))
+            for _, _, own, _ in named
+        ]
+
+    # It depends neither on the tokens nor on checkpointing.
+    key = "weights", setting.dims, groups, setting.tokens.n_micro_batches > 1, setting.reduces_each, setting.trains
+    traffic = units.remembered(key, moved)
+    return [_Unit(count, time, *own, is_last) for (count, time, _, is_last), own in zip(named, traffic, strict=True)]
 
 
 class _Late(NamedTuple):

@@ -39,9 +39,10 @@ class Block:
         return (self.dense + self.experts).times(self.count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageUnits:
-    """The groups of a stage on one rank, in the order of the forward pass.
+    """The groups of a stage on one rank, in the order of the forward pass. They compare by identity: equal stages share
+    them, and they are keys of caches.
 
     Attributes:
         root: weights that units share.
