@@ -128,6 +128,9 @@ class Bounds:
         forward += max(0.0, gather - forward_work) + unpacked
         if self._base.trains and dims.pp == 1:
             backward += max(0.0, reduce - backward_work) + unpacked + packed
+        elif self._base.trains:
+            # Behind the passes of the slowest rank, which has at least as many layers as the one with the fewest.
+            backward += (reduce - gather) * self._least_share(dims.pp)
         return forward + backward + self._update(dims)
 
     def _of_passes(self, dims: ParallelDims, sequences: int) -> _PassSeconds:
@@ -183,6 +186,15 @@ class Bounds:
             unpacked += elements * (2 * number.compute if size > 1 else number.master + number.compute)
             packed += elements * (number.compute + number.reduce)
         return unpacked / self._bandwidth, packed / self._bandwidth
+
+    def _least_share(self, pp: int) -> float:
+        """The least share of the layers that a pipeline rank holds; 0 if layers differ."""
+        if len(self._sizes.kinds) > 1:
+            return 0.0
+        held = (
+            sum(count for kind, count in shape.held if kind == 0) for shapes in self._shapes[pp] for shape in shapes
+        )
+        return min(held) / len(self._sizes.kind_of)
 
     def _accumulation(self, dims: ParallelDims, kind: Kind, n_micro_batches: int) -> float:
         """Seconds in which a pipeline rank adds up the gradients of a layer over so many micro-batches."""
