@@ -19,6 +19,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
+from archon_plan.largest_ranks import largest_ranks
 from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
 from archon_plan.layouts import write_layout
 from archon_plan.memory import rank_memory, whole_memory
@@ -103,9 +104,7 @@ Fits = Callable[[Setting, Device], bool]
 
 def fits_in_memory(setting: Setting, device: Device) -> bool:
     """Whether the step fits on every pipeline rank."""
-    # The first rank keeps the most micro-batches, the last one has the head; they are the likeliest to be too large.
-    ranks = sorted(range(setting.dims.pp), key=lambda rank: min(rank, setting.dims.pp - 1 - rank))
-    return all(rank_memory(setting, rank, device).total <= device.memory for rank in ranks)
+    return all(rank_memory(setting, rank, device).total <= device.memory for rank in largest_ranks(setting))
 
 
 def search(sought: Sought, world: int, *, best: int = 5, fits: Fits = fits_in_memory) -> SearchResult:

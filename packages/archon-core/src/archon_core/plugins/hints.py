@@ -126,8 +126,8 @@ def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
     return (
         f"Alternatives: run transformers' own module{unchanged}, if it has a causal language model of that type, "
         "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf in a run (archon verify, "
-        f"generate and convert take --model hf); write a package with archon new model NAME --from-hf CONFIG{scaffold}; or install a package "
-        f"that serves {model_type!r}"
+        "generate and convert take --model hf); write a package with archon new model NAME --from-hf "
+        f"CONFIG{scaffold}; or install a package that serves {model_type!r}"
     )
 
 
