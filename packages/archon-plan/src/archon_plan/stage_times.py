@@ -32,8 +32,9 @@ class StageTimes:
         backward: of B.
         backward_input: of I.
         backward_weight: of W.
-        first_gather: what the first micro-batch waits in addition, for weights that are gathered once per step.
-        reduction: of a pipeline's sum of gradients over data ranks, after all actions.
+        first_gather: what the first micro-batch waits in addition, for weights that are gathered once per step, with
+            the copies around the gather.
+        reduction: of a pipeline's sum of gradients over data ranks and the copies around it, after all actions.
     """
 
     forward: Spent = field(default_factory=dict)
