@@ -279,8 +279,15 @@ class _Search:
     def _add_fitting(self, node: _Node) -> None:
         """Choose the fastest checkpointing that fits."""
         assert node.setting is not None
+        modes = list(self._modes(node.setting))
+        if modes and modes[0].checkpointing == "none":
+            # Recomputing nothing is fastest, and the entry's bound is that of this mode.
+            if self._fits(self._shortened(modes[0]), self._sought.device):
+                self._push(node, node.bound, _FITS, modes[0])
+                return
+            del modes[0]
         options = []
-        for setting in self._modes(node.setting):
+        for setting in modes:
             bound = StepClock(setting, self._sought.device, self._units).lower_bound()
             options.append((bound, len(options), setting))
         for bound, _, setting in sorted(options, key=lambda option: option[:2]):
