@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
 
-from archon_core.contracts.pipeline import Action, RankActions, StagePlan
-from archon_plan.rank_states import RankState, Role, leading_states
+from archon_core.contracts.pipeline import Action, StagePlan
+from archon_plan.rank_states import RankState, Role, SameLists, leading_states
 from archon_plan.setting import Setting
 from archon_plan.sizes import Same
 
@@ -21,25 +21,12 @@ def largest_ranks(setting: Setting) -> tuple[int, ...]:
     ranks = tuple(range(setting.dims.pp))
     # Recomputing every Nth block makes stages differ.
     if setting.actions and setting.every is None:
-        ranks = _largest(Same(setting.anatomy), setting.stage_plan, _Lists(setting.actions))
+        ranks = _largest(Same(setting.anatomy), setting.stage_plan, SameLists(setting.actions))
     return tuple(sorted(ranks, key=lambda rank: min(rank, setting.dims.pp - 1 - rank)))
 
 
-class _Lists:
-    """Lists as the key of a cache. They compare by identity: schedules return the same lists again."""
-
-    def __init__(self, actions: RankActions) -> None:
-        self.actions = actions
-
-    def __hash__(self) -> int:
-        return id(self.actions)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Lists) and self.actions is other.actions
-
-
-@lru_cache(maxsize=64)
-def _largest(same: Same, plan: StagePlan, lists: _Lists) -> tuple[int, ...]:
+@lru_cache(maxsize=1024)
+def _largest(same: Same, plan: StagePlan, lists: SameLists) -> tuple[int, ...]:
     kind_of = same.anatomy.kind_of
     groups: dict[Hashable, list[tuple[int, dict[Hashable, list[RankState]]]]] = {}
     for rank, actions in enumerate(lists.actions):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 from archon_core.contracts.pipeline import Action, ActionKind
 
@@ -74,24 +75,25 @@ def states(actions: tuple[Action, ...], roles: tuple[Role, ...]) -> Iterator[Ran
 def leading_states(actions: tuple[Action, ...], roles: tuple[Role, ...]) -> tuple[RankState, ...]:
     """The states of which one has the peak of memory, whatever the stages take: of states of the same action, one that
     another exceeds is left out."""
-    return _leading(_List(actions), roles)
+    return _leading(SameLists(actions), roles)
 
 
-class _List:
-    """A list as the key of a cache. It compares by identity: schedules return the same lists again."""
+class SameLists:
+    """The list of a rank, or those of all ranks, as the key of a cache. It compares by identity: schedules return the
+    same lists again."""
 
-    def __init__(self, actions: tuple[Action, ...]) -> None:
+    def __init__(self, actions: tuple[Any, ...]) -> None:
         self.actions = actions
 
     def __hash__(self) -> int:
         return id(self.actions)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _List) and self.actions is other.actions
+        return isinstance(other, SameLists) and self.actions is other.actions
 
 
-@lru_cache(maxsize=1024)
-def _leading(own: _List, roles: tuple[Role, ...]) -> tuple[RankState, ...]:
+@lru_cache(maxsize=16384)
+def _leading(own: SameLists, roles: tuple[Role, ...]) -> tuple[RankState, ...]:
     leading: dict[tuple[int, ActionKind], list[RankState]] = {}
     for state in dict.fromkeys(states(own.actions, roles)):
         rivals = leading.setdefault((state.stage, state.kind), [])
