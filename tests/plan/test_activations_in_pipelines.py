@@ -28,7 +28,8 @@ from archon_models_qwen.parallel_plan import parallel_plan
 from archon_pipeline.placement import place_stages
 from archon_pipeline.stage_passes import StagePasses
 from archon_pipeline.timeline import count_peak_activations
-from archon_plan.activations import activation_parts, replay
+from archon_plan.activations import activation_moments, activation_parts, replay
+from archon_plan.largest_ranks import largest_ranks
 from archon_plan.setting import Setting, Tokens
 from archon_plan.stage_activations import StageUsage, stage_usage
 from plan.small_models import DENSE
@@ -54,6 +55,33 @@ def test_as_many_micro_batches_are_in_flight_as_the_schedule_says(name):
         moments = [*replay(actions[rank], dict.fromkeys(range(n_stages), ONE), sends=False)]
         assert max(moment.in_flight for moment in moments) == peak
         assert max(moment.total for moment in moments) == peak
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_leading_states_and_largest_ranks_have_the_peak_of_all(name):
+    spec, n_stages, actions = lists_of(name)
+    plan = StagePlan(
+        tuple(Stage((n,), has_embed=n == 0, has_head=n == n_stages - 1) for n in range(n_stages)),
+        place_stages(spec.placement, N_RANKS, n_stages),
+    )
+    setting = Setting(
+        anatomy({**DENSE, "num_hidden_layers": n_stages}),
+        ParallelDims(pp=N_RANKS),
+        Tokens(1024, N_MICRO_BATCHES),
+        stages=plan,
+        schedule=spec,
+        actions=actions,
+        checkpointing="none",
+    )
+    peaks = []
+    for rank in range(N_RANKS):
+        usages = {n: stage_usage(setting, plan.stages[n], imbalance=1.0, on_cpu=False) for n in plan.held_by(rank)}
+        peaks.append(max(moment.total for moment in replay(actions[rank], usages, sends=True)))
+        leading = max(moment.total for moment in activation_moments(setting, rank, imbalance=1.0))
+        assert leading == pytest.approx(peaks[rank], rel=1e-12)
+    largest = largest_ranks(setting)
+    assert max(peaks[rank] for rank in largest) == max(peaks)
+    assert name != "1F1B" or len(largest) < N_RANKS
 
 
 def test_all_schedules_are_tested():

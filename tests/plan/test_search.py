@@ -65,19 +65,20 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
 
 
 CASES = [
-    pytest.param(SMALL, "h100", 16, 4, id="dense"),
-    pytest.param(TINY_MOE, "slow", 8, 4, id="moe", marks=pytest.mark.wide),
-    pytest.param(SMALL, "slow", 4, 8, id="few sequences", marks=pytest.mark.wide),
-    pytest.param(TINY_MOE, "slow", 64, 8, id="moe on eight", marks=pytest.mark.wide),
+    pytest.param(SMALL, "h100", 16, 4, "60e6", id="dense"),
+    pytest.param(SMALL, "slow", 16, 4, "40e6", id="little memory"),
+    pytest.param(TINY_MOE, "slow", 8, 4, "60e6", id="moe", marks=pytest.mark.wide),
+    pytest.param(SMALL, "slow", 4, 8, "60e6", id="few sequences", marks=pytest.mark.wide),
+    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", id="moe on eight", marks=pytest.mark.wide),
 ]
 
 
-@pytest.mark.parametrize(("model", "links", "sequences", "world"), CASES)
-def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world):
+@pytest.mark.parametrize(("model", "links", "sequences", "world", "memory"), CASES)
+def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world, memory):
     anatomy = anatomy_of(model)
     device = {"h100": H100, "slow": SLOW_LINKS}[links]
     # Memory of which some layouts and modes need more.
-    device = override(device, ["context_bytes=0", "communicator_bytes=0", "memory=60e6"])
+    device = override(device, ["context_bytes=0", "communicator_bytes=0", f"memory={memory}"])
     sought = sought_for(anatomy, device, sequences)
     found = search(sought, world)
     all_times = everything(sought, world)
@@ -92,6 +93,18 @@ def test_the_best_layouts_are_those_of_looking_at_everything(model, links, seque
         assert bounds._plans.has(dims.pp)
         assert bounds._bounds.time(dims) <= seconds * (1 + 1e-9)
         assert bounds._bounds.memory(dims) <= device.memory
+
+
+def test_where_only_recomputation_fits_the_best_layouts_are_those_of_looking_at_everything():
+    # Of Qwen3-30B-A3B over replicas and shards alone, 32 x 32 ranks among them, with sequences that fill the memory.
+    anatomy = anatomy_of(MOE)
+    base = Setting(anatomy, ParallelDims(), Tokens(1, 1, 131072), compiles=True)
+    sought = Sought(anatomy, H100, 1024, base, axes="rd")
+    found = search(sought, 1024)
+    all_times = everything(sought, 1024)
+    assert {each.setting.checkpointing for each in found.candidates} == {"full"}
+    assert ParallelDims(dp_replicate=32, dp_shard=32) in all_times
+    assert [each.time.total for each in found.candidates] == pytest.approx(sorted(all_times.values())[:5], rel=1e-12)
 
 
 def test_candidates_are_layouts_that_parse_back_to_their_sizes_and_fit():

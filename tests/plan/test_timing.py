@@ -17,9 +17,10 @@ from archon_pipeline.simulator import simulate
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device, Efficiency, find_device, override
 from archon_plan.parts import plan_stages, schedule_actions
-from archon_plan.setting import Setting, Tokens
+from archon_plan.setting import Setting, Tokens, Types
 from archon_plan.timing import BUBBLE, StepClock, step_time
 from archon_plan.traffic import transfers, transfers_once
+from archon_plan.units import units_of
 from plan.planned_models import MOE, SMALL, anatomy_of
 
 H100 = find_device("h100")
@@ -183,7 +184,8 @@ def test_only_stages_between_others_split_their_backward_passes():
 def test_collectives_of_all_actions_take_as_long_as_all_traffic(model, dims, schedule, checkpointing):
     """Nothing is lost on the way from units to stages: a device that only communicates, and overlaps nothing, waits as
     long as ``transfers`` takes."""
-    device = replace(override(H100, ["launch=0"]), kind="cpu")
+    # Copies around collectives take no time.
+    device = replace(override(H100, ["launch=0", "memory_bandwidth=1e30"]), kind="cpu")
     setting = setting_of(model, dims=dims, tokens=Tokens(8192, 8, 4096), schedule=schedule, checkpointing=checkpointing)
     clock = StepClock(setting, device)
     counts = Counter(
@@ -237,3 +239,19 @@ def test_tokens_per_second_are_near_published_ones(device, figures, ranks, seque
     )
     step = step_time(setting, override(find_device(device), figures))
     assert step.tokens_per_second / ranks == pytest.approx(published, rel=0.2)
+
+
+def test_a_data_group_of_one_rank_copies_its_weights_and_gradients():
+    """Per element with fp32 everywhere: 8 bytes for the weight in each pass; for the gradient 8 into the buffer, 16
+    through the division, and 12 to add it to that of the first micro-batch."""
+    setting = setting_of(
+        SMALL, dims=ParallelDims(tp=2), tokens=Tokens(1024, 2, 1024), types=Types(4, 4, 4), reshards=True
+    )
+    device = replace(H100, kind="cpu")
+    parts = step_time(setting, device).parts
+    block = units_of(setting, 0)[0]
+    last = block.last.stored + block.root.stored
+    passes = 2 * block.total.stored - last  # the last units stay whole until backward
+    moved = 2 * (8 * passes + 36 * block.total.stored)
+    bandwidth = device.memory_bandwidth * device.efficiency.memory
+    assert parts["copying weights and gradients"] == pytest.approx(moved / bandwidth)

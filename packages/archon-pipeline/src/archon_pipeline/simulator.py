@@ -7,6 +7,8 @@ costs no rank time: ranks go on working while it is in flight.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from itertools import accumulate
 
 from archon_core.contracts.pipeline import Action, ActionKind, RankActions, TimedActions
 from archon_core.errors import PluginError
@@ -30,36 +32,14 @@ def simulate(actions: RankActions, rank_of: Sequence[int], costs: Costs | None =
     Raises:
         PluginError: ranks deadlock, or wait for an action that no list contains.
     """
-    costs = costs or Costs.alike(len(rank_of))
-    last = len(rank_of) - 1
-    finished: dict[_Result, float] = {}
-    waiting: dict[_Result, list[int]] = {}
-    done: list[list[TimedAction]] = [[] for _ in actions]
-    # Each rank runs until a result is missing and is queued under it, so every action is looked at about once.
-    ready = list(range(len(actions)))
-    while ready:
-        rank = ready.pop()
-        own, timed = actions[rank], done[rank]
-        while len(timed) < len(own):
-            action = own[len(timed)]
-            start = timed[-1].end if timed else 0.0
-            missing = None
-            for result in inputs_of(action, last):
-                if result not in finished:
-                    missing = result
-                    break
-                arrival = finished[result] + (0.0 if rank_of[result[1]] == rank else costs.message)
-                start = max(start, arrival)
-            if missing is not None:
-                waiting.setdefault(missing, []).append(rank)
-                break
-            end = start + costs.stages[action.stage].of(action.kind)
-            timed.append(TimedAction(action, start, end))
-            for result in results_of(action):
-                finished[result] = end
-                ready += waiting.pop(result, ())
-    _refuse_deadlock(actions, done, last)
-    return Timeline(tuple(map(tuple, done)), tuple(rank_of))
+    ranks = _timed(actions, rank_of, costs or Costs.alike(len(rank_of)))
+    return Timeline(tuple(tuple(TimedAction(*each) for each in rank) for rank in ranks), tuple(rank_of))
+
+
+def end_of(actions: RankActions, rank_of: Sequence[int], costs: Costs | None = None) -> float:
+    """``simulate(...).end``, in less time."""
+    order = _order(_Lists(actions), tuple(rank_of))
+    return max(_ends(order, costs or Costs.alike(len(rank_of)))[0])
 
 
 def replay(
@@ -79,8 +59,96 @@ def replay(
         )
         for of_stage in times
     )
-    timeline = simulate(actions, rank_of, Costs(stages, message))
-    return tuple(tuple((timed.action, timed.start, timed.end) for timed in rank) for rank in timeline.ranks)
+    return _timed(actions, rank_of, Costs(stages, message))
+
+
+def _timed(actions: RankActions, rank_of: Sequence[int], costs: Costs) -> TimedActions:
+    """Every action with its start and end."""
+    order = _order(_Lists(actions), tuple(rank_of))
+    ends, starts = _ends(order, costs)
+    timed, first = [], 0
+    for own in actions:
+        span = slice(first, first + len(own))
+        timed.append(tuple(zip(own, starts[span], ends[span], strict=True)))
+        first += len(own)
+    return tuple(timed)
+
+
+class _Lists:
+    """Lists as the key of a cache. They compare by identity: schedules return the same lists again."""
+
+    def __init__(self, actions: RankActions) -> None:
+        self.actions = actions
+
+    def __hash__(self) -> int:
+        return id(self.actions)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Lists) and self.actions is other.actions
+
+
+_Step = tuple[int, int, ActionKind, int, int, bool]
+"""An action: its number, its stage and kind, the number of the rank's action before it, the number of the action whose
+result arrives from another stage, and whether that is a message from another rank. Missing numbers are -1."""
+
+
+@lru_cache(maxsize=16)
+def _order(lists: _Lists, rank_of: tuple[int, ...]) -> tuple[_Step, ...]:
+    """All actions, numbered rank by rank, in an order in which each comes after its inputs.
+
+    The order does not depend on times, so a schedule is replayed with other times without looking for inputs again.
+
+    Raises:
+        PluginError: ranks deadlock, or wait for an action that no list contains.
+    """
+    actions, last = lists.actions, len(rank_of) - 1
+    firsts = [0, *accumulate(map(len, actions))]
+    finished: dict[_Result, int] = {}
+    waiting: dict[_Result, list[int]] = {}
+    done = [0] * len(actions)
+    steps: list[_Step] = []
+    # Each rank runs until a result is missing and is queued under it, so every action is looked at about once.
+    ready = list(range(len(actions)))
+    while ready:
+        rank = ready.pop()
+        own, first = actions[rank], firsts[rank]
+        while done[rank] < len(own):
+            action, number = own[done[rank]], first + done[rank]
+            missing, source = None, -1
+            for result in inputs_of(action, last):
+                if result not in finished:
+                    missing = result
+                    break
+                # A result of the same stage comes from the same rank, which has finished it already.
+                if result[1] != action.stage:
+                    source = finished[result]
+            if missing is not None:
+                waiting.setdefault(missing, []).append(rank)
+                break
+            crosses = source >= 0 and not first <= source < firsts[rank + 1]
+            steps.append((number, action.stage, action.kind, number - 1 if done[rank] else -1, source, crosses))
+            done[rank] += 1
+            for result in results_of(action):
+                finished[result] = number
+                ready += waiting.pop(result, ())
+    _refuse_deadlock(actions, done, last)
+    return tuple(steps)
+
+
+def _ends(order: Sequence[_Step], costs: Costs) -> tuple[list[float], list[float]]:
+    """Ends and starts of all actions by their numbers; each list has one number more, 0, at -1."""
+    seconds = {(stage, kind): of.of(kind) for stage, of in enumerate(costs.stages) for kind in ActionKind}
+    message = costs.message
+    ends, starts = [0.0] * (len(order) + 1), [0.0] * (len(order) + 1)
+    for number, stage, kind, before, source, crosses in order:
+        start, arrival = ends[before], ends[source]
+        if crosses:
+            arrival += message
+        if arrival > start:
+            start = arrival
+        starts[number] = start
+        ends[number] = start + seconds[stage, kind]
+    return ends, starts
 
 
 def inputs_of(action: Action, last_stage: int) -> tuple[_Result, ...]:
@@ -106,15 +174,22 @@ def results_of(action: Action) -> tuple[_Result, ...]:
     return ((_INPUT_GRADIENT, stage, micro_batch), (_WEIGHT_GRADIENT, stage, micro_batch))
 
 
-def _refuse_deadlock(actions: RankActions, done: Sequence[Sequence[TimedAction]], last_stage: int) -> None:
+def _refuse_deadlock(actions: RankActions, done: Sequence[int], last_stage: int) -> None:
     """Raises PluginError if a rank has actions left, and names the result that each such rank waits for."""
-    given = {result for rank in done for timed in rank for result in results_of(timed.action)}
+    if all(number == len(own) for own, number in zip(actions, done, strict=True)):
+        return
+    given = {
+        result
+        for own, number in zip(actions, done, strict=True)
+        for action in own[:number]
+        for result in results_of(action)
+    }
     stuck = []
     for rank, own in enumerate(actions):
-        if len(done[rank]) < len(own):
-            action = own[len(done[rank])]
+        if done[rank] < len(own):
+            action = own[done[rank]]
             missing = next(result for result in inputs_of(action, last_stage) if result not in given)
-            stuck.append(f"rank {rank} at its action {len(done[rank])}, {action}, waits for {_describe(missing)}")
+            stuck.append(f"rank {rank} at its action {done[rank]}, {action}, waits for {_describe(missing)}")
     if stuck:
         raise PluginError(
             f"pipeline actions: found a deadlock ({'; '.join(stuck)}); allowed is an order in which "

@@ -189,14 +189,18 @@ def _balance(
         table[len(bounds)][n_layers] = 0
         for stage in reversed(range(len(bounds))):
             fewest, most = bounds[stage]
+            later = table[stage + 1]
             for start in range(n_layers + 1):
+                found = None
                 for size in range(fewest, min(most, n_layers - start) + 1):
-                    own, rest = cost(stage, start, size), table[stage + 1][start + size]
-                    if limit is not None and own > limit:
+                    own, rest = cost(stage, start, size), later[start + size]
+                    # More layers cost more, so no larger size can be better either.
+                    if (limit is not None and own > limit) or (found is not None and combine(own, 0) >= found):
                         break
                     if rest is not None:
-                        found, total = table[stage][start], combine(own, rest)
-                        table[stage][start] = total if found is None else min(found, total)
+                        total = combine(own, rest)
+                        found = total if found is None else min(found, total)
+                table[stage][start] = found
         return table
 
     limit = best(max, None)[0][0]

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.pipeline import Action, ActionKind
+from archon_plan.rank_states import RankState, Role, leading_states, states
 from archon_plan.results import MemoryPart
 from archon_plan.setting import Setting
 from archon_plan.stage_activations import StageUsage, stage_usage
@@ -80,11 +81,10 @@ def activation_moments(
     by_number = dict(zip(setting.stage_plan.held_by(pipeline_rank), stages, strict=True))
     actions = setting.actions[pipeline_rank] if setting.actions else _WHOLE_MODEL
     largest: dict[str, ActivationMoment] = {}
-    moments = list(replay(actions, by_number, sends=setting.dims.pp > 1))
-    # Repeated states are the same objects, so that each is compared once.
-    for moment in {id(moment): moment for moment in moments}.values():
-        if moment.place not in largest or moment.total > largest[moment.place].total:
-            largest[moment.place] = moment
+    for state in leading_states(actions, _roles(by_number)):
+        for moment in _moments(state, by_number, sends=setting.dims.pp > 1):
+            if moment.place not in largest or moment.total > largest[moment.place].total:
+                largest[moment.place] = moment
     return tuple(largest.values())
 
 
@@ -96,66 +96,38 @@ def replay(actions: tuple[Action, ...], stages: dict[int, StageUsage], *, sends:
         stages: stage index -> memory, for the stages of the rank.
         sends: whether hidden states and gradients go to other ranks.
     """
-    alive, deferred = dict.fromkeys(stages, 0), dict.fromkeys(stages, 0)
-    # A schedule's steady state repeats a few states many times.
-    known: dict[tuple[object, ...], tuple[ActivationMoment, ...]] = {}
-    for action in actions:
-        ends, runs = False, False
-        if action.kind is ActionKind.FORWARD:
-            alive[action.stage] += 1
-        else:
-            ends, runs = _role(action, stages[action.stage])
-        state = (action.stage, action.kind, *alive.values(), *deferred.values())
-        if state not in known:
-            now = _now(stages, alive, deferred)
-            known[state] = tuple(_moments(action, stages[action.stage], now, ends=ends, runs=runs, sends=sends))
-        yield from known[state]
-        alive[action.stage] -= ends
-        if action.kind is ActionKind.BACKWARD_INPUT and not ends:
-            deferred[action.stage] += 1
-        elif action.kind is ActionKind.BACKWARD_WEIGHT and ends:
-            deferred[action.stage] -= 1
+    for state in states(actions, _roles(stages)):
+        yield from _moments(state, stages, sends=sends)
 
 
-def _moments(
-    action: Action, stage: StageUsage, now: ActivationMoment, *, ends: bool, runs: bool, sends: bool
-) -> Iterator[ActivationMoment]:
-    """The moments of one action. ``now`` has what is kept while it runs."""
+def _roles(stages: dict[int, StageUsage]) -> tuple[Role, ...]:
+    return tuple((number, stage.is_first, stage.is_last) for number, stage in stages.items())
+
+
+def _moments(state: RankState, stages: dict[int, StageUsage], *, sends: bool) -> Iterator[ActivationMoment]:
+    """The moments of one action."""
+    now, stage = _now(stages, state), stages[state.stage]
     # One message has arrived, and the last one sent may still be read.
     messages = 2 * stage.message if sends else 0.0
-    if action.kind is ActionKind.FORWARD:
+    if state.kind is ActionKind.FORWARD:
         yield replace(now, messages=messages)
-    if runs:
+    if state.runs:
         if stage.head is not None:
             yield replace(now, place="head", head=now.head + stage.head.peak - stage.head.kept, messages=messages)
-        is_half = action.kind is ActionKind.BACKWARD_INPUT and not ends
-        running = stage.half if is_half else stage.running
+        running = stage.half if state.is_half else stage.running
         yield replace(now, place="block", head=now.head - stage.head_kept, running=running, messages=messages)
 
 
-def _now(stages: dict[int, StageUsage], alive: dict[int, int], deferred: dict[int, int]) -> ActivationMoment:
+def _now(stages: dict[int, StageUsage], state: RankState) -> ActivationMoment:
     """What is kept of the micro-batches whose activations exist, and of those whose W is to come."""
-    counted = [(alive[number], stage) for number, stage in stages.items()]
+    counted = [*zip(state.alive, state.deferred, stages.values(), strict=True)]
     return ActivationMoment(
-        kept=sum(count * (stage.kept - stage.dispatched) for count, stage in counted),
-        dispatched=sum(count * stage.dispatched for count, stage in counted),
-        head=sum(count * stage.head_kept for count, stage in counted),
-        deferred=sum(deferred[number] * stage.deferred for number, stage in stages.items()),
-        in_flight=sum(alive.values()),
+        kept=sum(count * (stage.kept - stage.dispatched) for count, _, stage in counted),
+        dispatched=sum(count * stage.dispatched for count, _, stage in counted),
+        head=sum(count * stage.head_kept for count, _, stage in counted),
+        deferred=sum(count * stage.deferred for _, count, stage in counted),
+        in_flight=sum(state.alive),
     )
-
-
-def _role(action: Action, stage: StageUsage) -> tuple[bool, bool]:
-    """Whether a backward action ends the life of activations, and whether it runs the blocks backward.
-
-    The ends of a pipeline do not split: the last stage does everything in I, the first in W
-    (``archon_pipeline.stage_passes``).
-    """
-    if action.kind is ActionKind.BACKWARD:
-        return True, True
-    if action.kind is ActionKind.BACKWARD_INPUT:
-        return stage.is_last, not stage.is_first
-    return not stage.is_last, stage.is_first
 
 
 _WHOLE_MODEL = (Action(0, ActionKind.FORWARD, 0), Action(0, ActionKind.BACKWARD, 0))

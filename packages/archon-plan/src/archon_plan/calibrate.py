@@ -223,7 +223,12 @@ class _Probe:
         return max(1, self._torch.cuda.device_count()) if self._device.type == "cuda" else os.cpu_count() or 1
 
     def _links(self) -> dict[str, float]:
-        """Latency and bandwidth of the default group's links: those of the network if it spans nodes."""
+        """Latency and bandwidth of the default group's links: those of the network if it spans nodes.
+
+        A step computes between its collectives. Then ranks no longer arrive together, on a CPU the threads that send
+        have to be woken, and caches hold something else, so a collective takes longer than in a loop of nothing else.
+        Each one is measured behind a product, whose own time is subtracted.
+        """
         if not self._collective or self._torch.distributed.get_world_size() == 1:
             return {}
         dist, size = self._torch.distributed, self._torch.distributed.get_world_size()
@@ -233,15 +238,21 @@ class _Probe:
         # The functions that layers call: their latency on the host counts in every layer.
         from archon_engine.compat import all_gather, reduce_scatter_with_grad
 
+        rows, columns = self._sizes.matrices[0]
+        x, weight = self._random(self._sizes.tokens, columns), self._random(rows, columns)
+        alone = self._seconds(lambda: x @ weight.T)
+
         def seconds(elements: int) -> float:
             part, whole = self._random(elements), self._random(elements * size)
             group = dist.group.WORLD
 
             def work() -> None:
+                x @ weight.T
                 all_gather(part, 0, group)
+                x @ weight.T
                 reduce_scatter_with_grad(whole, 0, group)
 
-            return self._seconds(work) / 2
+            return max(self._seconds(work) / 2 - alone, 1e-9)
 
         elements = number // self._random(1).element_size() // size
         small, large = seconds(1), seconds(elements)

@@ -19,6 +19,7 @@ from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
+from archon_plan.largest_ranks import largest_ranks
 from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
 from archon_plan.layouts import write_layout
 from archon_plan.memory import rank_memory, whole_memory
@@ -103,9 +104,7 @@ Fits = Callable[[Setting, Device], bool]
 
 def fits_in_memory(setting: Setting, device: Device) -> bool:
     """Whether the step fits on every pipeline rank."""
-    # The first rank keeps the most micro-batches, the last one has the head; they are the likeliest to be too large.
-    ranks = sorted(range(setting.dims.pp), key=lambda rank: min(rank, setting.dims.pp - 1 - rank))
-    return all(rank_memory(setting, rank, device).total <= device.memory for rank in ranks)
+    return all(rank_memory(setting, rank, device).total <= device.memory for rank in largest_ranks(setting))
 
 
 def search(sought: Sought, world: int, *, best: int = 5, fits: Fits = fits_in_memory) -> SearchResult:
@@ -280,8 +279,15 @@ class _Search:
     def _add_fitting(self, node: _Node) -> None:
         """Choose the fastest checkpointing that fits."""
         assert node.setting is not None
+        modes = list(self._modes(node.setting))
+        if modes and modes[0].checkpointing == "none":
+            # Recomputing nothing is fastest, and the entry's bound is that of this mode.
+            if self._fits(self._shortened(modes[0]), self._sought.device):
+                self._push(node, node.bound, _FITS, modes[0])
+                return
+            del modes[0]
         options = []
-        for setting in self._modes(node.setting):
+        for setting in modes:
             bound = StepClock(setting, self._sought.device, self._units).lower_bound()
             options.append((bound, len(options), setting))
         for bound, _, setting in sorted(options, key=lambda option: option[:2]):

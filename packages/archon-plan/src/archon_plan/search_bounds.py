@@ -14,6 +14,7 @@ from archon_core.contracts.pipeline import StagePlan
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.stage import Stage
 from archon_plan.collectives import seconds_of
+from archon_plan.layout_space import micro_batch_numbers
 from archon_plan.results import Axis, Collective, Transfer
 from archon_plan.setting import Setting
 from archon_plan.sizes import sizes_of
@@ -69,6 +70,14 @@ def _sorted(units: Counter[Kind]) -> tuple[tuple[Kind, int], ...]:
     return tuple(sorted(units.items(), key=str))
 
 
+def _numbers(sequences: int, n_stages: int, n_ranks: int) -> set[int]:
+    """Numbers of micro-batches that the search tries, with any schedule of so many stages."""
+    return {
+        *micro_batch_numbers(sequences, n_stages, 1),
+        *micro_batch_numbers(sequences, n_stages, n_ranks),
+    }
+
+
 _PassSeconds = tuple[float, float, float, float]
 """Seconds of forward and backward passes, and of computation in each."""
 
@@ -96,6 +105,7 @@ class Bounds:
     ) -> None:
         self._base, self._units, self._sequences, self._shapes = base, units, sequences, shapes
         self._per_node = units.device.devices_per_node
+        self._bandwidth = units.device.memory_bandwidth * units.device.efficiency.memory
         self._sizes = sizes_of(base.anatomy)
         self._kinds: tuple[Kind, ...] = (*range(len(base.anatomy.kinds)), "embed", "head")
         self._blocks: dict[tuple[object, ...], _PassSeconds] = {}
@@ -114,9 +124,13 @@ class Bounds:
         forward, backward, forward_work, backward_work = self._passes[key]
         gather, reduce = self._data_traffic(dims)
         # What exceeds the computation beside it cannot be hidden. A pipeline gathers once, and reduces at the end.
-        forward += max(0.0, gather - forward_work)
+        unpacked, packed = self._copies(dims)
+        forward += max(0.0, gather - forward_work) + unpacked
         if self._base.trains and dims.pp == 1:
-            backward += max(0.0, reduce - backward_work)
+            backward += max(0.0, reduce - backward_work) + unpacked + packed
+        elif self._base.trains:
+            # Behind the passes of the slowest rank, which has at least as many layers as the one with the fewest.
+            backward += (reduce - gather) * self._least_share(dims.pp)
         return forward + backward + self._update(dims)
 
     def _of_passes(self, dims: ParallelDims, sequences: int) -> _PassSeconds:
@@ -126,20 +140,21 @@ class Bounds:
         if dims.pp == 1:
             [[shape]] = self._shapes[1]
             return _sum((self._of_unit(dims, kind, sequences * length), count) for kind, count in shape.held)
-        single = {kind: self._of_unit(dims, kind, length) for kind in self._kinds}
         best = float("inf")
         for shapes in self._shapes[dims.pp]:
-            # A pipeline runs as many micro-batches as it has stages, of padding if there are too few sequences. One
-            # large micro-batch has the least latency and launches, one of a sequence fills the pipeline first.
-            tokens = max(sequences, shapes[0].stages) * length
-            whole = {kind: self._of_unit(dims, kind, tokens) for kind in self._kinds}
-            slowest = 0.0
-            for shape in shapes:
-                seconds = sum(count * (whole[kind][0] + whole[kind][1]) for kind, count in shape.held)
-                seconds += sum(count * single[kind][0] for kind, count in shape.before)
-                seconds += sum(count * single[kind][1] for kind, count in shape.behind)
-                slowest = max(slowest, seconds)
-            best = min(best, slowest)
+            for number in _numbers(sequences, shapes[0].stages, dims.pp):
+                tokens = -(-sequences // number) * length
+                of = {kind: self._of_unit(dims, kind, tokens) for kind in self._kinds}
+                slowest = 0.0
+                for shape in shapes:
+                    seconds = 0.0
+                    for kind, count in shape.held:
+                        passes = number * (of[kind][0] + of[kind][1])
+                        seconds += count * (passes + self._accumulation(dims, kind, number))
+                    seconds += sum(count * of[kind][0] for kind, count in shape.before)
+                    seconds += sum(count * of[kind][1] for kind, count in shape.behind)
+                    slowest = max(slowest, seconds)
+                best = min(best, slowest)
         # The first of at least as many micro-batches as there are pipeline ranks waits for weights of all stages.
         first = -(-sequences // dims.pp) * length
         counts = Counter(self._sizes.kind_of)
@@ -161,6 +176,34 @@ class Bounds:
         sent = 2 * (shards + expert_shards) * (copies - 1) / copies
         reduce = of_dense + of_experts + self._per_byte(dims, "dp_replicate", copies, "all_reduce") * sent
         return gather, gather + reduce * number.reduce
+
+    def _copies(self, dims: ParallelDims) -> tuple[float, float]:
+        """Seconds of copying the weights of all layers around their gathers, and their gradients around a reduction
+        (``weight_copies``), over all pipeline ranks."""
+        number, ranks = self._base.types, dims.dp_shard * dims.cp
+        unpacked = packed = 0.0
+        for elements, size in zip(self._layers(dims), (ranks, dims.edp), strict=True):
+            unpacked += elements * (2 * number.compute if size > 1 else number.master + number.compute)
+            packed += elements * (number.compute + number.reduce)
+        return unpacked / self._bandwidth, packed / self._bandwidth
+
+    def _least_share(self, pp: int) -> float:
+        """The least share of the layers that a pipeline rank holds; 0 if layers differ."""
+        if len(self._sizes.kinds) > 1:
+            return 0.0
+        held = (
+            sum(count for kind, count in shape.held if kind == 0) for shapes in self._shapes[pp] for shape in shapes
+        )
+        return min(held) / len(self._sizes.kind_of)
+
+    def _accumulation(self, dims: ParallelDims, kind: Kind, n_micro_batches: int) -> float:
+        """Seconds in which a pipeline rank adds up the gradients of a layer over so many micro-batches."""
+        if isinstance(kind, str) or not self._base.trains or self._base.reduces_each:
+            return 0.0
+        sizes, number = self._sizes.kinds[kind], self._base.types
+        elements = sizes.sharded / dims.tp + sizes.replicated + sizes.experts / (dims.ep * dims.etp)
+        moved = n_micro_batches * (number.compute + 2 * number.reduce) + number.compute + number.reduce
+        return elements * moved / self._bandwidth
 
     def _per_byte(self, dims: ParallelDims, axis: Axis, size: int, collective: Collective) -> float:
         """Seconds per byte that a rank sends, without latency."""

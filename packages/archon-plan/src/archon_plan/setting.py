@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 from archon_core.contracts.pipeline import ActionKind, RankActions, ScheduleSpec, StagePlan
@@ -100,7 +101,7 @@ class Setting:
     aux_loss: AuxiliaryLoss = "none"
     z_loss: bool = False
 
-    @property
+    @cached_property
     def stage_plan(self) -> StagePlan:
         """The stages; the whole model as one stage without a pipeline."""
         if self.stages is not None:

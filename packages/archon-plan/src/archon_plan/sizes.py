@@ -61,8 +61,9 @@ class ModelSizes:
     head: int
 
 
-class _Same:
-    """Compares by identity: hashing an anatomy of many layers takes longer than a plan."""
+class Same:
+    """An anatomy as the key of a cache. It compares by identity: hashing an anatomy of many layers takes longer than a
+    plan."""
 
     def __init__(self, anatomy: ModelAnatomy) -> None:
         self.anatomy = anatomy
@@ -71,16 +72,16 @@ class _Same:
         return id(self.anatomy)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.anatomy is other.anatomy
+        return isinstance(other, Same) and self.anatomy is other.anatomy
 
 
 def sizes_of(anatomy: ModelAnatomy) -> ModelSizes:
     """The sizes of ``anatomy``."""
-    return _sizes(_Same(anatomy))
+    return _sizes(Same(anatomy))
 
 
 @lru_cache(maxsize=64)
-def _sizes(same: _Same) -> ModelSizes:
+def _sizes(same: Same) -> ModelSizes:
     anatomy = same.anatomy
     last_sharded = sum(weight.size for weight in anatomy.last if weight.tensor_dim is not None)
     last_matrices = sum(weight.size for weight in anatomy.last if len(weight.shape) >= 2)

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from archon_core.models.stage import Stage
 from archon_plan.devices import Device
 from archon_plan.setting import Setting
-from archon_plan.unit_times import NO_TIME, Spent, UnitTime, UnitTimes, add_up, times
+from archon_plan.shards import Shards
+from archon_plan.unit_times import COPIES, NO_TIME, Spent, UnitTime, UnitTimes, add_up
 from archon_plan.units import StageUnits
+from archon_plan.weight_copies import Copies
 
 WEIGHTS = "waiting for weights"
 GRADIENTS = "waiting for sums of gradients"
@@ -29,8 +32,9 @@ class StageTimes:
         backward: of B.
         backward_input: of I.
         backward_weight: of W.
-        first_gather: what the first micro-batch waits in addition, for weights that are gathered once per step.
-        reduction: of a pipeline's sum of gradients over data ranks, after all actions.
+        first_gather: what the first micro-batch waits in addition, for weights that are gathered once per step, with
+            the copies around the gather.
+        reduction: of a pipeline's sum of gradients over data ranks and the copies around it, after all actions.
     """
 
     forward: Spent = field(default_factory=dict)
@@ -50,6 +54,7 @@ class _Unit:
         time: of one.
         gather: seconds of gathering its weights.
         reduce: seconds of reducing its gradients.
+        copies: seconds of copies around both.
         is_last: whether it is one whose weights stay whole by default.
     """
 
@@ -57,6 +62,7 @@ class _Unit:
     time: UnitTime
     gather: float
     reduce: float
+    copies: Copies
     is_last: bool = False
 
 
@@ -70,66 +76,89 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
         units: the times of its units.
     """
     line = _line(setting, stage, groups, units)
-    forward = add_up(*(times(unit.time.forward, unit.count) for unit in line))
+    forward = _all_of(line, "forward")
     gathers, _ = exposed([(u.count, u.time.forward_work, u.gather, 0.0) for u in line], units.device)
+    unpacked = sum(unit.count * unit.copies.gather for unit in line)
     # A pipeline keeps weights from its first micro-batch on, unless it frees them for every pass.
     each = setting.reshards or (setting.trains and setting.dims.pp == 1)
     if each:
-        forward = add_up(forward, {WEIGHTS: gathers})
-    first_gather = 0.0 if each else gathers
+        forward = add_up(forward, {WEIGHTS: gathers, COPIES: unpacked})
+    first_gather = 0.0 if each else gathers + unpacked
     if not setting.trains:
         return StageTimes(forward, first_gather=first_gather)
-    again, repeated, inputs, weights, split = (
-        add_up(*(times(getattr(unit.time, name), unit.count) for unit in line))
-        for name in ("again", "again_for_weights", "inputs", "weights", "split")
-    )
+    again, repeated = _all_of(line, "again"), _all_of(line, "again_for_weights")
+    inputs, weights, split = (_all_of(line, name) for name in ("inputs", "weights", "split"))
     late = _late(setting, line, units.device)
-    reduction = sum(unit.count * unit.reduce for unit in line) if setting.dims.pp > 1 else 0.0
+    staged = setting.dims.pp > 1
+    reduction = sum(unit.count * (unit.reduce + unit.copies.reduce) for unit in line) if staged else 0.0
     if setting.reduces_each and reduction:
         # The runner reduces after the action, and waits for it.
-        late[GRADIENTS], reduction = reduction, 0.0
+        late.gradients[GRADIENTS], reduction = reduction, 0.0
     return StageTimes(
         forward,
-        add_up(again, inputs, weights, late),
-        add_up(again, inputs, {WEIGHTS: late[WEIGHTS]}),
-        add_up(repeated, weights, split, {GRADIENTS: late[GRADIENTS]}),
+        add_up(again, inputs, weights, late.weights, late.gradients),
+        add_up(again, inputs, late.weights),
+        add_up(repeated, weights, split, late.gradients),
         first_gather,
         reduction,
     )
 
 
+def _all_of(line: Sequence[_Unit], name: str) -> Spent:
+    """The sum of one attribute of ``UnitTime`` over all units."""
+    total: Spent = {}
+    for unit in line:
+        for part, seconds in getattr(unit.time, name).items():
+            total[part] = total.get(part, 0.0) + unit.count * seconds
+    return total
+
+
 def _line(setting: Setting, stage: Stage, groups: StageUnits, units: UnitTimes) -> list[_Unit]:
     """The units of a stage in the order of the forward pass; those of no weights and no work are left out."""
-    line = []
-    if groups.root.tensors:
-        root = groups.root
-        line.append(_Unit(1, NO_TIME, units.gather(setting, root), units.reduce(setting, root), is_last=True))
-    if stage.has_embed:
-        early = groups.early
-        time = units.of(setting, "embed")
-        line.append(_Unit(1, time, units.gather(setting, early), units.reduce(setting, early)))
     layers = setting.layers_of(stage)
+    named: list[tuple[int, UnitTime, tuple[Shards, ...], bool]] = []
+    if groups.root.tensors:
+        named.append((1, NO_TIME, (groups.root,), True))
+    if stage.has_embed:
+        named.append((1, units.of(setting, "embed"), (groups.early,), False))
     for kind, block in zip(sorted({kind for kind, _ in layers}), groups.blocks, strict=True):
-        both, count = (block.dense, block.experts), block.count
-        time = units.of(setting, kind, layers[kind, True] / count)
-        line.append(_Unit(count, time, units.gather(setting, *both), units.reduce(setting, *both)))
+        time = units.of(setting, kind, layers[kind, True] / block.count)
+        named.append((block.count, time, (block.dense, block.experts), False))
     if stage.has_head:
-        last = groups.last
-        time = units.of(setting, "head")
-        line.append(_Unit(1, time, units.gather(setting, last), units.reduce(setting, last), is_last=True))
-    return line
+        named.append((1, units.of(setting, "head"), (groups.last,), True))
+
+    def moved() -> list[tuple[float, float, Copies]]:
+        """Of one unit each: gathering, reducing and copying."""
+        return [
+            (units.gather(setting, *own), units.reduce(setting, *own), units.copies(setting, *own))
+            for _, _, own, _ in named
+        ]
+
+    # It depends neither on the tokens nor on checkpointing.
+    key = "weights", setting.dims, groups, setting.tokens.n_micro_batches > 1, setting.reduces_each, setting.trains
+    traffic = units.remembered(key, moved)
+    return [_Unit(count, time, *own, is_last) for (count, time, _, is_last), own in zip(named, traffic, strict=True)]
 
 
-def _late(setting: Setting, line: Sequence[_Unit], device: Device) -> Spent:
-    """What a backward pass waits for weights and sums of gradients."""
+class _Late(NamedTuple):
+    """What a backward pass waits for, and copies, before it computes and behind it."""
+
+    weights: Spent
+    gradients: Spent
+
+
+def _late(setting: Setting, line: Sequence[_Unit], device: Device) -> _Late:
+    """Waiting for weights and for sums of gradients, and the copies of both."""
     staged = setting.dims.pp > 1
-    back = []
+    back, unpacked, packed = [], 0.0, 0.0
     for unit in reversed(line):
         frees = setting.reshards_last if unit.is_last else setting.reshards
         gather, reduce = unit.gather if frees else 0.0, 0.0 if staged else unit.reduce
         back.append((unit.count, unit.time.backward_work, gather, reduce))
+        unpacked += unit.count * unit.copies.gather if frees else 0.0
+        packed += unit.count * (unit.copies.accumulate if staged else unit.copies.reduce)
     gathers, reduces = exposed(back, device)
-    return {WEIGHTS: gathers, GRADIENTS: reduces}
+    return _Late({WEIGHTS: gathers, COPIES: unpacked}, {GRADIENTS: reduces, COPIES: packed})
 
 
 def exposed(line: Sequence[tuple[int, float, float, float]], device: Device) -> tuple[float, float]:

@@ -141,6 +141,12 @@ def print_shortfall(answer: Answer, found: Alternatives) -> None:
         label="does not fit: ",
         style="bold red",
     )
+    tokens = engine.plan.request.config.mb_spec.max_tokens_per_mb
+    if not in_file and tokens and f"{role}.mb_spec.max_tokens_per_mb" not in engine.plan.request.explicit:
+        print_remark(
+            f"micro-batches have {tokens:,} tokens by default; --tokens changes that, and --n-mbs their number",
+            label="note: ",
+        )
     for options in found.settings:
         text = " ".join(f"{role}.{option}={value}" for option, value in options.items())
         print_remark(text if in_file else " ".join(as_flags(options)), label="fits with ", style="bold")

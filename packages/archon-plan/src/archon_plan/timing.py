@@ -18,10 +18,11 @@ from archon_plan.flops import stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
-from archon_plan.stage_times import GRADIENTS, WEIGHTS, stage_times
+from archon_plan.stage_kinds import Composition, stage_kinds
+from archon_plan.stage_times import GRADIENTS, WEIGHTS, StageTimes, stage_times
 from archon_plan.traffic import transfers_once
-from archon_plan.unit_times import Spent, UnitTimes, add_up, times
-from archon_plan.units import units_of
+from archon_plan.unit_times import COPIES, Spent, UnitTimes, add_up, times
+from archon_plan.units import stage_units, units_of
 
 BUBBLE = "waiting for pipeline ranks"
 OPTIMIZER = "optimizer"
@@ -37,6 +38,7 @@ _LIMITS = {
     "routers": "routers, which compute in fp32",
     "norms, activations and sums": "memory bandwidth, in operations between products",
     "recompute": "recomputation",
+    COPIES: "copies of weights and gradients around collectives",
     "launching operations": "the host, which launches operations more slowly than the device runs them",
     "waiting for tensor ranks": "traffic between tensor ranks",
     "waiting for context ranks": "traffic between context ranks",
@@ -114,20 +116,21 @@ class StepClock:
 
     def __init__(self, setting: Setting, device: Device, units: UnitTimes | None = None) -> None:
         self._setting, self._device = setting, device
-        units = units or UnitTimes(device)
-        plan = setting.stage_plan
-        self._groups = [units_of(setting, rank) for rank in range(setting.dims.pp)]
-        groups = {
-            stage: found
-            for rank, own in enumerate(self._groups)
-            for stage, found in zip(plan.held_by(rank), own, strict=True)
-        }
-        # Most stages of a pipeline are alike.
-        alike = [_composition(setting, stage) for stage in plan.stages]
-        first = {key: number for number, key in reversed([*enumerate(alike)])}
-        times_of = {key: stage_times(setting, plan.stages[n], groups[n], units) for key, n in first.items()}
-        self._stages = [times_of[key] for key in alike]
-        self._alike = [tuple(alike[stage] for stage in plan.held_by(rank)) for rank in range(setting.dims.pp)]
+        self._units = units = units or UnitTimes(device)
+        mode = setting.checkpointing, setting.every, setting.trains
+        key = "kinds", setting.stage_plan, setting.dims.pp, mode
+        self._kinds = kinds = units.remembered(key, lambda: stage_kinds(setting))
+        self._times = tuple(map(self._stage_times, kinds.stages, kinds.compositions))
+        self._stages = [self._times[kind] for kind in kinds.of]
+
+    def _stage_times(self, stage: Stage, composition: Composition) -> StageTimes:
+        setting, units = self._setting, self._units
+        tokens = setting.tokens
+        size = setting.dims, tokens.per_micro_batch, tokens.sequence, tokens.scored, setting.entropy
+        mode = setting.checkpointing, setting.every, setting.budget, setting.compiles, setting.trains
+        weights = setting.reshards, setting.reshards_last, setting.reduces_each, tokens.n_micro_batches > 1
+        key = "stage", composition, size, mode, weights
+        return units.remembered(key, lambda: stage_times(setting, stage, stage_units(setting, stage), units))
 
     def step(self) -> StepTime:
         """The whole step."""
@@ -168,20 +171,20 @@ class StepClock:
         pass them again behind its last backward pass, unless that may be half of one. It needs no action lists.
         """
         setting = self._setting
-        plan, n = setting.stage_plan, setting.tokens.n_micro_batches
+        kinds, times, n = self._kinds, self._times, setting.tokens.n_micro_batches
         splits = setting.schedule is not None and setting.schedule.splits_backward
-        forward = [sum(stage.forward.values()) for stage in self._stages]
-        backward = [sum(stage.backward.values()) for stage in self._stages]
+        forward = [sum(stage.forward.values()) for stage in times]
+        backward = [sum(stage.backward.values()) for stage in times]
         slowest = last = 0.0
-        for rank in range(setting.dims.pp):
-            own = plan.held_by(rank)
-            seconds = n * sum(forward[stage] + backward[stage] for stage in own) + sum(forward[: own[0]])
+        for rank in kinds.ranks:
+            seconds = sum(count * (n * (forward[kind] + backward[kind])) for kind, count in rank.held)
+            seconds += sum(count * forward[kind] for kind, count in rank.before)
             if not splits:
-                seconds += sum(backward[: own[0]])
-            slowest = max(slowest, seconds + sum(self._stages[stage].reduction for stage in own))
-        for rank in {key: rank for rank, key in enumerate(self._alike)}.values():
-            last = max(last, sum(self._update(rank).values()))
-        return slowest + last + sum(self.first_gather(rank) for rank in range(setting.dims.pp))
+                seconds += sum(count * backward[kind] for kind, count in rank.before)
+            seconds += sum(count * times[kind].reduction for kind, count in rank.held)
+            slowest = max(slowest, seconds)
+            last = max(last, sum(self._update(rank.last).values()))
+        return slowest + last + sum(count * times[kind].first_gather for kind, count in kinds.counts)
 
     def _actions_of(self, rank: int) -> dict[tuple[int, ActionKind], int]:
         """How often a rank runs each kind of action of each stage."""
@@ -264,15 +267,17 @@ class StepClock:
         setting, device = self._setting, self._device
         if not setting.trains:
             return {}
-        return {
-            NORM: norm_seconds(setting, device, self._groups[rank]),
-            OPTIMIZER: update_seconds(setting, device, rank, self._groups[rank]),
-        }
 
+        def compute() -> Spent:
+            groups = units_of(setting, rank)
+            return {
+                NORM: norm_seconds(setting, device, groups),
+                OPTIMIZER: update_seconds(setting, device, rank, groups),
+            }
 
-def _composition(setting: Setting, stage: Stage) -> tuple[object, ...]:
-    """What the times of a stage depend on: its ends, and how many layers of each kind it has."""
-    return stage.has_embed, stage.has_head, tuple(sorted(setting.layers_of(stage).items()))
+        held = self._kinds.ranks[self._kinds.rank_of[rank]].held
+        composition = tuple((self._kinds.compositions[kind], count) for kind, count in held)
+        return self._units.remembered(("update", composition, setting.dims), compute)
 
 
 def model_flops(setting: Setting) -> float:

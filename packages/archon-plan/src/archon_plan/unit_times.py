@@ -6,8 +6,9 @@ in the sizes of axes, tokens, stages, schedule, checkpointing, compilation and r
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device
@@ -21,6 +22,7 @@ from archon_plan.shards import NOTHING, Shards
 from archon_plan.sizes import sizes_of
 from archon_plan.token_traffic import Passes, add_embedding, add_head, add_layer
 from archon_plan.traffic import gradient_passes
+from archon_plan.weight_copies import Copies, copies
 
 DENSE = "dense products"
 GROUPED = "products of experts"
@@ -29,6 +31,7 @@ HEAD = "head"
 ROUTERS = "routers"
 POINTWISE = "norms, activations and sums"
 RECOMPUTE = "recompute"
+COPIES = "copying weights and gradients"
 LAUNCHES = "launching operations"
 TENSOR = "waiting for tensor ranks"
 CONTEXT = "waiting for context ranks"
@@ -43,6 +46,8 @@ Kind = int | Literal["embed", "head"]
 
 Spent = dict[str, float]
 """Part -> seconds."""
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -116,6 +121,19 @@ class UnitTimes:
         self.device = device
         self._work: dict[tuple[object, ...], tuple[Spent, ...]] = {}
         self._units: dict[tuple[object, ...], UnitTime] = {}
+        self._remembered: dict[Hashable, Any] = {}
+
+    def remembered(self, key: Hashable, compute: Callable[[], _T]) -> _T:
+        """What ``compute`` has returned for this key before, in whatever setting; else it is called.
+
+        Args:
+            key: everything that the result depends on, besides what settings that share these times have in common.
+            compute: without arguments.
+        """
+        if key not in self._remembered:
+            self._remembered[key] = compute()
+        found: _T = self._remembered[key]
+        return found
 
     def of(self, setting: Setting, kind: Kind, recomputed: float = 0.0) -> UnitTime:
         """One unit.
@@ -203,6 +221,13 @@ class UnitTimes:
             sent = 2 * group.stored * number * (replicas - 1) / replicas
             seconds += self._seconds(setting, "dp_replicate", replicas, "all_reduce", sent)
         return seconds + self._move(setting, dense, experts)
+
+    def copies(self, setting: Setting, dense: Shards, experts: Shards = NOTHING) -> Copies:
+        """Seconds of copying weights and gradients of a unit around collectives."""
+        dims = setting.dims
+        moved = copies(setting, dense, dims.dp_shard * dims.cp) + copies(setting, experts, dims.edp)
+        bandwidth = self.device.memory_bandwidth * self.device.efficiency.memory
+        return Copies(moved.gather / bandwidth, moved.reduce / bandwidth, moved.accumulate / bandwidth)
 
     def _collect(self, setting: Setting, collective: Collective, dense: Shards, experts: Shards, number: int) -> float:
         dims = setting.dims

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy, WeightShape
 from archon_core.models.stage import Stage
 from archon_plan.setting import Setting
 from archon_plan.shards import NOTHING, Shards, shards_of
+from archon_plan.sizes import Same
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,16 @@ class Block:
     dense: Shards
     experts: Shards = NOTHING
 
-    @property
+    @cached_property
     def total(self) -> Shards:
         """Both groups of all these blocks."""
         return (self.dense + self.experts).times(self.count)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageUnits:
-    """The groups of a stage on one rank, in the order of the forward pass.
+    """The groups of a stage on one rank, in the order of the forward pass. They compare by identity: equal stages share
+    them, and they are keys of caches.
 
     Attributes:
         root: weights that units share.
@@ -54,7 +56,7 @@ class StageUnits:
     blocks: tuple[Block, ...] = ()
     last: Shards = NOTHING
 
-    @property
+    @cached_property
     def total(self) -> Shards:
         """All groups together."""
         return sum((block.total for block in self.blocks), self.root + self.early + self.last)
@@ -68,7 +70,21 @@ def units_of(setting: Setting, pipeline_rank: int, rank: int = 0) -> tuple[Stage
         pipeline_rank: which.
         rank: number of the rank inside its pipeline rank; 0 holds the largest parts.
     """
-    return tuple(_units(setting.anatomy, stage, setting.dims, rank) for stage in setting.held_by(pipeline_rank))
+    return tuple(stage_units(setting, stage, rank) for stage in setting.held_by(pipeline_rank))
+
+
+def stage_units(setting: Setting, stage: Stage, rank: int = 0) -> StageUnits:
+    """The groups of one stage. ``rank`` is that of ``units_of``."""
+    dims = setting.dims
+    # Where data and context ranks are alike, and replicas and other stages do not matter, layouts share their groups.
+    sizes = dims.dp_shard * dims.cp, dims.tp, dims.ep, dims.etp
+    return _units(Same(setting.anatomy), stage.has_embed, stage.has_head, _kinds(setting, stage), sizes, rank)
+
+
+def _kinds(setting: Setting, stage: Stage) -> tuple[tuple[int, int], ...]:
+    """Kinds of layers in a stage and how many of each it has."""
+    kind_of = setting.anatomy.kind_of
+    return tuple(sorted(Counter([kind_of[layer] for layer in stage.layers]).items()))
 
 
 def stage_weights(anatomy: ModelAnatomy, stage: Stage) -> tuple[tuple[WeightShape, ...], tuple[WeightShape, ...]]:
@@ -90,15 +106,25 @@ def tied_copies(anatomy: ModelAnatomy) -> tuple[WeightShape, ...]:
     )
 
 
-def _units(anatomy: ModelAnatomy, stage: Stage, dims: ParallelDims, rank: int) -> StageUnits:
-    embed, last = stage_weights(anatomy, stage)
+@lru_cache(maxsize=16384)
+def _units(
+    same: Same,
+    has_embed: bool,
+    has_head: bool,
+    kinds: tuple[tuple[int, int], ...],
+    sizes: tuple[int, int, int, int],
+    rank: int,
+) -> StageUnits:
+    anatomy = same.anatomy
+    ranks, tp, ep, etp = sizes
+    dims = ParallelDims(dp_shard=ranks, tp=tp, ep=ep, etp=etp)
+    embed, last = stage_weights(anatomy, Stage((), has_embed, has_head))
     shared: tuple[WeightShape, ...] = ()
-    if anatomy.tied and stage.has_embed and stage.has_head:
+    if anatomy.tied and has_embed and has_head:
         shared = tuple(weight for weight in embed if weight.name == "embed.weight")
         embed = tuple(weight for weight in embed if weight not in shared)
-    kinds = Counter(anatomy.kind_of[layer] for layer in stage.layers)
     blocks = []
-    for kind, count in sorted(kinds.items()):
+    for kind, count in kinds:
         dense, experts = _split(anatomy.kinds[kind].weights)
         blocks.append(Block(count, shards_of(dense, dims, rank), shards_of(experts, dims, rank)))
     return StageUnits(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from archon_core.contracts.spec import Spec
@@ -332,9 +333,24 @@ class StagePlan:
     def __len__(self) -> int:
         return len(self.stages)
 
+    def __hash__(self) -> int:
+        return self._hash
+
     def held_by(self, rank: int) -> tuple[int, ...]:
         """The indices of the stages on a pipeline rank, ascending."""
-        return tuple(number for number, holder in enumerate(self.rank_of) if holder == rank)
+        return self._held.get(rank, ())
+
+    @cached_property
+    def _hash(self) -> int:
+        # Plans of many stages are keys of caches.
+        return hash((self.stages, self.rank_of))
+
+    @cached_property
+    def _held(self) -> dict[int, tuple[int, ...]]:
+        held: dict[int, list[int]] = {}
+        for number, holder in enumerate(self.rank_of):
+            held.setdefault(holder, []).append(number)
+        return {rank: tuple(numbers) for rank, numbers in held.items()}
 
     @property
     def last_rank(self) -> int:

@@ -125,9 +125,9 @@ def alternatives(model_type: str, plugins: Sequence[PluginStatus]) -> str:
     unchanged, scaffold = unless_there("archon-models-hf"), unless_there("archon-scaffold")
     return (
         f"Alternatives: run transformers' own module{unchanged}, if it has a causal language model of that type, "
-        "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf (--model hf on the "
-        f"command line); write a package with archon new model NAME --from-hf CONFIG{scaffold}; or install a package "
-        f"that serves {model_type!r}"
+        "with an fsdp: backend in place of archon:, or with archon: and actor.archon.model=hf in a run (archon verify, "
+        "generate and convert take --model hf); write a package with archon new model NAME --from-hf "
+        f"CONFIG{scaffold}; or install a package that serves {model_type!r}"
     )
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 from archon_core.contracts.pipeline import Action, ActionKind, RankActions
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.schedules.whole_backward import join_halves
-from archon_pipeline.simulator import simulate
+from archon_pipeline.simulator import end_of
 from archon_pipeline.timeline import count_peak_activations
 
 _TYPICAL = StageCosts(forward=1.0, backward_input=1.25, backward_weight=1.0, backward=2.0)
@@ -75,9 +75,9 @@ def find_schedule(rank_of: Sequence[int], n_micro_batches: int, rules: Sequence[
     return min(
         found,
         key=lambda actions: (
-            simulate(actions, rank_of).end,
+            end_of(actions, rank_of),
             max(count_peak_activations(actions)),
-            simulate(actions, rank_of, typical).end,
+            end_of(actions, rank_of, typical),
         ),
     )
 
