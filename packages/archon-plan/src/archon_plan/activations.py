@@ -131,6 +131,8 @@ def _moments(
         is_half = action.kind is ActionKind.BACKWARD_INPUT and not ends
         running = stage.half if is_half else stage.running
         yield replace(now, place="block", head=now.head - stage.head_kept, running=running, messages=messages)
+    elif action.kind is ActionKind.BACKWARD_WEIGHT and ends:
+        yield replace(now, place="block", running=stage.second, messages=messages)
 
 
 def _now(stages: dict[int, StageUsage], alive: dict[int, int], deferred: dict[int, int]) -> ActivationMoment:
