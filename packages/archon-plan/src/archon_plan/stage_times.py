@@ -79,9 +79,9 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
     first_gather = 0.0 if each else gathers
     if not setting.trains:
         return StageTimes(forward, first_gather=first_gather)
-    again, repeated, inputs, weights, split = (
+    again, inputs, weights, split = (
         add_up(*(times(getattr(unit.time, name), unit.count) for unit in line))
-        for name in ("again", "again_for_weights", "inputs", "weights", "split")
+        for name in ("again", "inputs", "weights", "split")
     )
     late = _late(setting, line, units.device)
     reduction = sum(unit.count * unit.reduce for unit in line) if setting.dims.pp > 1 else 0.0
@@ -92,7 +92,7 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
         forward,
         add_up(again, inputs, weights, late),
         add_up(again, inputs, {WEIGHTS: late[WEIGHTS]}),
-        add_up(repeated, weights, split, {GRADIENTS: late[GRADIENTS]}),
+        add_up(again, weights, split, {GRADIENTS: late[GRADIENTS]}),
         first_gather,
         reduction,
     )
