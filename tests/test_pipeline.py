@@ -149,6 +149,11 @@ OPTIONS = {
     "default recomputation": {"gradient_checkpointing": True},
     "reduced each": {"pp_reduce_grad_per_microbatch": True},
     "freed": {"reshard_after_forward_policy": "always"},
+    "freed and recomputed": {
+        "reshard_after_forward_policy": "always",
+        "gradient_checkpointing": True,
+        "ac_mode": "full",
+    },
     "freed and reduced each": {"reshard_after_forward_policy": "always", "pp_reduce_grad_per_microbatch": True},
     "kept": {"reshard_after_forward_policy": "never", "n_mbs": 7},
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,14 +17,13 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec
-from archon_engine.compat import stage_backward_input, stage_backward_weight
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
+from archon_pipeline.stage_passes import StagePasses
 from archon_plan.flops import Work, layer_passes, stage_work
 from archon_plan.setting import Setting, Tokens
 from archon_plan.sizes import sizes_of
 from archon_plan.timing import model_flops
-from archon_plan.traffic import gradient_passes
 
 LENGTH = 24
 N_SEQUENCES = 2
@@ -181,24 +181,39 @@ def test_model_flops_are_six_per_weight_and_token_and_leave_out_what_is_recomput
         assert model_flops(setting) == pytest.approx(2 * 3 * per_micro_batch, rel=1e-12)
 
 
-def test_the_second_half_of_a_split_backward_pass_recomputes_a_checkpointed_block_once_per_weight():
-    """torch.distributed.pipelining goes through the graph once for every weight,
-    because each gradient has other inputs, and torch's checkpoints recompute in each of these passes."""
+def test_each_half_of_a_split_backward_pass_recomputes_a_checkpointed_block_once():
     engine, micro_batch = started(DENSE, "full")
     module = engine.module
-    x = torch.randn(LENGTH * N_SEQUENCES, DENSE["hidden_size"], requires_grad=True)
-    out, rotation = x, module.rotary(micro_batch.packed, x.dtype)
-    for layer in module.layers.values():
-        out = layer(out, rotation, micro_batch.packed)
-    weights = [weight for layer in module.layers.values() for weight in layer.parameters()]
+    blocks = [[*layer.parameters()] for layer in module.layers.values()]
+    groups: Any = SimpleNamespace(
+        whole_parameters=[weight for block in blocks for weight in block],
+        weights_in_turn=lambda: reversed(blocks),
+        widen=lambda: None,
+    )
+    passes = StagePasses(_Blocks(module), groups, is_first=False, is_last=False)
+    x, gradient = (torch.randn(LENGTH * N_SEQUENCES, DENSE["hidden_size"]) for _ in range(2))
+    passes.forward(0, x, micro_batch, None)  # type: ignore[arg-type]
     with ProductCounter() as inputs:
-        _, groups = stage_backward_input([out], [torch.ones_like(out)], [x], iter(weights))
+        passes.backward_input(0, gradient)
     with ProductCounter() as gradients:
-        stage_backward_weight(iter(weights), groups)
+        passes.backward_weight(0)
     anatomy = anatomy_of(DENSE)
     setting = Setting(anatomy, ParallelDims(), Tokens(LENGTH * N_SEQUENCES, 1, LENGTH), checkpointing="full")
-    passes = layer_passes(setting, sizes_of(anatomy).kinds[0], 1.0)
-    again = passes.recompute.dense * gradient_passes(anatomy.layers[0])
-    assert inputs.flops == 3 * (passes.backward_input.dense + passes.recompute.dense)
-    assert gradients.flops == 3 * (passes.backward_weight.dense + again)
+    planned = layer_passes(setting, sizes_of(anatomy).kinds[0], 1.0)
+    assert inputs.flops == 3 * (planned.backward_input.dense + planned.recompute.dense)
+    assert gradients.flops == 3 * (planned.backward_weight.dense + planned.recompute.dense)
     engine.close()
+
+
+class _Blocks(torch.nn.Module):
+    """The layers of a model, as a stage in the middle of a pipeline."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.layers, self.rotary = model.layers, model.rotary
+
+    def forward(self, x: torch.Tensor, packed: Any) -> torch.Tensor:
+        rotation = self.rotary(packed, x.dtype)
+        for layer in self.layers.values():
+            x = layer(x, rotation, packed)
+        return x

@@ -71,6 +71,8 @@ WIDE = (
     Case("p2t2", "qwen2", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
     Case("p2c2", n_mbs=4, options={"pp_schedule": "1F1B", **FULL}),
     Case("p2d2e2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **FULL}),
+    Case("d2p2", "qwen3_moe", n_mbs=4, options={"pp_schedule": "ZBV", **FULL, **ALWAYS}),
+    Case("d2p2", n_mbs=4, options={"pp_schedule": "IZB", **SELECTIVE, "selective_ac_option": "2", **ALWAYS}),
     # Forward passes alone.
     Case("d2", changes=TIED, options=ALWAYS, trains=False),
     Case("t2e2", "qwen3_moe", trains=False),

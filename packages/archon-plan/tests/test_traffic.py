@@ -12,7 +12,7 @@ from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAn
 from archon_core.models.parallel_plan import HeadCounts
 from archon_core.models.stage import Stage
 from archon_plan.expert_traffic import share_of_place
-from archon_plan.pipelined_weights import StageActions, count_gathers, count_reductions
+from archon_plan.pipelined_weights import Gathers, StageActions, count_gathers, count_reductions
 from archon_plan.publication import publication_bytes
 from archon_plan.results import Transfer
 from archon_plan.setting import Setting, Tokens
@@ -144,18 +144,16 @@ def actions(text: str) -> tuple[Action, ...]:
     return tuple(map(Action.parse, text.split()))
 
 
-def test_freed_weights_are_gathered_for_every_pass_and_for_prefetches_that_no_pass_uses():
+def test_freed_weights_are_gathered_once_for_every_pass():
     middle = StageActions(actions("1F0 1F1 1B0 1F2 1B1 1B2"), is_first=False, is_last=False)
-    assert count_gathers(middle, [False], early=False, last=False, reduces_each=False) == [6]
-    # Backward of the block prefetches the last unit of the micro-batch before; none uses that after the last one.
-    last = StageActions(actions("1F0 1B0 1F1 1B1 1F2 1B2"), is_first=False, is_last=True)
-    assert count_gathers(last, [False], early=False, last=True, reduces_each=False) == [6, 7]
-    assert count_gathers(last, [False], early=False, last=True, reduces_each=True) == [6, 6]
+    assert count_gathers(middle) == Gathers(unit=6, recomputed=6, experts=6)
 
 
-def test_experts_are_gathered_once_more_for_their_gradients_in_a_split_backward_pass():
-    split = StageActions(actions("1F0 1I0 1W0"), is_first=False, is_last=False)
-    assert count_gathers(split, [True], early=False, last=False, reduces_each=False) == [3, 2]
+def test_experts_and_recomputed_blocks_are_gathered_for_both_halves_of_a_split_backward_pass():
+    texts = actions("1F0 1I0 1W0 1F1 1B1")
+    assert count_gathers(StageActions(texts, is_first=False, is_last=False)) == Gathers(4, 5, 5)
+    for ends in ({"is_first": True, "is_last": False}, {"is_first": False, "is_last": True}):
+        assert count_gathers(StageActions(texts, **ends)) == Gathers(4, 4, 4), "the ends do not split"
 
 
 def test_the_last_stage_reduces_less_often_where_gradients_of_two_micro_batches_are_there():

@@ -183,16 +183,16 @@ def widen_gradients(root: FSDPModule) -> None:
                     parameter.to_accumulated_grad_if_needed()
 
 
-def whole_parameters(root: FSDPModule) -> list[torch.nn.Parameter]:
-    """The unsharded parameters, which replace the sharded ones while a module runs, and in which its graphs end.
+def whole_parameters(part: FSDPModule) -> list[torch.nn.Parameter]:
+    """The unsharded parameters of a module's own group, which replace the sharded ones while the module runs, and in
+    which its graphs end.
 
     Between passes the module may expose the sharded ones again. Empty before the first pass (2.11 to 2.13). Remove when
     FSDP2 exposes them.
     """
     return [
         sharded._unsharded_param
-        for part in root._get_fsdp_state()._state_ctx.all_states
-        for group in _parameter_groups(part)
+        for group in _parameter_groups(part._get_fsdp_state())
         for sharded in group.fsdp_params
         if hasattr(sharded, "_unsharded_param")
     ]

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import GraphExecGroup
 
 from archon_core.contracts.batch import MicroBatch
 from archon_core.contracts.model import CausalModule
@@ -122,10 +123,30 @@ class StagePasses:
         if live.out is not None:
             torch.autograd.backward(live.out, live.gradient)
         elif live.weights is not None:
-            stage_backward_weight(self._weights(), live.weights)
+            self._add_weight_gradients(live.weights)
             # FSDP2's hooks do not see this half: without widen(), gradients of several micro-batches would be summed in
             # the compute dtype instead of the reduction dtype.
             self._groups.widen()
+
+    def _add_weight_gradients(self, groups: list[dict[str, Any]]) -> None:
+        """Walk the graph once per group of weights, and recompute each checkpointed block once.
+
+        Args:
+            groups: of ``stage_backward_input``; emptied, because they keep the graph alive.
+        """
+        # A graph node is freed once everything behind it is, and what was recomputed for a node is freed with it. From
+        # the last unit to the first, at most one block's recomputed results exist at a time.
+        for weights in self._groups.weights_in_turn():
+            in_turn = {id(weight) for weight in weights}
+            own = [group for group in groups if any(id(node.variable) in in_turn for node in group["params"])]
+            groups[:] = [group for group in groups if not any(group is chosen for chosen in own)]
+            # Without a common GraphExecGroup a checkpoint recomputes its block in every walk. Walks in one may not read
+            # the same saved tensor, as walks from several nodes may: one of these nodes can lie behind another.
+            single = [group for group in own if len(group["intermediates"]) == 1]
+            with GraphExecGroup():
+                _walk(single)
+            _walk([group for group in own if "intermediates" in group])
+        assert not groups, "every weight belongs to a unit"
 
     def _weights(self) -> Iterator[nn.Parameter]:
         # The unsharded parameters, which the graph leads to; the module itself may show the sharded ones between
@@ -135,3 +156,8 @@ class StagePasses:
     def clear(self) -> None:
         """Drop the state of micro-batches whose backward pass will not come."""
         self._live.clear()
+
+
+def _walk(groups: list[dict[str, Any]]) -> None:
+    """Add the gradients of these groups' weights; removes their ``intermediates``."""
+    stage_backward_weight((node.variable for group in groups for node in group["params"]), groups)

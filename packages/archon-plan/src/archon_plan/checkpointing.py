@@ -27,6 +27,7 @@ class Usage(NamedTuple):
         dispatched: the part of ``kept`` that is rows for experts.
         peak: while it runs backward, recomputation included; includes ``kept`` and the gradient of its output.
         half: likewise in the first half of a split backward pass.
+        second: likewise in the second half, without the gradients that the first half left to it.
         deferred: gradients that the first half leaves to the second, which computes those of weights from them.
         forward: while it runs forward for the first time; includes its input.
         keeps_input: whether ``kept`` includes the block's input.
@@ -36,6 +37,7 @@ class Usage(NamedTuple):
     dispatched: float
     peak: float
     half: float
+    second: float
     deferred: float
     forward: float
     keeps_input: bool = True
@@ -49,6 +51,7 @@ def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
         dispatched=_dispatched(operations, saved),
         peak=backward_peak(operations, input_bytes),
         half=backward_peak(operations, input_bytes, is_half=True, frees=False),
+        second=sum(saved.values()) + _weights(operations),
         deferred=_deferred(operations),
         forward=forward_peak(operations, input_bytes, stay=saved, exist={}),
         keeps_input=INPUT in saved,
@@ -58,12 +61,14 @@ def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
 def fully_recomputed(operations: Operations, input_bytes: float) -> Usage:
     """Memory of a block of which only the input stays."""
     saved = saved_by_autograd(operations, input_bytes)
+    lasting = _lasting(operations)
     again = operations[-1].bytes + forward_peak(recomputed(operations), input_bytes, stay=saved, exist={})
     return Usage(
-        kept=input_bytes,
-        dispatched=0.0,
-        peak=max(again, backward_peak(operations, input_bytes, held=(INPUT,))),
-        half=max(again, backward_peak(operations, input_bytes, held=(INPUT,), is_half=True)),
+        kept=input_bytes + lasting,
+        dispatched=lasting,
+        peak=lasting + max(again, backward_peak(operations, input_bytes, held=(INPUT,))),
+        half=lasting + max(again, backward_peak(operations, input_bytes, held=(INPUT,), is_half=True)),
+        second=lasting + again - operations[-1].bytes + _weights(operations),
         deferred=_deferred(operations),
         forward=forward_peak(operations, input_bytes, stay={}, exist={}),
     )
@@ -76,16 +81,17 @@ def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
     again stay to the end.
     """
     cached = {o.name: o.extra_kept + (o.bytes if o.kept else 0.0) for o in operations if o.kept or o.extra_kept}
-    ran = recomputed(operations)
-    rest = sum(cached.pop(operation.name, 0.0) for operation in operations[len(ran) :])
+    ran, lasting = recomputed(operations), _lasting(operations)
+    rest = lasting + sum(cached.pop(operation.name, 0.0) for operation in operations[len(ran) :])
     again = forward_peak(ran, input_bytes, stay=saved_by_autograd(operations, input_bytes), exist=cached)
     back = backward_peak(operations, input_bytes, held=(INPUT,))
     peak = rest + max(operations[-1].bytes + again, back)
     return Usage(
         kept=input_bytes + sum(cached.values()) + rest,
-        dispatched=_dispatched(operations, cached),
+        dispatched=lasting + _dispatched(operations, cached),
         peak=peak,
         half=peak,
+        second=peak,
         deferred=_deferred(operations),
         forward=rest + forward_peak(operations, input_bytes, stay=cached, exist={}),
     )
@@ -111,6 +117,14 @@ def within_budget(operations: Operations, input_bytes: float, budget: float) -> 
 
 def _dispatched(operations: Operations, kept: Mapping[str, float]) -> float:
     return sum(kept.get(operation.name, 0.0) for operation in operations if operation.is_dispatch)
+
+
+def _weights(operations: Operations) -> float:
+    return sum(operation.weights for operation in operations)
+
+
+def _lasting(operations: Operations) -> float:
+    return sum(operation.lasting for operation in operations)
 
 
 def _deferred(operations: Operations) -> float:

@@ -27,20 +27,17 @@ def expert_operations(s: BlockSizes, e: ExpertSizes, source: str, result: str) -
     S = n * distinct_places(e.n_experts, K, e.ep) * e.etp
     N, M = S * e.imbalance, n * K * e.etp * e.imbalance
     # Saved: rank and token of every row, which share a tensor, and which of its experts are at the receiver.
-    yield _exchange("rows.sent", S * H * b, (source,), extra=S * (2 * INT64 + K))
+    # The first two last: the sum of returned rows refers to them without saving them.
+    ranks_and_tokens = S * 2 * INT64
+    yield _exchange("rows.sent", S * H * b, (source,), extra=ranks_and_tokens + S * K, lasting=ranks_and_tokens)
     yield _exchange("rows", N * H * b, ("rows.sent",), kept=True)
     yield _exchange("rows.weights.sent", S * K * FP32, ("weights",), beside=S * K * (FP32 + INT64))
     yield _exchange("rows.weights", N * K * FP32, ("rows.weights.sent",), kept=True)
     yield _products("rows.outputs", ("rows", "rows.weights"), N, M, F, weights, s, e)
     yield _exchange("rows.returned", S * H * b, ("rows.outputs",), kept=True)
-    added, summed = "rows.returned", result
-    if b < FP32:
-        added, summed = "rows.fp32", "sums"
-        yield _exchange(added, S * H * FP32, ("rows.returned",))
-    # index_add saves what it adds, although its derivative needs only the shape (torch 2.11 to 2.13).
-    yield Operation(summed, n * H * FP32, (added,), (added,), beside=n * H * FP32, eager=True)
-    if b < FP32:
-        yield Operation(result, n * H * b, (summed,), eager=True)
+    # Rows and their sums in fp32 exist beside the result if that is narrower.
+    widened = (S + n) * H * FP32 if b < FP32 else 0.0
+    yield Operation(result, n * H * b, ("rows.returned",), beside=widened, eager=True)
 
 
 _exchange = partial(Operation, is_dispatch=True, eager=True)

@@ -51,7 +51,9 @@ def add_experts(ledger: Ledger, setting: Setting, experts: ExpertsAnatomy, passe
     ledger.add_sent(ranks, "all_to_all", "tokens to experts", state * (forward + backward), forward + backward)
     ledger.add_sent(ranks, "all_to_all", "tokens to experts", rows * experts.top_k * INDEX_BYTES * forward, forward)
     ledger.add_sent(ranks, "all_to_all", "tokens to experts", weights * (forward + backward), forward + backward)
-    ledger.add_sent(ranks, "all_to_all", "results of experts", state * (forward + backward), forward + backward)
+    # Recomputation ends with the experts' products, unless a shared expert, which saves tensors too, comes after them.
+    returned = passes.forward + backward + (passes.again if experts.shared_intermediate_size else 0)
+    ledger.add_sent(ranks, "all_to_all", "results of experts", state * returned, returned)
     if setting.trains:
         _add_balancing(ledger, setting, experts, sizes, forward)
 

@@ -59,20 +59,19 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     positions = ceil(rows * scored)
     # Hidden states of all tensor ranks, which are the norm's result without tensor ranks; the log-normaliser.
     kept = saved + positions * (H * b + FP32)
-    chunk, several = _chunk(positions, vocabulary, on_cpu=sizes.on_cpu)
+    chunk = _chunk(positions, vocabulary, on_cpu=sizes.on_cpu)
     fp32, product = chunk * vocabulary * FP32, chunk * vocabulary * b if b < FP32 else 0.0
     matrix = vocabulary * H
-    # While the next chunk's product is made and widened, the last chunk's values are still referenced. Later the
-    # product for the hidden states' gradient, that for the weight's, and at the end its cast exist beside one chunk.
-    chunks = (2 if several else 1) * (fp32 + product)
-    casts = fp32 + product + max(chunk * H * b, matrix * b if b < FP32 else 0.0)
+    # A chunk's product is made and widened, and its gradients are narrowed again. Then the product for the hidden
+    # states' gradient and that for the weight's, and at the end its cast, exist beside the narrow gradients.
+    products = (product or fp32) + max(chunk * H * b, matrix * b if b < FP32 else 0.0)
     gradients = positions * (H * b + POSITION_BYTES) + matrix * FP32
-    forward = kept + max((2 if several else 1) * fp32 + product, 2 * fp32)
-    return HeadUsage(kept, max(kept + max(chunks, casts) + gradients, in_norm + matrix * b), forward)
+    forward = kept + max(fp32 + product, 2 * fp32)
+    peak = kept + max(fp32 + product, products) + gradients
+    return HeadUsage(kept, max(peak, in_norm + matrix * b), forward)
 
 
-def _chunk(positions: int, vocabulary: int, *, on_cpu: bool) -> tuple[int, bool]:
-    """C, and whether there is more than one chunk."""
+def _chunk(positions: int, vocabulary: int, *, on_cpu: bool) -> int:
+    """C."""
     rows = max(1, (CHUNK_BYTES if on_cpu else GPU_CHUNK_BYTES) // (vocabulary * FP32))
-    n_chunks = max(1, ceil(positions / rows))
-    return ceil(positions / n_chunks), n_chunks > 1
+    return ceil(positions / max(1, ceil(positions / rows)))

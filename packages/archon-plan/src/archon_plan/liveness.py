@@ -26,6 +26,8 @@ class Operation(NamedTuple):
             (``archon_engine.parallel.activation_checkpointing.is_kept``).
         extra: further results that autograd saves.
         extra_kept: the part of ``extra`` that selective checkpointing keeps.
+        lasting: memory that stays from forward to backward in every mode of checkpointing; the part of ``extra`` that a
+            recomputed pass makes again.
         beside: temporary memory while it runs, besides its result.
         behind: temporary memory while its backward pass runs, besides gradients of results.
         weights: of the gradients of its weights, which stay until the block's backward pass ends.
@@ -44,6 +46,7 @@ class Operation(NamedTuple):
     kept: bool = False
     extra: float = 0.0
     extra_kept: float = 0.0
+    lasting: float = 0.0
     beside: float = 0.0
     behind: float = 0.0
     weights: float = 0.0

@@ -1,13 +1,11 @@
 """How often a pipeline stage gathers weights and reduces gradients, by following its actions.
 
-In a pipeline, forward passes of later micro-batches run before backward passes of earlier ones. Where weights are
-freed after each pass (``reshard_after_forward_policy: always``), FSDP2's prefetching then depends on the order: in
-backward a group gathers the one before it in the record of forward passes, which may be of another micro-batch.
+Where weights are freed after each pass (``reshard_after_forward_policy: always``), a pass gathers each group once:
+the backward pass of a unit prefetches the unit before it (``archon_engine.parallel.fsdp``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from archon_core.contracts.pipeline import Action, ActionKind
@@ -61,98 +59,32 @@ def count_reductions(stage: StageActions) -> int:
     return number
 
 
-def count_gathers(
-    stage: StageActions, blocks: Sequence[bool], *, early: bool, last: bool, reduces_each: bool
-) -> list[int]:
-    """How often each group is gathered if every pass frees weights: for the groups in the order of ``group_order``.
+@dataclass(frozen=True)
+class Gathers:
+    """How often each group of a stage is gathered in a step.
 
-    Args:
-        stage: the actions.
-        blocks: for each block, whether it has experts, which are a group inside it.
-        early: whether there is a unit before the blocks.
-        last: whether there are units after them.
-        reduces_each: whether gradients are reduced after every backward pass, which ends the record of forward passes.
+    Attributes:
+        unit: a unit around the blocks, or a block that is not recomputed.
+        recomputed: a block that is recomputed.
+        experts: experts of a block.
     """
-    order = group_order(blocks, early=early, last=last)
-    backward = [
-        event for number, has_experts in reversed([*enumerate(blocks)]) for event in _events(number, has_experts)
-    ]
-    backward = [*(_unit("last") if last else ()), *backward, *(_unit("early") if early else ())]
-    # Torch goes through the experts' operation once more for the gradients of their weights, and FSDP2 takes that for
-    # another backward pass of the experts. Other weights' gradients depend on activations alone.
-    again = [event for number, has in enumerate(blocks) for group in _experts(number, has) for event in _unit(group)]
-    record = _Record(order)
-    for action in stage.actions:
-        if action.kind is ActionKind.FORWARD:
-            record.forward()
-        elif stage.runs_backward(action):
-            record.backward(backward)
-        elif stage.gives_gradients(action):
-            record.backward(again)
-        if reduces_each and _ends(action):
-            record.end()
-    return [record.gathers[group] for group in order]
+
+    unit: int
+    recomputed: int
+    experts: int
 
 
-def group_order(blocks: Sequence[bool], *, early: bool, last: bool) -> list[str]:
-    """The groups of a stage in the order in which forward passes end: ``early``, ``experts0``, ``block0``, ``last``."""
-    inner = [name for number, has in enumerate(blocks) for name in (*_experts(number, has), f"block{number}")]
-    return [*(["early"] if early else []), *inner, *(["last"] if last else [])]
+def count_gathers(stage: StageActions) -> Gathers:
+    """Count the gathers of a stage whose passes free weights.
+
+    The second half of a split backward pass needs weights of its own: to recompute a block, and for the experts'
+    operation, which computes the gradient behind their last matrix in both halves.
+    """
+    forward = sum(action.kind is ActionKind.FORWARD for action in stage.actions)
+    backward = sum(map(stage.runs_backward, stage.actions))
+    second = sum(stage.gives_gradients(action) and not stage.runs_backward(action) for action in stage.actions)
+    return Gathers(forward + backward, forward + backward + second, forward + backward + second)
 
 
 def _ends(action: Action) -> bool:
     return action.kind in (ActionKind.BACKWARD, ActionKind.BACKWARD_WEIGHT)
-
-
-def _experts(number: int, has_experts: bool) -> list[str]:
-    return [f"experts{number}"] if has_experts else []
-
-
-Event = tuple[str, bool]
-"""A group, and whether its backward pass begins; otherwise it ends and the group is freed."""
-
-
-def _unit(group: str) -> list[Event]:
-    return [(group, True), (group, False)]
-
-
-def _events(number: int, has_experts: bool) -> list[Event]:
-    inner = [event for group in _experts(number, has_experts) for event in _unit(group)]
-    return [(f"block{number}", True), *inner, (f"block{number}", False)]
-
-
-class _Record:
-    """FSDP2's record of forward passes (``post_forward_order``), and which groups are gathered."""
-
-    def __init__(self, order: Sequence[str]) -> None:
-        self._order = order
-        self.gathers = dict.fromkeys(order, 0)
-        self.end()
-
-    def forward(self) -> None:
-        for group in self._order:
-            self._gather(group)
-            self._whole.discard(group)
-            self._places[group].append(len(self._passes))
-            self._passes.append(group)
-
-    def backward(self, events: Iterable[Event]) -> None:
-        for group, begins in events:
-            if not begins:
-                self._whole.discard(group)
-                continue
-            self._gather(group)
-            if self._places[group]:
-                place = self._places[group].pop()
-                if place > 0:
-                    self._gather(self._passes[place - 1])
-
-    def end(self) -> None:
-        self._whole: set[str] = set()
-        self._passes: list[str] = []
-        self._places: dict[str, list[int]] = {group: [] for group in self._order}
-
-    def _gather(self, group: str) -> None:
-        if group not in self._whole:
-            self._whole.add(group)
-            self.gathers[group] += 1

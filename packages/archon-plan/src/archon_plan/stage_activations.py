@@ -38,6 +38,7 @@ class StageUsage:
         message: hidden states that go to another stage.
         is_first: whether it starts from token ids.
         is_last: whether losses are computed on it.
+        second: the most that a block adds in the second half of a split backward pass.
     """
 
     kept: float
@@ -50,6 +51,7 @@ class StageUsage:
     message: float
     is_first: bool
     is_last: bool
+    second: float = 0.0
 
     @property
     def head_kept(self) -> float:
@@ -92,6 +94,7 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
         message=message,
         is_first=stage.has_embed,
         is_last=stage.has_head,
+        second=max((block.second - block.kept for block in blocks), default=0.0),
     )
 
 

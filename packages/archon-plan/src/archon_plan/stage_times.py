@@ -86,8 +86,7 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
     first_gather = 0.0 if each else gathers + unpacked
     if not setting.trains:
         return StageTimes(forward, first_gather=first_gather)
-    again, repeated = _all_of(line, "again"), _all_of(line, "again_for_weights")
-    inputs, weights, split = (_all_of(line, name) for name in ("inputs", "weights", "split"))
+    again, inputs, weights, split = (_all_of(line, name) for name in ("again", "inputs", "weights", "split"))
     late = _late(setting, line, units.device)
     staged = setting.dims.pp > 1
     reduction = sum(unit.count * (unit.reduce + unit.copies.reduce) for unit in line) if staged else 0.0
@@ -98,7 +97,7 @@ def stage_times(setting: Setting, stage: Stage, groups: StageUnits, units: UnitT
         forward,
         add_up(again, inputs, weights, late.weights, late.gradients),
         add_up(again, inputs, late.weights),
-        add_up(repeated, weights, split, late.gradients),
+        add_up(again, weights, split, late.gradients),
         first_gather,
         reduction,
     )

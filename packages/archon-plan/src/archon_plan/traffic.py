@@ -14,7 +14,7 @@ from functools import lru_cache
 from itertools import pairwise
 
 from archon_core.contracts.pipeline import ActionKind
-from archon_core.models.anatomy import LayerAnatomy, WeightShape
+from archon_core.models.anatomy import WeightShape
 from archon_plan.expert_traffic import add_experts, add_reports
 from archon_plan.ledger import Group, Ledger
 from archon_plan.muon_traffic import add_muon
@@ -54,7 +54,7 @@ def _of_pipeline_rank(setting: Setting, pipeline_rank: int, halves: Mapping[int,
             add_embedding(ledger, setting, Passes(n, backward))
         for (kind, is_repeated), count in setting.layers_of(stage).items():
             layer = setting.anatomy.kinds[kind]
-            again = backward + halves[number] * gradient_passes(layer) if is_repeated else 0
+            again = backward + halves[number] if is_repeated else 0
             passes = Passes(count * n, count * backward, count * again)
             add_layer(ledger, setting, layer, passes)
             if layer.experts is not None:
@@ -85,19 +85,9 @@ def _add_once(ledger: Ledger, setting: Setting, pipeline_rank: int) -> None:
         add_reports(ledger, setting, [experts for experts in layers if experts is not None])
 
 
-def gradient_passes(layer: LayerAnatomy) -> int:
-    """Passes over the graph of a layer for the gradients of its weights, in the second half of a split backward pass.
-
-    Torch goes through the graph once for every operation with weights (``torch.distributed.pipelining``), and a
-    checkpoint recomputes the layer in each of these passes. One operation computes all experts; a bias belongs to the
-    operation of its weight.
-    """
-    operations = (weight.role != "expert" and not weight.name.endswith(".bias") for weight in layer.weights)
-    return sum(operations) + (layer.experts is not None)
-
-
 def _halves(setting: Setting) -> Counter[int]:
-    """Stage -> number of split backward passes, if that matters: only layers that are recomputed repeat collectives.
+    """Stage -> number of split backward passes, if that matters: both halves recompute a layer, and repeat its
+    collectives.
 
     The ends of a pipeline do all work of a backward pass in one of its halves (``archon_pipeline.stage_passes``).
     """

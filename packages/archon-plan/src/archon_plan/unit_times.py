@@ -21,7 +21,6 @@ from archon_plan.setting import Setting
 from archon_plan.shards import NOTHING, Shards
 from archon_plan.sizes import sizes_of
 from archon_plan.token_traffic import Passes, add_embedding, add_head, add_layer
-from archon_plan.traffic import gradient_passes
 from archon_plan.weight_copies import Copies, copies
 
 DENSE = "dense products"
@@ -56,9 +55,7 @@ class UnitTime:
 
     Attributes:
         forward: of the forward pass.
-        again: of what backward repeats of it.
-        again_for_weights: of what gradients of the weights repeat if they are a pass by themselves: torch goes through
-            the graph of a block once per weight, and a checkpoint recomputes the block in each of these passes.
+        again: of what backward repeats of it; both halves of a split backward pass do.
         inputs: of gradients of the inputs.
         weights: of gradients of the weights.
         split: of what gradients of the weights compute again if they are a pass by themselves.
@@ -68,7 +65,6 @@ class UnitTime:
 
     forward: Spent = field(default_factory=dict)
     again: Spent = field(default_factory=dict)
-    again_for_weights: Spent = field(default_factory=dict)
     inputs: Spent = field(default_factory=dict)
     weights: Spent = field(default_factory=dict)
     split: Spent = field(default_factory=dict)
@@ -163,11 +159,9 @@ class UnitTimes:
         each = Passes(1, 0), Passes(0, 1), Passes(0, 0, 1)
         wait, wait_backward, wait_again = (self._wait(setting, kind, passes) for passes in each)
         recompute = {RECOMPUTE: sum(again.values())}
-        repeated = add_up(recompute, times(wait_again, recomputed))
         return UnitTime(
             forward=add_up(forward, wait),
-            again=repeated,
-            again_for_weights=times(repeated, gradient_passes(setting.anatomy.kinds[kind])) if kind not in ENDS else {},
+            again=add_up(recompute, times(wait_again, recomputed)),
             inputs=add_up(inputs, wait_backward) if setting.trains else {},
             weights=weights if setting.trains else {},
             split=split,

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from archon_plan.ledger import Group, Ledger
-from archon_plan.pipelined_weights import StageActions, count_gathers, count_reductions, group_order
+from archon_plan.pipelined_weights import StageActions, count_gathers, count_reductions
 from archon_plan.results import Axis
 from archon_plan.setting import Setting
 from archon_plan.shards import Shards
@@ -76,18 +76,11 @@ def _gathers(setting: Setting, frees: bool) -> int:
 
 def _pipelined(setting: Setting, stage: int, units: StageUnits) -> Iterator[tuple[Shards, Axis, int, int]]:
     """The groups of a stage of a pipeline in which every pass frees weights."""
-    anatomy, layers = setting.anatomy, setting.stage_plan.stages[stage].layers
-    kinds = [anatomy.kind_of[layer] for layer in layers]
-    has_experts = [anatomy.kinds[kind].experts is not None for kind in kinds]
-    early, last = bool(units.early.tensors), bool(units.last.tensors)
-    counts = count_gathers(
-        StageActions.of(setting, stage), has_experts, early=early, last=last, reduces_each=setting.reduces_each
-    )
-    by_kind = dict(zip(sorted(set(kinds)), units.blocks, strict=True))
-    for name, count in zip(group_order(has_experts, early=early, last=last), counts, strict=True):
-        if name in ("early", "last"):
-            yield getattr(units, name), "fsdp", 1, count
-        elif name.startswith("block"):
-            yield by_kind[kinds[int(name.removeprefix("block"))]].dense, "fsdp", 1, count
-        else:
-            yield by_kind[kinds[int(name.removeprefix("experts"))]].experts, "edp", 1, count
+    gathers = count_gathers(StageActions.of(setting, stage))
+    yield units.early, "fsdp", 1, gathers.unit
+    layers = setting.layers_of(setting.stage_plan.stages[stage])
+    for kind, block in zip(sorted({kind for kind, _ in layers}), units.blocks, strict=True):
+        again = layers[kind, True]
+        yield block.dense, "fsdp", block.count, again * gathers.recomputed + (block.count - again) * gathers.unit
+        yield block.experts, "edp", block.count, block.count * gathers.experts
+    yield units.last, "fsdp", 1, gathers.unit

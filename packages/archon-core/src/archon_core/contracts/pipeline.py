@@ -172,6 +172,10 @@ class ShardedStage(Protocol):
     def whole_parameters(self) -> list[nn.Parameter]:
         """The unsharded parameters that autograd graphs end in. Empty before the first forward pass."""
 
+    def weights_in_turn(self) -> Iterator[list[nn.Parameter]]:
+        """The unsharded parameters of one unit after the other, from the last unit to the first, for the second half of
+        a split backward pass. Frees the weights of a unit before the next one if forward passes free them too."""
+
     def accumulate(self) -> None:
         """From now on backward passes add to unsharded gradients and reduce nothing."""
 

@@ -299,4 +299,5 @@ def _shard_parameters(module: nn.Module, plan: Blueprint, effective: EffectiveCo
         reshard_last=effective.reshard_last,
         offload=effective.offload_params,
         expert_mesh=None if meshes.experts is None else meshes.experts.fsdp,
+        is_pipelined=plan.stages is not None,
     )

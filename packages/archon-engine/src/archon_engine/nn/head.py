@@ -146,7 +146,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
         for chunk in _token_chunks(tokens, vocabulary, dtype, hidden_TH.device.type):
-            logits_CV, _ = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)
+            logits_CV = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)[0]
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
             # Row 0 stands in for targets that are -1 or lie on another rank; both are masked after the loop.
@@ -155,6 +155,9 @@ class _LinearLogSoftmax(torch.autograd.Function):
                 # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
                 logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
                 entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
+                del logprobs_CV
+            # Names outlive a round of the loop, and would keep this chunk while the next one is computed.
+            del logits_CV
         if parallel is not None:
             # Zero where another rank has the target: the sum over ranks is then its logit.
             log_normaliser_T, target_logits_T, entropy_T = _combine(
@@ -200,6 +203,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
             if capped_CV is not None:
                 # tanh' = 1 - tanh^2
                 grad_logits_CV.mul_(capped_CV.square_().neg_().add_(1))
+            del logprobs_CV, capped_CV  # the first is another name of the gradients, which the cast can free then
             grad_logits_CV = grad_logits_CV.to(hidden_TH.dtype)
             if grad_hidden_TH is not None:
                 grad_hidden_TH[chunk] = grad_logits_CV @ weight_VH
@@ -210,6 +214,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
                     grad_weight_VH.addmm_(grad_logits_CV.T, hidden_TH[chunk])
                 else:
                     grad_weight_VH += grad_logits_CV.T @ hidden_TH[chunk]
+            del grad_logits_CV  # as in forward
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
         return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None

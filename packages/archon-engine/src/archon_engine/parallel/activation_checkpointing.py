@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from archon_core.models.parallel_plan import ParallelPlan
@@ -101,4 +102,13 @@ def _policy(context: Any, operation: Any, *args: Any, **kwargs: Any) -> Checkpoi
 def _checkpoint(block: nn.Module, contexts: Callable[[], tuple[Any, Any]] | None) -> None:
     given = {} if contexts is None else {"context_fn": contexts}
     # In every mode, recomputation draws the same random numbers: dropout must drop the same elements.
-    block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=True, **given)
+    forward = partial(_with_whole_weights, block, block.forward)
+    block.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=True, **given)
+
+
+def _with_whole_weights(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    # The second half of a split backward pass starts inside the block, behind the hooks by which FSDP2 gathers freed
+    # weights for backward. Everywhere else the weights are whole already, and this does nothing.
+    if isinstance(block, FSDPModule):
+        block.unshard()
+    return forward(*args, **kwargs)

@@ -64,7 +64,21 @@ class FsdpGroups:
     @property
     def whole_parameters(self) -> list[nn.Parameter]:
         """The unsharded parameters, in which autograd graphs end. They exist from the first forward pass on."""
-        return [parameter for root in self.roots for parameter in whole_parameters(root)]
+        # Modules that share a group, such as the last norm and the head, name the same parameters.
+        found = (parameter for part in self._parts for parameter in whole_parameters(part))
+        return [*dict.fromkeys(found)]
+
+    def weights_in_turn(self) -> Iterator[list[nn.Parameter]]:
+        """The unsharded parameters of one unit after the other, from the last unit to the first.
+
+        When the caller asks for the next unit, the weights of this one are freed if forward passes free them too:
+        recomputation may have gathered them in the meantime.
+        """
+        for unit in (unit for root in self.roots for unit in reversed(_units(root))):
+            yield [parameter for part in unit for parameter in whole_parameters(part)]
+            for part in unit:
+                if part in self.resharding:
+                    part.reshard()
 
     @property
     def _parts(self) -> Iterator[FSDPModule]:
@@ -139,6 +153,7 @@ def apply_fsdp(
     reshard_last: bool = False,
     offload: bool = False,
     expert_mesh: DeviceMesh | None = None,
+    is_pipelined: bool = False,
 ) -> FsdpGroups:
     """Shard the parameters of ``module`` over ``mesh``, in place.
 
@@ -152,6 +167,7 @@ def apply_fsdp(
         reshard_last: also free those of the last units and of shared parameters, with which backward begins.
         offload: keep parameters and gradients in host memory; the module must be materialised there.
         expert_mesh: the ranks that share the same experts; other ranks of ``mesh`` hold other experts.
+        is_pipelined: whether forward passes of later micro-batches come before backward passes of earlier ones.
     """
     # Inputs keep their dtype: the model chooses that of rotary angles, for instance.
     policy = MixedPrecisionPolicy(param_dtype=compute_dtype, reduce_dtype=reduce_dtype, cast_forward_inputs=False)
@@ -186,6 +202,8 @@ def apply_fsdp(
             # With any other factor gloo cannot reduce, and a group of one rank would divide twice.
             part.set_gradient_divide_factor(1.0)
             part.set_force_sum_reduction_for_comms(True)
+    if is_pipelined:
+        _prefetch_in_order(module, early, last, experts)
     resharding = [*([*experts, *early] if reshard_after_forward else []), *([*last, module] if reshard_last else [])]
     return FsdpGroups((module,), tuple(resharding))
 
@@ -200,6 +218,34 @@ def even_dim(parameter: nn.Parameter, size: int) -> int | None:
     """The first dim of this rank's part of a parameter that ``size`` divides; ``None`` if there is none."""
     local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
     return next((dim for dim, extent in enumerate(local.shape) if extent % size == 0), None)
+
+
+def _prefetch_in_order(
+    root: FSDPModule, early: list[FSDPModule], last: list[FSDPModule], experts: list[FSDPModule]
+) -> None:
+    """Have the backward pass of each unit gather its experts and the unit before it.
+
+    By default FSDP2 gathers what comes before in its record of forward passes. In a pipeline this may be a unit of
+    another micro-batch, whose weights nobody needs then.
+    """
+    # A list cannot be empty, which means the default; a module that names itself gathers nothing, as it is whole then.
+    for part in (root, *experts):
+        part.set_modules_to_backward_prefetch([part])
+    before: list[FSDPModule] = []
+    for unit in (*early, *last[:1]):  # the last units are one group, for which one of them speaks
+        inside = [part for part in experts if any(part is inner for inner in unit.modules())]
+        unit.set_modules_to_backward_prefetch([*inside, *before] or [unit])
+        before = [unit]
+
+
+def _units(root: FSDPModule) -> list[list[FSDPModule]]:
+    """The root, then each FSDP2 module that lies in no other one but the root, with those inside it (experts)."""
+    units: dict[str, list[FSDPModule]] = {}
+    for name, part in root.named_modules():
+        if isinstance(part, FSDPModule):
+            outer = next((outer for outer in units if outer and name.startswith(f"{outer}.")), name)
+            units.setdefault(outer, []).append(part)
+    return list(units.values())
 
 
 def _shard_evenly(parameter: nn.Parameter, *, size: int) -> Shard:

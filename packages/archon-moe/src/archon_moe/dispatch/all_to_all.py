@@ -11,8 +11,11 @@ token, H hidden size, P places along ``ep`` (R = P * etp).
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from archon_core.contracts.moe import ExpertParallel
 from archon_engine import compat
@@ -69,7 +72,26 @@ class AllToAllDispatch:
 
     def combine(self, y: Tensor, plan: DispatchPlan) -> Tensor:
         rows_SH = compat.all_to_all_with_grad(y, self._place.group, plan.received, plan.sent)
+        return _SumOfRows.apply(rows_SH, plan)
+
+
+class _SumOfRows(torch.autograd.Function):
+    """The sum [T, H] of each token's rows [S, H].
+
+    The derivative of torch's ``index_add`` saves the rows, of which it needs only the shape (2.11 to 2.13). This one
+    saves no tensor: the plan's indices are the same in a recomputed pass, and a checkpoint, which recomputes up to the
+    last saved tensor, then repeats neither the sum nor the exchange before it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows_SH: Tensor, plan: DispatchPlan) -> Tensor:
+        ctx.plan = plan
         # In at least fp32: in bfloat16 every rank that contributes to a token would add a rounding.
-        kind = torch.promote_types(y.dtype, torch.float32)
-        sums = torch.zeros(plan.n_tokens, y.shape[1], dtype=kind, device=y.device)
-        return sums.index_add(0, plan.token_of_row, rows_SH.to(kind)).to(y.dtype)
+        kind = torch.promote_types(rows_SH.dtype, torch.float32)
+        sums_TH = rows_SH.new_zeros(plan.n_tokens, rows_SH.shape[1], dtype=kind)
+        return sums_TH.index_add_(0, plan.token_of_row, rows_SH.to(kind)).to(rows_SH.dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_TH: Tensor) -> tuple[Tensor, None]:
+        return grad_TH.index_select(0, ctx.plan.token_of_row), None

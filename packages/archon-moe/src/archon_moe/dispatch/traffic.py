@@ -56,7 +56,8 @@ def bytes_between(rows: Matrix, sizes: RowSizes, *, backward: bool = True) -> Ma
 
     Forward: two counts and, per row, hidden states, expert indices and weights go out; one row of outputs comes back.
     Backward: the gradient of the outputs goes out; those of hidden states and weights come back. Selective
-    checkpointing sends nothing again; full recomputation of a block counts its forward pass twice.
+    checkpointing sends nothing again. Full recomputation sends out what the forward pass did, but outputs come back
+    again only in blocks with a shared expert.
 
     Args:
         rows: from ``rows_between``.
