@@ -116,7 +116,7 @@ def _moments(state: RankState, stages: dict[int, StageUsage], *, sends: bool) ->
             yield replace(now, place="head", head=now.head + stage.head.peak - stage.head.kept, messages=messages)
         running = stage.half if state.is_half else stage.running
         yield replace(now, place="block", head=now.head - stage.head_kept, running=running, messages=messages)
-    elif action.kind is ActionKind.BACKWARD_WEIGHT and ends:
+    elif state.kind is ActionKind.BACKWARD_WEIGHT and not stage.is_last:
         yield replace(now, place="block", running=stage.second, messages=messages)
 
 
