@@ -33,6 +33,7 @@ NOT_MODULES = {
     "torch",
     "trainer",
     "running.assembled.plan.hf_config",
+    "self.builder",
 }
 """What else attributes are looked up on by name: configurations, tokenizers, torch's own objects."""
 

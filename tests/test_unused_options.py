@@ -70,6 +70,7 @@ def of(section: str, *names: str) -> tuple[str, ...]:
 COMMON = (
     *("experiment_name", "trial_name", "seed", "cluster.*", "stats_logger.*.mode", "stats_logger.tensorboard.path"),
     *("stats_logger.prometheus.port", "profiler.trace_steps", "profiler.memory_steps"),
+    "*.use_lora",
     *("actor.scheduling_spec", "*.scheduling_strategy"),  # what they hold is checked in archon-train
     *of("actor", *TRAINED_OPTIONS, "optimizer.decay_steps_proportion", "optimizer.min_lr_ratio"),
     *of("data", "path", "validation_path", "validation_size", "prompt_key", "batch_size", "max_length", "overlong"),
@@ -138,6 +139,7 @@ OTHER: dict[str, Any] = {
     "reward": "arithmetic",
     "rollout.backend": "served:d1",
     "gae_lambda_kwargs": {"alpha": 1.0},
+    "peft_type": "dora",
 }
 """Options, or last names of options, for which ``other_value`` finds no suitable value."""
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from archon_core.config.rules import POSITIVE, one_of, option
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.preview import EnginePreview
 
 ALL_LINEAR = "all-linear"
 """PEFT's name for every projection of the decoder layers."""
@@ -34,15 +36,25 @@ class LoraOptions:
     lora_path: str | None = None
 
 
-def check_options(config: Any, *, role: str, explicit: Collection[str]) -> list[str]:
-    """Problems with the options of the section ``role``, one sentence each (``AdapterSpec.check``)."""
+def preview(config: Any, *, role: str, explicit: Collection[str]) -> EnginePreview:
+    """``preview`` of the ``AdapterSpec``: what is wrong with the options of ``role``, and which have no effect."""
+    if not config.use_lora:
+        defaults = LoraOptions()
+        unused = [
+            name
+            for name in vars(defaults)
+            if f"{role}.{name}" in explicit and getattr(config, name) != getattr(defaults, name)
+        ]
+        found = [(f"{role}.{name}", str(getattr(config, name))) for name in unused]
+        reason = f"{role}.use_lora is false"
+        return EnginePreview(decisions=tuple(Decision(*option, "no effect", reason) for option in found))
     problems = []
-    if config.use_lora and config.optimizer is None:
+    if config.optimizer is None:
         problems.append(
             f"{role}.use_lora: found true for a model that is not trained; set {role}.optimizer, or leave it out"
         )
-    if config.use_lora and config.is_critic:
+    if config.is_critic:
         problems.append(
             f"{role}.use_lora: found true for a critic, whose new value head must be trained whole; set it to false"
         )
-    return problems
+    return EnginePreview(tuple(problems))

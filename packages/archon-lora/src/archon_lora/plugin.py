@@ -16,7 +16,7 @@ def archon_adapters() -> list[AdapterSpec]:
             target="archon_lora.adapter:LoraAdapter",
             summary="low-rank products beside frozen projections, on any layout, in PEFT's format",
             option="use_lora",
-            check="archon_lora.options:check_options",
+            preview="archon_lora.options:preview",
             config=tuple(ConfigSection(role, "archon_lora.options:LoraOptions") for role in ROLES),
         )
     ]

@@ -14,6 +14,7 @@ from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline, EnginePreview
+from archon_core.contracts.spec import Spec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.plugins.clashes import explain_several_builders
@@ -91,7 +92,10 @@ class EngineChecks:
 
     def _preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
         """Add the problems and decisions that the engine's own preview finds."""
-        found: EnginePreview | None = self._findings.ask(engine, outline, f"{outline.role}.backend")
+        self._add(self._findings.ask(engine, outline, f"{outline.role}.backend"))
+
+    def _add(self, found: EnginePreview | None) -> None:
+        """Add problems and decisions."""
         if found is None:
             return
         for text in found.problems:
@@ -139,27 +143,27 @@ class EngineChecks:
         else:
             chosen = next((spec for spec in installed if asked in (None, spec.name)), None)
         if isinstance(chosen, MoESpec) and chosen.check:
-            self._ask(chosen, config, role=role, explicit=self._explicit, has_experts=has_experts)
+            problems = self._asked(chosen, "check", config, role=role, explicit=self._explicit, has_experts=has_experts)
+            for text in problems or ():
+                self._findings.wrong(text)
 
     def _check_adapters(self, role: str, config: EngineConfig) -> None:
-        """Check the options of adapters that are switched on."""
+        """Add the problems and decisions of adapters about their options."""
         try:
-            chosen = select_adapter(config, self._findings.registry, role=role)
+            select_adapter(config, self._findings.registry, role=role)
         except ConfigError as error:
             self._findings.wrong(str(error))
-            return
-        if isinstance(chosen, AdapterSpec) and chosen.check:
-            self._ask(chosen, config, role=role, explicit=self._explicit)
+        for spec in self._findings.registry.all(AdapterSpec):
+            if spec.preview and hasattr(config, spec.option):
+                self._add(self._asked(spec, "preview", config, role=role, explicit=self._explicit))
 
-    def _ask(self, spec: AdapterSpec | MoESpec, config: EngineConfig, **facts: Any) -> None:
-        """Add the problems that a plugin's own check finds."""
+    def _asked(self, spec: Spec, part: str, config: EngineConfig, **facts: Any) -> Any:
+        """The result of a plugin's own check; ``None`` if it cannot be imported, which is a finding."""
         try:
-            check = spec.load_part("check")
+            return spec.load_part(part)(config, **facts)
         except PluginError as error:
             self._findings.unable(str(error))
-            return
-        for text in check(config, **facts):
-            self._findings.wrong(text)
+            return None
 
     def _check_model(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec

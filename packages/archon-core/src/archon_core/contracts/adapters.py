@@ -27,15 +27,16 @@ class AdapterSpec(Spec):
 
     Attributes:
         option: the boolean option of a role's section that switches it on.
-        check: target of ``check(config, *, role, explicit) -> list[str]``: the problems with its options in the section
-            ``role``, one sentence each. It must not import torch: dry runs call it.
+        preview: target of ``preview(config, *, role, explicit) -> EnginePreview``: problems and decisions about its
+            options in the section ``role``, whether it is switched on or not. ``explicit`` are the options that the
+            user wrote. It must not import torch: dry runs call it.
     """
 
     kind: ClassVar[str] = "adapter"
     hook: ClassVar[str] = "archon_adapters"
 
     option: str = ""
-    check: str = ""
+    preview: str = ""
 
 
 CopyBox = Callable[[str, "Box", "Tensor | None"], None]
