@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ModelError, did_you_mean
+from archon_engine.nn.rotate import rotate
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
@@ -162,6 +163,9 @@ class Rotation:
 
     def apply(self, x: Tensor) -> Tensor:
         """Rotate ``x`` [T, heads, D]: element i of the first half together with element i of the second."""
+        if not torch.compiler.is_compiling():
+            return rotate(x, self.cos, self.sin)
+        # Compiled graphs fuse the plain formula.
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * self.cos - second * self.sin, second * self.cos + first * self.sin), dim=-1)
 
