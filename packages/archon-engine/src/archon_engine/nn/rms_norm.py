@@ -32,7 +32,9 @@ class _RMSNorm(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         x_NF = x.reshape(-1, x.shape[-1])
-        y_NF = torch.empty_like(x_NF)
+        # The result is no view: FSDP2 hooks outputs of the final norm, and warns about views.
+        y = x.new_empty(x.shape)
+        y_NF = y.view(x_NF.shape)
         root_N1 = x_NF.new_empty(x_NF.shape[0], 1, dtype=wide)
         factor_F = _factor(weight, offset, weight.dtype if rounds_first else wide)
         for tile in tiles_of(x_NF):
@@ -46,7 +48,7 @@ class _RMSNorm(torch.autograd.Function):
                 torch.mul(x_CF * root_C1, factor_F, out=y_CF)
         ctx.save_for_backward(x, weight, root_N1)
         ctx.offset = offset
-        return y_NF.view(x.shape)
+        return y
 
     @staticmethod
     @once_differentiable
