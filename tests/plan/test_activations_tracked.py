@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from archon_core.layout.dims import ParallelDims
-from archon_engine.nn import head
+from archon_engine.nn import head, tiles
 from archon_models_qwen.anatomy import anatomy
-from archon_plan import head_memory
+from archon_plan import block_operations, head_memory
 from archon_plan.activations import activation_parts
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
 from plan.sharded_ranks import fake_rank
@@ -65,6 +65,10 @@ EVERY_MODE: list[tuple[Checkpointing, int | None]] = [
 
 def test_chunks_of_logits_have_the_size_of_the_heads():
     assert (head_memory.CHUNK_BYTES, head_memory.GPU_CHUNK_BYTES) == (head.CHUNK_BYTES, head.GPU_CHUNK_BYTES)
+
+
+def test_tiles_of_rows_have_the_size_of_the_layers():
+    assert block_operations.TILE_ELEMENTS == tiles.TILE_ELEMENTS
 
 
 def test_a_dense_model_keeps_and_recomputes_what_is_planned():

@@ -1,5 +1,5 @@
 """The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.norm``,
-``attention``, ``rotary``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
+``rms_norm``, ``attention``, ``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
 
 Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
 memory.
@@ -15,6 +15,9 @@ from math import lcm
 from archon_plan.block_sizes import FP32, BlockSizes
 from archon_plan.expert_operations import expert_operations
 from archon_plan.liveness import INPUT, Operation, Operations
+
+TILE_ELEMENTS = 2**17
+"""``archon_engine.nn.tiles``'s elements of a tile of rows, on a CPU; other devices take all rows at once."""
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
@@ -48,28 +51,28 @@ def norm(
 ) -> Iterator[Operation]:
     """``archon_engine.nn.norm.RMSNorm`` of [rows, width]. The result is called ``name``.
 
-    In 16-bit types the fp32 copy and the rounded values are saved. ``behind`` is, in order: two factors of the square's
-    derivative, a product whose sum is the gradient of the root, and one whose sum is that of the weight.
+    Saved are the source and the root of every row. Tiles of rows go through fp32 buffers: while one is widened, the
+    buffers of the last tile still exist.
     """
-    wide, own = rows * width * FP32, rows * width * s.value_bytes
-    weights = width * s.value_bytes
+    own, weights = rows * width * s.value_bytes, width * s.value_bytes
     if s.compiled:
         yield Operation(
             name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True, stays=stays
         )
         return
-    upcast = source
+    tile, several = tile_of(rows, width, s)
     if s.value_bytes < FP32:
-        upcast = f"{name}.fp32"
-        yield Operation(upcast, wide, (source,))
-    yield Operation(f"{name}.square", wide, (upcast,), (upcast,), behind=2 * wide)
-    yield Operation(f"{name}.root", rows * FP32, (f"{name}.square",), (f"{name}.root",))
-    yield Operation(f"{name}.scaled", wide, (upcast, f"{name}.root"), (upcast, f"{name}.root"), behind=wide)
-    rounded = f"{name}.scaled"
-    if s.value_bytes < FP32:
-        rounded = f"{name}.rounded"
-        yield Operation(rounded, own, (f"{name}.scaled",))
-    yield Operation(name, own, (rounded,), (rounded,), behind=own, weights=weights)
+        # Forward: the row in fp32 and its square. Backward: input, gradient, and their product.
+        beside, behind = 2 * tile * FP32, (5 if several else 3) * tile * FP32
+    else:
+        beside, behind = tile * FP32, (2 if several else 1) * tile * FP32
+    yield Operation(name, own, (source,), (source,), extra=rows * FP32, beside=beside, behind=behind, weights=weights)
+
+
+def tile_of(rows: float, width: float, s: BlockSizes) -> tuple[float, bool]:
+    """Elements of a tile of [rows, width] (``archon_engine.nn.tiles``), and whether there are several."""
+    size = max(1, TILE_ELEMENTS // max(int(width), 1)) if s.on_cpu else rows
+    return min(size, rows) * width, rows > size
 
 
 def _linear(s: BlockSizes, name: str, source: str, rows: float, given: float, made: float) -> Operation:
@@ -112,9 +115,14 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         yield from norm("k_norm", key, T * s.key_heads, s.key_dim, s)
         query, key = "q_norm", "k_norm"
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
-        # Beside: the halves before they are joined. Behind: gradients of both halves, and a product. Saved are only
-        # cosines and sines, which all layers share.
-        yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
+        # Saved are only cosines and sines, which all layers share.
+        if s.compiled:
+            # Beside: the halves before they are joined. Behind: gradients of both halves, and a product.
+            yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
+            continue
+        # A product of half a tile, and for backward the sines of the angles back.
+        half = b * tile_of(T, size / T, s)[0] / 2
+        yield Operation(name, b * size, (given,), beside=half, behind=half + b * T * s.key_dim / 2)
     given = ("q.rotated", "k.rotated", value)
     if c > 1:
         copies = lcm(round(s.key_heads), c) / round(s.key_heads)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.module import InitialValue
+from archon_engine.nn.rms_norm import rms_norm
 from archon_engine.nn.tensor_parallel import TensorParallel, local_weight
 
 
@@ -37,12 +38,20 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise ``x`` [..., size]."""
+        weight = local_weight(self.weight)
+        # Compiled graphs fuse the formula below, which also serves rows over several ranks and mixed types.
+        if self.is_row_wise and weight.dtype == x.dtype and not torch.compiler.is_compiling():
+            return rms_norm(x, weight, self.eps, offset=self.offset, rounds_first=self.rounds_first)
         upcast = x.to(torch.promote_types(x.dtype, torch.float32))
         normalised = upcast * torch.rsqrt(self.mean_square(upcast) + self.eps)
-        weight = local_weight(self.weight)
         if self.rounds_first:
             return (weight + self.offset if self.offset else weight) * normalised.to(x.dtype)
         return ((weight.to(upcast.dtype) + self.offset) * normalised).to(x.dtype)
+
+    @property
+    def is_row_wise(self) -> bool:
+        """Whether ``mean_square`` reads nothing but this rank's row, as ``rms_norm`` assumes."""
+        return True
 
     def mean_square(self, x: Tensor) -> Tensor:
         """``mean(x^2)`` over the last dim: [..., 1]."""
@@ -68,6 +77,10 @@ class ProjectionRMSNorm(RMSNorm):
         super().__init__(size, eps, offset=offset, rounds_first=rounds_first)
         self.size = size
         self.parallel: TensorParallel | None = None
+
+    @property
+    def is_row_wise(self) -> bool:
+        return self.parallel is None
 
     def mean_square(self, x: Tensor) -> Tensor:
         if self.parallel is None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ModelError, did_you_mean
+from archon_engine.nn.rotate import rotate
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3", "proportional")
 
@@ -200,15 +201,18 @@ class Rotation:
         if self.cos is None or self.sin is None:
             return x
         n_rotated = 2 * self.cos.shape[-1]
-        rotated, rest = x[..., :n_rotated], x[..., n_rotated:]
+        rotated = self._rotate(x[..., :n_rotated], self.cos, self.sin)
+        return rotated if n_rotated == x.shape[-1] else torch.cat((rotated, x[..., n_rotated:]), dim=-1)
+
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
-            first, second = rotated[..., 0::2], rotated[..., 1::2]
-            pairs = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-            rotated = torch.stack(pairs, dim=-1).flatten(-2)
-            return rotated if n_rotated == x.shape[-1] else torch.cat((rotated, rest), dim=-1)
-        first, second = rotated.chunk(2, dim=-1)
-        halves = (first * self.cos - second * self.sin, second * self.cos + first * self.sin)
-        return torch.cat(halves if n_rotated == x.shape[-1] else (*halves, rest), dim=-1)
+            first, second = x[..., 0::2], x[..., 1::2]
+            return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+        if not torch.compiler.is_compiling():
+            return rotate(x, cos, sin)
+        # Compiled graphs fuse the plain formula.
+        first, second = x.chunk(2, dim=-1)
+        return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
 class RotaryEmbedding(nn.Module):
