@@ -25,8 +25,8 @@ from archon_engine.nn.tiles import tiles_of
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float, rounds_first: bool) -> Tensor:
     """Normalise ``x`` [..., F] and scale it by ``weight`` [F], of the same dtype. See ``archon_engine.nn.norm``."""
-    # A view, because torch does not tell whether a running backward pass needs the gradient of a leaf.
-    return _RMSNorm.apply(x, weight.view_as(weight), eps, offset, rounds_first)
+    # Views, because compat.wanted_gradients cannot tell for a leaf whether its gradient is wanted.
+    return _RMSNorm.apply(x.view_as(x), weight.view_as(weight), eps, offset, rounds_first)
 
 
 class _RMSNorm(torch.autograd.Function):
