@@ -123,6 +123,43 @@ def test_outputs_at_chosen_positions_equal_those_of_a_full_pass():
     torch.testing.assert_close(full["logits"], hidden @ head.weight.T / 2.0)
 
 
+def test_scored_places_alone_are_computed_with_the_numbers_of_a_full_pass(monkeypatch):
+    head = LanguageModelHead(H, V).double()
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(T, H, dtype=torch.float64, requires_grad=True)
+    targets = torch.randint(0, V, (T,)).masked_fill(torch.arange(T) % 3 > 0, -1)
+    whole = HeadInputs(("logprobs", "entropy"), targets=targets, temperature=2.0)
+    rows = []
+    original = head_module._tempered_logits
+    monkeypatch.setattr(
+        head_module, "_tempered_logits", lambda hidden, *rest: (rows.append(len(hidden)), original(hidden, *rest))[1]
+    )
+
+    def numbers(inputs):
+        rows.clear()
+        head.weight.grad = hidden.grad = None
+        outputs = head(hidden, inputs)
+        n_rows = sum(rows)
+        (outputs["logprobs"].square().sum() + outputs["entropy"].sum()).backward()
+        return n_rows, [*outputs.values(), hidden.grad, head.weight.grad]
+
+    n_all, expected = numbers(whole)
+    n_scored, found = numbers(whole.with_scored())
+    assert (n_all, n_scored) == (T, int((targets >= 0).sum()))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_micro_batch_without_scored_places_gives_zeros_and_zero_gradients():
+    head = LanguageModelHead(H, V)
+    torch.nn.init.normal_(head.weight)
+    hidden = torch.randn(T, H, requires_grad=True)
+    outputs = head(hidden, HeadInputs(("logprobs",), targets=torch.full((T,), -1)).with_scored())
+    assert torch.equal(outputs["logprobs"], torch.zeros(T))
+    outputs["logprobs"].sum().backward()
+    assert not hidden.grad.any()
+    assert not head.weight.grad.any()
+
+
 def test_logits_that_are_asked_for_are_scaled_and_capped_before_the_temperature():
     head = LanguageModelHead(H, V, scale=0.5, softcap=2.0)
     torch.nn.init.normal_(head.weight)

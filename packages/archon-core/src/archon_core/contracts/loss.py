@@ -26,10 +26,13 @@ class OutputRequest:
     Attributes:
         names: names of the outputs: ``logprobs`` and ``entropy`` of a language model, ``values`` of a critic.
         temperature: logits are divided by it first.
+        where: name of a bool token field [T]: log-probabilities and entropies are needed only there, so the head leaves
+            out all other positions, whose outputs are 0; ``None`` for every position that predicts a token.
     """
 
     names: tuple[OutputName, ...] = ("logprobs",)
     temperature: float = 1.0
+    where: str | None = None
 
 
 @dataclass(frozen=True)

@@ -106,12 +106,20 @@ class HeadInputs:
         targets: int64 [T], the token that each position predicts, -1 for none. Needed for ``logprobs`` and ``entropy``.
         temperature: logits are divided by it.
         positions: int64 [P], the only places to compute outputs at; ``None`` for all T. ``targets`` stays [T].
+        scored: int64, the places with a target, if many have none: log-probabilities and entropies are computed there
+            alone, and are 0 elsewhere. ``None`` computes them everywhere.
     """
 
     outputs: tuple[OutputName, ...]
     targets: Tensor | None = None
     temperature: float = 1.0
     positions: Tensor | None = None
+    scored: Tensor | None = None
+
+    def with_scored(self) -> HeadInputs:
+        """The same request with ``scored`` found from ``targets``. On a GPU the host waits for their number."""
+        assert self.targets is not None, "places are scored by their targets"
+        return replace(self, scored=(self.targets >= 0).nonzero()[:, 0])
 
 
 @dataclass(frozen=True)
@@ -190,6 +198,7 @@ class PackedSequences:
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
             head = replace(head, targets=None if head.targets is None else context.local_tokens(head.targets))
+            head = head if head.scored is None else head.with_scored()
         experts = None if self.experts is None else context.local_tokens(self.experts)
         positions = context.local_tokens(self.positions)
         return replace(self, positions=positions, head=head, context=context, experts=experts)

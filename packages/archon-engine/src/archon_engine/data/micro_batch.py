@@ -31,7 +31,7 @@ def build_micro_batch(
     Args:
         batch: the whole batch, on the device where the model runs.
         indices: the sequences of this micro-batch; if empty, it consists of padding only.
-        request: the outputs that the head computes.
+        request: the outputs that the head computes; the field that ``request.where`` names must be in ``batch``.
         multiple: the padded length is a multiple of this.
         at_least: minimum padded length.
         context: the context ranks, among which tokens are divided; ``multiple`` must be a multiple of their number.
@@ -45,8 +45,13 @@ def build_micro_batch(
     length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
     padding = length - selected.n_tokens
     lengths = selected.lengths + ((padding,) if padding else ())
-    targets = torch.nn.functional.pad(selected.targets, (0, padding), value=NO_TARGET)
+    scored = selected.targets
+    if request.where is not None:
+        scored = torch.where(selected.token_fields[request.where], scored, NO_TARGET)
+    targets = torch.nn.functional.pad(scored, (0, padding), value=NO_TARGET)
     head = HeadInputs(outputs=request.names, targets=targets, temperature=request.temperature)
+    if request.where is not None and {"logprobs", "entropy"} & set(request.names):
+        head = head.with_scored()
     input_ids = torch.nn.functional.pad(selected.input_ids, (0, padding), value=PADDING_ID)
     packed = replace(PackedSequences.from_lengths(lengths, batch.input_ids.device, head), n_padding=padding)
     if replays_routing and ROUTED_EXPERTS in selected.token_fields:

@@ -255,7 +255,7 @@ class LanguageModelHead(nn.Module):
 
     def forward(self, hidden: Tensor, inputs: HeadInputs) -> dict[OutputName, Tensor]:
         """Outputs for ``hidden``, [T, H] or this rank's tokens of it: ``logprobs`` and ``entropy`` [P], ``logits``
-        [P, vocabulary], each whole on every rank.
+        [P, vocabulary], each whole on every rank. P is T without ``inputs.positions``.
 
         Raises:
             ValueError: the request contains ``values``, or ``logprobs`` or ``entropy`` without targets.
@@ -264,9 +264,12 @@ class LanguageModelHead(nn.Module):
         targets, weight, temperature = inputs.targets, local_weight(self.weight), inputs.temperature
         if self.parallel is not None:
             hidden = self.parallel.gather_tokens(hidden)
-        if inputs.positions is not None:
-            hidden = hidden[inputs.positions]
-            targets = targets[inputs.positions] if targets is not None else None
+        n_tokens, places = hidden.shape[0], inputs.positions
+        if places is None and inputs.scored is not None and "logits" not in inputs.outputs:
+            places = inputs.scored
+        if places is not None:
+            hidden = hidden[places]
+            targets = targets[places] if targets is not None else None
         outputs: dict[OutputName, Tensor] = {}
         first_row = 0 if self.parallel is None else self.parallel.own_part(self.vocab_size).start
         if "logits" in inputs.outputs:
@@ -283,7 +286,9 @@ class LanguageModelHead(nn.Module):
             outputs["logprobs"] = linear_logprobs(
                 hidden, weight, targets, temperature, self.parallel, self.form, first_row
             )
-        return outputs
+        if places is inputs.positions:
+            return outputs
+        return {name: x.new_zeros(n_tokens).index_copy(0, inputs.scored, x) for name, x in outputs.items()}
 
     def _gather_vocabulary(self, logits: Tensor, parallel: TensorParallel) -> Tensor:
         """Gather [P, vocabulary] from each rank's [P, own rows]; the last ranks may have fewer rows."""

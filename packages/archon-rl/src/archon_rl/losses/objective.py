@@ -79,7 +79,7 @@ class Objective:
     @cached_property
     def request(self) -> OutputRequest:
         names = dict.fromkeys(name for term in self.terms for name in term.outputs)
-        return OutputRequest(names=tuple(names), temperature=self.temperature)
+        return OutputRequest(names=tuple(names), temperature=self.temperature, where=LOSS_MASK)
 
     @property
     def fields(self) -> frozenset[str]:

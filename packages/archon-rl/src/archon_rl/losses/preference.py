@@ -69,7 +69,7 @@ class PreferenceLoss:
 
     @property
     def request(self) -> OutputRequest:
-        return OutputRequest(("logprobs",), self.temperature)
+        return OutputRequest(("logprobs",), self.temperature, LOSS_MASK)
 
     def weights(self, batch: Batch) -> Mapping[Unit, Tensor | float]:
         return {UNIT: number_of_pairs(batch)}

@@ -84,7 +84,8 @@ class RemoteEngine:
         Returns:
             A function that waits for the outputs [T], on the CPU of every rank.
         """
-        number = self.link.request(ForwardPass(self.role, batch.lengths, request), tensors_of(batch, self.passes))
+        fields = self.passes if request.where is None else self.passes | {request.where}
+        number = self.link.request(ForwardPass(self.role, batch.lengths, request), tensors_of(batch, fields))
         return lambda: cast("dict[OutputName, Tensor]", dict(self.link.answer(number).tensors))
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:

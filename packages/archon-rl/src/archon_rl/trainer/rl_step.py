@@ -129,7 +129,7 @@ class RLStep:
         log-probabilities, ``rollout_kl_ref``, the KL to the reference (k3), and ``rollout_kl_teacher``, the KL to the
         teacher (k1).
         """
-        needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature)
+        needed, request = self.algorithm.fields, OutputRequest(("logprobs",), self.algorithm.temperature, LOSS_MASK)
         mask, sampled = batch.token_fields[LOSS_MASK], batch.token_fields[LOGPROBS]
         fields: dict[str, Tensor] = {}
         distances: dict[str, float] = {}
@@ -210,7 +210,7 @@ class RLStep:
         if names == ("logprobs",) and self.actor.version == start and PROX_LOGPROBS in fields:
             # The weights have not changed since the forward pass at the start of the step.
             return {"logprobs": fields[PROX_LOGPROBS]}
-        outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature))
+        outputs = self.actor.forward_batch(minibatch, OutputRequest(names, self.algorithm.temperature, LOSS_MASK))
         # The batch is where the rollout left it; outputs may be on the engine's device.
         return {name: value.to(minibatch.input_ids.device) for name, value in outputs.items()}
 

@@ -44,8 +44,10 @@ class ServedTeacher:
         self.servers.close()
 
     def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
-        """The log-probabilities [T] of the whole ``batch``, aligned to predictions, float64 on the CPU."""
-        assert request == OutputRequest(("logprobs",), self.temperature), "a teacher gives log-probabilities alone"
+        """The log-probabilities [T] of the whole ``batch``, aligned to predictions, float64 on the CPU. Servers score
+        whole sequences, so ``request.where`` saves nothing."""
+        expected = OutputRequest(("logprobs",), self.temperature, request.where)
+        assert request == expected, "a teacher gives log-probabilities alone"
         sequences = [ids.tolist() for ids in batch.input_ids.split(batch.lengths)]
         rows = self.servers.score(sequences)
         # The last position of a sequence predicts nothing.
