@@ -123,7 +123,11 @@ def test_recomputation_changes_no_bit_of_any_gradient_and_keeps_less(layout):
     for told in run_world(recompute_in_all_modes, world_size(layout), (layout,)):
         assert all(equal for equal, _, _ in told.values())
         kept = {mode: n_bytes for mode, (_, n_bytes, _) in told.items()}
-        assert kept["full"] < kept["selective"] < kept["none"]
+        assert kept["full"] < kept["selective"]
+        assert kept["full"] < kept["none"]
+        if layout != "c2t2":
+            # Tensor ranks keep partial sums of the whole width, so with few features per rank selective saves nothing.
+            assert kept["selective"] < kept["none"]
         assert kept["full"] < kept["every second"] < kept["none"]
         again = {mode: operations for mode, (_, _, operations) in told.items()}
         assert again["none"] == [{}, {}]

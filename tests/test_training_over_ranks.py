@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from archon_pipeline.recording import find_recordings, read_recording
+from archon_core.run_files.pipeline import find_recordings, read_recording
 from archon_testing.worlds import run_world
 from archon_train.run.metrics import read_metrics
 
@@ -184,7 +184,7 @@ def assert_profiled(run: Path, steps: tuple[int, ...], n_ranks: int) -> None:
         traces = [folder / f"rank-{rank}.trace.json.gz" for rank in range(n_ranks)]
         assert sorted(folder.iterdir()) == [folder / "pipeline-actor.json", *traces]
         (recording,) = map(read_recording, find_recordings(folder).values())
-        actions = [[str(timed.action) for timed in rank] for rank in recording.timeline.ranks]
+        actions = [[str(action) for action, _, _ in rank] for rank in recording.ranks]
         assert len(actions) == 2
         for trace in traces:
             ranges = ranges_of(trace)

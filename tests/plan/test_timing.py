@@ -160,12 +160,13 @@ def test_a_cpu_waits_for_all_gathers():
 
 
 def test_only_stages_between_others_split_their_backward_passes():
-    """archon_pipeline.stage_passes: the first stage does all in W, the last all in I. Halves recompute apart."""
+    """archon_pipeline.stage_passes: the first stage does all in W, the last all in I. Each half recomputes
+    a block once."""
     setting = setting_of(dims=ParallelDims(pp=4), schedule="InterleavedZeroBubble", checkpointing="full")
     clock = StepClock(setting, FREE)
     whole = clock.action(3, ActionKind.BACKWARD)
     inputs, weights = clock.action(3, ActionKind.BACKWARD_INPUT), clock.action(3, ActionKind.BACKWARD_WEIGHT)
-    assert inputs["recompute"] == whole["recompute"] < weights["recompute"]
+    assert inputs["recompute"] == whole["recompute"] == weights["recompute"] > 0
     assert sum(clock.action(0, ActionKind.BACKWARD_INPUT).values()) == 0
     assert sum(clock.action(7, ActionKind.BACKWARD_WEIGHT).values()) == 0
     assert clock.action(0, ActionKind.BACKWARD_WEIGHT) == clock.action(0, ActionKind.BACKWARD)

@@ -97,6 +97,7 @@ def test_the_engine_gets_its_arguments_and_the_one_part_of_each_kind_that_it_nee
         "schedule": None,
         "pipeline": None,
         "experts": None,
+        "adapter": None,
     }
     assert str(engine.arguments["layout"]) == "fake:d1"
     rest = {name: engine.arguments[name] for name in ("role", "seed", "total_steps", "explicit")}
@@ -108,6 +109,7 @@ def test_the_engine_gets_its_arguments_and_the_one_part_of_each_kind_that_it_nee
         "schedule": "Spiral",
         "pipeline": "pipeline",
         "experts": "blocks",
+        "adapter": None,
     }
 
 
@@ -128,7 +130,14 @@ def test_a_part_that_the_engines_options_name_is_taken():
 def test_an_engine_with_models_of_its_own_gets_no_other_parts():
     own = replace(ENGINE, model_type="")
     engine = assemble(config("whatever", backend="fake:p2"), registry=installed(own))
-    assert parts_of(engine) == {"engine": "fake", "model": None, "schedule": None, "pipeline": None, "experts": None}
+    assert parts_of(engine) == {
+        "engine": "fake",
+        "model": None,
+        "schedule": None,
+        "pipeline": None,
+        "experts": None,
+        "adapter": None,
+    }
 
 
 @pytest.mark.parametrize(

@@ -130,5 +130,5 @@ def test_a_file_of_areal_names_the_teachers_servers(run):
     teacher = run.config(text=AREAL).teacher
     assert (teacher.path, teacher.engine_type, teacher.distill_loss_weight) == ("large-model", "rollout", 0.005)
     assert (teacher.rollout.backend, teacher.rollout.request_timeout) == ("vllm:d1p1t2", 60.0)
-    with pytest.raises(ConfigError, match=r"teacher\.rollout\.use_lora"):
-        run.config(text=AREAL.replace("request_timeout: 60", "use_lora: true"))
+    with pytest.raises(ConfigError, match=r"teacher\.rollout\.api_url"):
+        run.config(text=AREAL.replace("request_timeout: 60", "api_url: https://example.org"))
