@@ -83,6 +83,11 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     state = find_state(source)
     saved = SavedState.open(state)
     entries, critic, name = saved.model.get("hf_config"), saved.model.get("critic", False), saved.model.get("model")
+    if (adapter := saved.model.get("adapter")) is not None:
+        raise WeightsError(
+            f"training state {state}: found adapters ({adapter}) without the weights of their model; use the run's "
+            "export, which has them merged"
+        )
     if config is None and entries is None:
         raise ConfigError(f"training state {state}: found no model configuration; give it with --config")
     hf_config = load_hf_config(config if config is not None else entries)
