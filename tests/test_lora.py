@@ -318,6 +318,14 @@ def test_targets_are_chosen_by_name():
         make_engine(target_modules=["q_prj"])
 
 
+def test_megatrons_names_adapt_the_projections_that_it_fuses():
+    engine = make_engine(target_modules=["linear_qkv", "linear_fc2"])
+    adapted = {name.split(".lora")[0].rpartition(".")[2] for name in engine.parameters if ".lora." in name}
+    assert adapted == {"q_proj", "k_proj", "v_proj", "down_proj"}
+    [decision] = [d for d in engine.decisions if d.option == "actor.target_modules"]
+    assert (decision.requested, decision.effective) == ("linear_qkv", "q_proj, k_proj, v_proj")
+
+
 def test_experts_stay_without_adapters_by_decision():
     [decision] = [d for d in make_engine(model="qwen3_moe").decisions if d.option == "actor.target_modules"]
     assert decision.effective == "without experts"

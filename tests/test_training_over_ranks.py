@@ -162,7 +162,7 @@ def alone(request, tmp_path_factory):
 )
 def test_a_run_on_many_ranks_gives_the_numbers_of_one_process(alone, layout, n_ranks):
     file, expected = alone
-    run, profiles = expected.parent / layout, "p" in layout
+    run, profiles = expected.parent / layout, layout == "d2p2"
     options = ("actor.archon.profile_steps=[2,2]", "actor.archon.pp_schedule=1F1B") if profiles else ()
     run_world(train, n_ranks, (file, layout, layout, options), time_limit=120)
     assert_equal_runs(run, expected)

@@ -183,7 +183,7 @@ def test_the_halves_of_a_split_backward_pass_need_what_is_planned(mode):
     *first, second = replay(tuple(map(Action.parse, ("0F0", "0I0", "0W0"))), {0: usage}, sends=False)
     assert max(moment.total for moment in first) == pytest.approx(most, rel=TOLERANCE)
     # An upper bound: W frees the gradients that I left to it weight by weight, while those of weights are computed.
-    assert memory.most <= second.total < 1.03 * memory.most
+    assert memory.most <= second.total < 1.05 * memory.most
 
 
 def _reduced_in_turn(module: QwenDecoder) -> Iterator[list[nn.Parameter]]:

@@ -125,6 +125,14 @@ def test_candidates_are_layouts_that_parse_back_to_their_sizes_and_fit():
         assert each.tokens_per_second == pytest.approx(64 * 256 / each.time.total)
 
 
+@pytest.mark.parametrize("megabytes", [40, 60, 80, 100, 120, 160, 200, 300])
+def test_a_schedule_that_keeps_all_micro_batches_fits_with_all_of_them(megabytes):
+    device = override(H100, ["context_bytes=0", "communicator_bytes=0", f"memory={megabytes}e6"])
+    sought = sought_for(anatomy_of(SMALL), device, 128, axes="p", schedules=("GPipe",))
+    for each in search(sought, 2).candidates:
+        assert max(rank.total for rank in each.memory) <= device.memory
+
+
 def test_the_same_search_gives_the_same_answer():
     sought = sought_for(anatomy_of(TINY_MOE), H100, 16)
     first, second = (search(sought, 4) for _ in range(2))

@@ -19,6 +19,14 @@ from archon_core.models.weight_map import Rename, ResolvedMap, WeightMap
 from archon_lora.layers import ATTRIBUTE, attach
 from archon_lora.options import ALL_LINEAR, LoraOptions
 
+MEGATRON: Mapping[str, tuple[str, ...]] = {
+    "linear_qkv": ("q_proj", "k_proj", "v_proj"),
+    "linear_proj": ("o_proj",),
+    "linear_fc1": ("gate_proj", "up_proj"),
+    "linear_fc2": ("down_proj",),
+}
+"""Megatron's names of projections, which AReaL's files for its Megatron engine use."""
+
 DOWN, UP = f"{ATTRIBUTE}.down.weight", f"{ATTRIBUTE}.up.weight"
 
 _ROLES: Mapping[str, tuple[Role, Role]] = {"column": ("head_norm", "column"), "row": ("row", "head_norm")}
@@ -131,14 +139,19 @@ class LoraAdapter:
         }
 
     def decisions(self, *, role: str) -> Sequence[Decision]:
-        """Experts stay without adapters."""
-        if not self._skips_experts:
-            return []
-        reason = "adapters of stacked expert weights are not part of this version"
-        return [Decision(f"{role}.target_modules", "every projection", "without experts", reason)]
+        """Experts stay without adapters, and fused projections get several."""
+        option, decisions = f"{role}.target_modules", []
+        if self._skips_experts:
+            reason = "adapters of stacked expert weights are not part of this version"
+            decisions.append(Decision(option, "every projection", "without experts", reason))
+        for target in self._options.target_modules:
+            if len(parts := MEGATRON.get(target, ())) > 1:
+                reason = "Megatron fuses these projections; here each has an A"
+                decisions.append(Decision(option, target, ", ".join(parts), reason))
+        return decisions
 
     def _choose(self, projections: Mapping[str, Any], plan: ParallelPlan) -> list[str]:
-        asked = self._options.target_modules
+        asked = [name for target in self._options.target_modules for name in MEGATRON.get(target, (target,))]
         if not asked or ALL_LINEAR in asked:
             return list(projections)
         endings = {name.rpartition(".")[2] for name in projections}

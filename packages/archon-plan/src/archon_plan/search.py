@@ -180,7 +180,9 @@ class _Search:
             if node.dims in found:
                 continue
             if node.time is not None and node.setting is not None:
-                found[node.dims] = self._candidate(node.setting, node.time)
+                # With fewer micro-batches it fits. GPipe keeps the activations of all, so it may not with all of them.
+                if self._short_number(node.setting) is None or self._fits(node.setting, self._sought.device):
+                    found[node.dims] = self._candidate(node.setting, node.time)
             elif node.setting is None:
                 self._add_settings(node)
             elif node.progress == _BOUNDED:

@@ -57,7 +57,7 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
     with profiled_range("gradient norm"):
         if assembled.meshes is not None and assembled.meshes.tp is not None:
             sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
-        if assembled.tied is not None:
+        if assembled.tied is not None and assembled.plan.adapter is None:  # an adapter freezes embedding and head
             # Before the norm, which counts only the original; its gradient must be the sum of both copies'.
             assembled.tied.sum_gradients()
         objective, metrics = totals.gather(differentiated=True)
