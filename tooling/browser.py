@@ -206,7 +206,7 @@ def browser(program: str) -> Iterator[Browser]:
 
 
 def _pipe() -> tuple[int, int]:
-    """The ends of a pipe, with numbers above those that the browser expects."""
+    """The ends of a pipe, with numbers above the two that the browser uses."""
     ends = os.pipe()
     moved = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
     for end in ends:

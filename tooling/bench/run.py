@@ -63,7 +63,7 @@ def measure(parser: argparse.ArgumentParser, options: argparse.Namespace) -> lis
 
 
 def save_baseline(results: Sequence[Result], path: Path) -> None:
-    """Replace the measured benchmarks in the baseline; those that did not end in order keep their old figures."""
+    """Replace the measured benchmarks in the baseline; benchmarks that failed or timed out keep their old figures."""
     usable = [result for result in results if result.status in ("pass", "fail")]
     old = read_results(path) if path.is_file() else []
     path.write_text(to_json(merged(old, usable)), encoding="utf-8")

@@ -15,7 +15,7 @@ _PLACEHOLDER = "UNKNOWN"
 """The name that setuptools writes for a package whose configuration gives none."""
 
 
-@functools.lru_cache(maxsize=256)  # importlib parses the whole METADATA each time that it is asked for the name
+@functools.lru_cache(maxsize=256)  # reading a name parses the whole METADATA
 def name_or_folder(distribution: importlib.metadata.Distribution) -> str:
     """The distribution's name, or the folder of its metadata when they give no valid one."""
     try:

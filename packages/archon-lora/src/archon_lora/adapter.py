@@ -66,7 +66,7 @@ class LoraAdapter:
             for name, part in module.named_modules()
             if (role := _role_of(name, part, plan)) in _ROLES
         }
-        chosen = self._choose(projections, plan)
+        chosen = self._choose(projections)
         for name in chosen:
             part, role = projections[name]
             attach(part, self._options.lora_rank, self._scale)
@@ -150,7 +150,7 @@ class LoraAdapter:
                 decisions.append(Decision(option, target, ", ".join(parts), reason))
         return decisions
 
-    def _choose(self, projections: Mapping[str, Any], plan: ParallelPlan) -> list[str]:
+    def _choose(self, projections: Mapping[str, Any]) -> list[str]:
         asked = [name for target in self._options.target_modules for name in MEGATRON.get(target, (target,))]
         if not asked or ALL_LINEAR in asked:
             return list(projections)

@@ -77,7 +77,7 @@ class Gathers:
 def count_gathers(stage: StageActions) -> Gathers:
     """Count the gathers of a stage whose passes free weights.
 
-    The second half of a split backward pass needs weights of its own: to recompute a block, and for the experts'
+    The second half of a split backward pass needs the weights again: to recompute a block, and for the experts'
     operation, which computes the gradient behind their last matrix in both halves.
     """
     forward = sum(action.kind is ActionKind.FORWARD for action in stage.actions)

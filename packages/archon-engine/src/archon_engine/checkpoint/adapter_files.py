@@ -59,7 +59,7 @@ def save_adapter(
         write: false on ranks that only send their shards.
 
     Raises:
-        OSError: the folder cannot be written.
+        WeightsError: the folder cannot be written. It is raised after all shards were received.
     """
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
     if not write:
@@ -67,11 +67,14 @@ def save_adapter(
             send_shards(name, weights, copy_ours)
         return
     whole = {name: assemble_hf(name, weights, copy_ours, dtype) for name in weights.hf_shapes}
-    folder.mkdir(parents=True, exist_ok=True)
-    with SafetensorsWriter(folder / WEIGHTS_FILE, {n: (dtype, t.shape) for n, t in whole.items()}) as writer:
-        for name, tensor in whole.items():
-            writer.write(name, tensor)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with SafetensorsWriter(folder / WEIGHTS_FILE, {n: (dtype, t.shape) for n, t in whole.items()}) as writer:
+            for name, tensor in whole.items():
+                writer.write(name, tensor)
+        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise WeightsError(f"adapter {folder}: cannot write it ({error}); check disk space and permissions") from error
 
 
 @torch.no_grad()

@@ -23,7 +23,7 @@ PACKAGES = ("torch", "transformers", "safetensors", "numpy", "vllm", "sglang")
 """Distributions whose versions are recorded, beside those of Archon."""
 
 MOST_SECONDS = 5
-"""Time limit of each program that is asked about the machine."""
+"""Time limit of each program that describes the machine."""
 
 
 @contextmanager
