@@ -2,9 +2,9 @@
 
     hatch run bench-generate [--repetitions 5] [--dtype float32] [--threads 2] [--profile] [--json FILE]
 
-Both sample at temperature 1 until every completion has all its tokens. In the ragged workload, lengths
-differ by completion: transformers gets them by a logits processor that forces the end token there, and goes on until the
-longest completion has ended; Archon gets them as the limit of the sample. Only tokens of completions count.
+Both sample at temperature 1 until every completion has all its tokens. In the ragged workload, lengths differ by
+completion: transformers gets them by a logits processor that forces the end token there, and goes on until the longest
+completion has ended; Archon gets them as the limit of the sample. Only tokens of completions count.
 
 Repetitions alternate, and the medians are compared; transformers counts with the faster of its caches. Exits 1 when a
 ratio is below its bar.

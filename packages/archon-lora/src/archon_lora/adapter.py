@@ -46,7 +46,7 @@ class LoraAdapter:
         self._options: LoraOptions = config
         self._role = role
         self._adapted: dict[str, Role] = {}
-        self._hf_targets: list[str] = []
+        self._hf_targets: set[str] = set()
         self._skips_experts = False
 
     @property
@@ -94,7 +94,7 @@ class LoraAdapter:
                     f"{links[0].hf!r}, where an adapter belongs to the whole; leave it out"
                 )
             hf = links[0].hf.removesuffix(".weight")
-            self._hf_targets.append(hf.rpartition(".")[2])
+            self._hf_targets.add(hf.rpartition(".")[2])
             prefix = f"base_model.model.{hf}"
             rules.append(Rename(f"{prefix}.lora_A.weight", f"{name}.{DOWN}"))
             rules.append(Rename(f"{prefix}.lora_B.weight", f"{name}.{UP}"))
@@ -135,7 +135,7 @@ class LoraAdapter:
             "bias": "none",
             "fan_in_fan_out": False,
             "init_lora_weights": True,
-            "target_modules": sorted(set(self._hf_targets)),
+            "target_modules": sorted(self._hf_targets),
         }
 
     def decisions(self, *, role: str) -> Sequence[Decision]:
