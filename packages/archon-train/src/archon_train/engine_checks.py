@@ -14,7 +14,6 @@ from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.moe import MoESpec
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, ScheduleSpec
 from archon_core.contracts.preview import EngineOutline, EnginePreview
-from archon_core.contracts.spec import Spec
 from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
 from archon_core.layout import Layout, refuse_axes
 from archon_core.plugins.clashes import explain_several_builders
@@ -92,7 +91,7 @@ class EngineChecks:
 
     def _preview(self, engine: TrainEngineSpec, outline: EngineOutline) -> None:
         """Add the problems and decisions that the engine's own preview finds."""
-        self._add(self._findings.ask(engine, outline, f"{outline.role}.backend"))
+        self._add(self._findings.ask(engine, "preview", outline, option=f"{outline.role}.backend"))
 
     def _add(self, found: EnginePreview | None) -> None:
         """Add problems and decisions."""
@@ -143,7 +142,8 @@ class EngineChecks:
         else:
             chosen = next((spec for spec in installed if asked in (None, spec.name)), None)
         if isinstance(chosen, MoESpec) and chosen.check:
-            problems = self._asked(chosen, "check", config, role=role, explicit=self._explicit, has_experts=has_experts)
+            facts = {"role": role, "explicit": self._explicit, "has_experts": has_experts}
+            problems = self._findings.ask(chosen, "check", config, **facts)
             for text in problems or ():
                 self._findings.wrong(text)
 
@@ -155,15 +155,7 @@ class EngineChecks:
             self._findings.wrong(str(error))
         for spec in self._findings.registry.all(AdapterSpec):
             if spec.preview and hasattr(config, spec.option):
-                self._add(self._asked(spec, "preview", config, role=role, explicit=self._explicit))
-
-    def _asked(self, spec: Spec, part: str, config: EngineConfig, **facts: Any) -> Any:
-        """The result of a plugin's own check; ``None`` if it cannot be imported, which is a finding."""
-        try:
-            return spec.load_part(part)(config, **facts)
-        except PluginError as error:
-            self._findings.unable(str(error))
-            return None
+                self._add(self._findings.ask(spec, "preview", config, role=role, explicit=self._explicit))
 
     def _check_model(
         self, role: str, config: EngineConfig, layout: Layout, engine: TrainEngineSpec

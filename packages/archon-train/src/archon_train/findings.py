@@ -13,9 +13,6 @@ from archon_core.plugins.inference_engines import find_inference_engine, missing
 from archon_train.run_plan import Obstacle
 
 if TYPE_CHECKING:
-    from archon_core.contracts.engine import TrainEngineSpec
-    from archon_core.contracts.preview import EngineOutline, RunOutline
-    from archon_core.contracts.train import AlgorithmSpec
     from archon_core.plugins import Registry
 
 
@@ -64,10 +61,14 @@ class Findings:
         """Add something that this machine, or its installed packages, cannot run."""
         self.obstacles.append(Obstacle(text, "environment"))
 
-    def ask(self, spec: AlgorithmSpec | TrainEngineSpec, outline: RunOutline | EngineOutline, option: str) -> Any:
-        """What the preview of ``spec`` answers; ``None`` after adding why it cannot be loaded."""
+    def ask(self, spec: Spec, part: str, *arguments: Any, option: str = "", **facts: Any) -> Any:
+        """The answer of a function that ``spec`` names as ``part``; ``None`` after adding why it cannot be loaded.
+
+        Args:
+            option: dotted name of the option that chose ``spec``, for the message.
+        """
         try:
-            return spec.load_part("preview")(outline)
+            return spec.load_part(part)(*arguments, **facts)
         except PluginError as error:
-            self.unable(f"{option}: {error}")
+            self.unable(f"{option}: {error}" if option else str(error))
             return None

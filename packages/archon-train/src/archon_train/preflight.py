@@ -270,7 +270,7 @@ class _Planner(Findings):
 
     def preview_run(self, algorithm: AlgorithmSpec, outline: RunOutline) -> frozenset[str]:
         """Add the problems and decisions that the algorithm's preview finds; returns the unused options."""
-        found: RunPreview | None = self.ask(algorithm, outline, "algorithm")
+        found: RunPreview | None = self.ask(algorithm, "preview", outline, option="algorithm")
         if found is None:
             return frozenset()
         for text in found.problems:
