@@ -182,15 +182,25 @@ def _balance(
     def cost(stage: int, start: int, size: int) -> int:
         return upto[start + size] - upto[start] + extra[stage]
 
+    # A stage can begin only where the stages before it and behind it have sizes within their bounds.
+    n_layers = len(layers)
+    least, most_before = ([0, *accumulate(sizes)] for sizes in zip(*bounds, strict=True))
+    starts = [
+        range(
+            max(least[stage], n_layers - (most_before[-1] - most_before[stage])),
+            min(most_before[stage], n_layers - (least[-1] - least[stage])) + 1,
+        )
+        for stage in range(len(bounds))
+    ]
+
     def best(combine: Callable[[int, int], int], limit: int | None) -> list[list[int | None]]:
         """Dynamic programme: for every stage and first layer, the least combined cost of it and all later stages."""
-        n_layers = len(layers)
         table: list[list[int | None]] = [[None] * (n_layers + 1) for _ in range(len(bounds) + 1)]
         table[len(bounds)][n_layers] = 0
         for stage in reversed(range(len(bounds))):
             fewest, most = bounds[stage]
             later = table[stage + 1]
-            for start in range(n_layers + 1):
+            for start in starts[stage]:
                 found = None
                 for size in range(fewest, min(most, n_layers - start) + 1):
                     own, rest = cost(stage, start, size), later[start + size]
