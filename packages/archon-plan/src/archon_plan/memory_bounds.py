@@ -33,7 +33,7 @@ class MemoryBounds:
 
     def states_fit(self, dims: ParallelDims) -> bool:
         """Whether states may fit without activations."""
-        return self.states(dims) <= self._device.memory
+        return self._needed(self.states(dims)) <= self._device.memory
 
     def states(self, dims: ParallelDims) -> float:
         """Bytes that the busiest rank needs at least: sharded states, and in a pipeline whole gradients and weights."""
@@ -61,7 +61,11 @@ class MemoryBounds:
             needed += self._elements.sharded(dims) * self._stored
             if dims.pp > 1:
                 needed += self._elements.gathered(dims) * base.types.compute
-        return needed <= self._device.memory
+        return self._needed(needed) <= self._device.memory
+
+    def _needed(self, live: float) -> float:
+        """Bytes of a device with so many bytes of tensors (``memory.overhead_parts``), without communicators."""
+        return live * (1 + self._device.allocator_share) + self._device.context_bytes
 
     @property
     def _stored(self) -> int:

@@ -2,9 +2,9 @@
 
 All candidates process the same sequences per step. The search is best first: layouts wait in the order of a lower bound
 of their time (``search_bounds``), first without recomputation, then with the least that may fit (``memory_bounds``).
-Each schedule and number of micro-batches of a layout follows with its own bound, then with a closer one, then with the
-fastest checkpointing that fits and the exact time. When exact times lead the queue, they are the best: nothing behind
-them can be faster.
+Each schedule and number of micro-batches of a layout follows with its own bound, each mode of checkpointing with a
+closer one, and what fits with its exact time. When exact times lead the queue, they are the best: nothing behind them
+can be faster.
 
 Lists of very many micro-batches are replayed only for what leads the queue. Before, a step of theirs is estimated: past
 its beginning a schedule repeats itself, so further micro-batches add equal times, and no activations.
@@ -15,7 +15,9 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
+from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
@@ -140,6 +142,24 @@ def least_devices(sought: Sought, most: int, *, fits: Fits = fits_in_memory) -> 
     return next((n for n in numbers if n <= most and _Search(sought, n, 1, fits, models).fits_somewhere()), None)
 
 
+class _Option(NamedTuple):
+    """A schedule and a number of micro-batches.
+
+    Attributes:
+        schedule: ``None`` without a pipeline.
+        plan: its stages.
+        place: of its ranks among the shapes of ``PipelinePlans``.
+        tokens: of the micro-batches.
+        compiles: whether blocks are compiled.
+    """
+
+    schedule: ScheduleSpec | None
+    plan: StagePlan | None
+    place: int
+    tokens: Tokens
+    compiles: bool
+
+
 @dataclass(order=True)
 class _Node:
     """An entry of the queue.
@@ -150,7 +170,8 @@ class _Node:
         place: of the layout among all, which makes the order deterministic.
         number: of the entry.
         dims: the layout.
-        setting: a setting of it; ``None`` if only the layout is chosen.
+        option: a schedule and micro-batches of it; ``None`` if only the layout is chosen.
+        setting: both, with a mode of checkpointing; ``None`` until that is chosen.
         time: of the setting; ``None`` until it is predicted.
     """
 
@@ -159,6 +180,7 @@ class _Node:
     place: int
     number: int
     dims: ParallelDims = field(compare=False)
+    option: _Option | None = field(default=None, compare=False)
     setting: Setting | None = field(default=None, compare=False)
     time: StepTime | None = field(default=None, compare=False)
 
@@ -199,12 +221,10 @@ class _Search:
                 if self._short_number(node.setting) is None or self._fits(node.setting, self._sought.device):
                     found[node.dims] = self._candidate(node.setting, node.time)
             elif node.setting is None:
-                self._add_possible(node)
-            elif node.progress == _LISTED:
-                bounds = [self._clock(each).lower_bound() for each in self._modes(node.setting)]
-                self._push(node, max(node.bound, min(bounds)), _BOUNDED, node.setting)
+                self._add_options(node) if node.option is None else self._add_modes(node, node.option)
             elif node.progress == _BOUNDED:
-                self._add_fitting(node)
+                if self._fits_with_lists(node.setting):
+                    self._push(node, node.bound, _FITS, node.setting)
             elif node.progress == _FITS and self._short_number(node.setting) is not None:
                 self._push(node, max(node.bound, self._estimated(node.setting)), _ESTIMATED, node.setting)
             else:
@@ -218,10 +238,10 @@ class _Search:
         """Whether any layout fits with small micro-batches and the checkpointing that keeps least."""
         for dims in sorted(filter(self._memory.states_fit, self._layouts()), key=self._memory.states):
             # Micro-batches become smaller with their number, so the last of each schedule has the fewest tokens.
-            smallest = {setting.schedule: setting for setting, _ in self._settings_of(dims)}
-            for setting in smallest.values():
-                *_, mode = self._allowed_modes(setting)
-                if self._may_fit(setting, mode) and self._fits_with_lists(_with_mode(setting, mode)):
+            smallest = {option.schedule: option for option in self._options(dims)}
+            for option in smallest.values():
+                *_, thrifty = self._modes(dims, option)
+                if self._may_fit(thrifty) and self._fits_with_lists(thrifty):
                     return True
         return False
 
@@ -241,7 +261,7 @@ class _Search:
         heapq.heapify(self._queue)
         return layouts, too_large
 
-    def _add_possible(self, node: _Node) -> None:
+    def _add_options(self, node: _Node) -> None:
         """Replace a layout by itself with a closer bound, or by its schedules and numbers of micro-batches."""
         if node.progress == _LAYOUT:
             modes = self._possible_modes(node.dims)
@@ -249,15 +269,15 @@ class _Search:
                 bound = min(self._bounds.time(node.dims, mode) for mode in modes)
                 heapq.heappush(self._queue, replace(node, bound=max(bound, node.bound), progress=_POSSIBLE))
             return
-        for setting, place in self._settings_of(node.dims):
-            number = setting.tokens.n_micro_batches
+        for option in self._options(node.dims):
             times = [
-                self._bounds.time_of(node.dims, place, number, mode)
-                for mode in self._allowed_modes(setting)
-                if self._may_fit(setting, mode)
+                self._bounds.time_of(node.dims, option.place, option.tokens.n_micro_batches, mode)
+                for mode in self._allowed_modes(option.schedule)
+                if self._memory.fits(node.dims, mode, option.tokens.per_micro_batch, compiles=option.compiles)
             ]
             if times:
-                self._push(replace(node, number=next(self._numbers)), max(min(times), node.bound), _LISTED, setting)
+                bound, number = max(min(times), node.bound), next(self._numbers)
+                heapq.heappush(self._queue, _Node(bound, _LISTED, node.place, number, node.dims, option))
 
     def _possible_modes(self, dims: ParallelDims) -> list[Checkpointing]:
         """The modes with which micro-batches of one sequence may fit."""
@@ -270,32 +290,21 @@ class _Search:
         ]
 
     def _push(self, of: _Node, bound: float, progress: int, setting: Setting, time: StepTime | None = None) -> None:
-        heapq.heappush(self._queue, _Node(bound, progress, of.place, of.number, of.dims, setting, time))
+        heapq.heappush(self._queue, _Node(bound, progress, of.place, of.number, of.dims, of.option, setting, time))
 
     def _clock(self, setting: Setting) -> StepClock:
         return StepClock(setting, self._sought.device, self._units)
 
-    def _settings_of(self, dims: ParallelDims) -> Iterator[tuple[Setting, int]]:
-        """A layout with each of its schedules and numbers of micro-batches, and the place of the schedule's ranks."""
+    def _options(self, dims: ParallelDims) -> Iterator[_Option]:
+        """The schedules and numbers of micro-batches of a layout."""
         ranks = -(-self._sought.sequences // (dims.dp_replicate * dims.dp_shard))
         for schedule, plan, place in self._plans.shaped(dims.pp):
             multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
+            compiles = self._base.compiles and not (schedule is not None and schedule.splits_backward)
             for number in micro_batch_numbers(ranks, 1 if plan is None else len(plan), multiple):
                 tokens = self._tokens(dims, -(-ranks // number), number)
-                if tokens is None:
-                    continue
-                setting = replace(
-                    self._base,
-                    dims=dims,
-                    tokens=tokens,
-                    stages=plan,
-                    schedule=schedule,
-                    reshards=dims.pp == 1,
-                    reshards_last=False,
-                    compiles=self._base.compiles and not (schedule is not None and schedule.splits_backward),
-                    checkpointing="none",
-                )
-                yield setting, place
+                if tokens is not None:
+                    yield _Option(schedule, plan, place, tokens, compiles)
 
     def _tokens(self, dims: ParallelDims, sequences: int, number: int) -> Tokens | None:
         """Micro-batches of that many sequences; ``None`` if they are too long."""
@@ -308,41 +317,42 @@ class _Search:
         multiple = dims.tp * dims.cp
         return -(-tokens // multiple) * multiple
 
-    def _modes(self, setting: Setting) -> Iterator[Setting]:
-        """The setting with each activation checkpointing that may fit."""
-        return (_with_mode(setting, mode) for mode in self._allowed_modes(setting) if self._may_fit(setting, mode))
+    def _modes(self, dims: ParallelDims, option: _Option) -> Iterator[Setting]:
+        """The settings of a layout and an option, one per allowed mode of checkpointing."""
+        for mode in self._allowed_modes(option.schedule):
+            yield replace(
+                self._base,
+                dims=dims,
+                tokens=option.tokens,
+                stages=option.plan,
+                schedule=option.schedule,
+                reshards=dims.pp == 1,
+                reshards_last=False,
+                compiles=option.compiles,
+                checkpointing=mode,
+                every=None,
+            )
 
-    def _may_fit(self, setting: Setting, mode: Checkpointing) -> bool:
-        return self._memory.fits(setting.dims, mode, setting.tokens.per_micro_batch, compiles=setting.compiles)
+    def _may_fit(self, setting: Setting) -> bool:
+        tokens, mode = setting.tokens.per_micro_batch, setting.checkpointing
+        return self._memory.fits(setting.dims, mode, tokens, compiles=setting.compiles)
 
-    def _allowed_modes(self, setting: Setting) -> Iterator[Checkpointing]:
-        """The modes of activation checkpointing that the engine allows with the setting's schedule."""
-        splits = setting.schedule is not None and setting.schedule.splits_backward
+    def _allowed_modes(self, schedule: ScheduleSpec | None) -> Iterator[Checkpointing]:
+        """The modes of activation checkpointing that the engine allows with a schedule."""
+        splits = schedule is not None and schedule.splits_backward
         for mode in self._sought.modes:
             if mode == "selective" and splits:
                 continue
-            if mode == "memory_budget" and not setting.compiles:
+            if mode == "memory_budget" and (splits or not self._base.compiles):
                 continue
             if mode == "none" or self._base.trains:
                 yield mode
 
-    def _add_fitting(self, node: _Node) -> None:
-        """Choose the fastest checkpointing that fits."""
-        assert node.setting is not None
-        modes = list(self._modes(node.setting))
-        if modes and modes[0].checkpointing == "none":
-            # Recomputing nothing is fastest, and the entry's bound is that of this mode.
-            if self._fits_with_lists(modes[0]):
-                self._push(node, node.bound, _FITS, modes[0])
-                return
-            del modes[0]
-        options = []
-        for setting in modes:
-            options.append((self._clock(setting).lower_bound(), len(options), setting))
-        for bound, _, setting in sorted(options, key=lambda option: option[:2]):
-            if self._fits_with_lists(setting):
-                self._push(node, max(bound, node.bound), _FITS, setting)
-                return
+    def _add_modes(self, node: _Node, option: _Option) -> None:
+        """Replace an option by its modes of checkpointing that may fit."""
+        for setting in filter(self._may_fit, self._modes(node.dims, option)):
+            bound, number = max(self._clock(setting).lower_bound(), node.bound), next(self._numbers)
+            heapq.heappush(self._queue, _Node(bound, _BOUNDED, node.place, number, node.dims, option, setting))
 
     def _with_actions(self, setting: Setting) -> Setting:
         if setting.schedule is None or setting.stages is None or setting.actions:
@@ -389,10 +399,6 @@ class _Search:
         real = self._sought.sequences * self._base.tokens.sequence
         memory = whole_memory(setting, self._sought.device)
         return Candidate(layout, setting, time, real / time.total, memory)
-
-
-def _with_mode(setting: Setting, mode: Checkpointing) -> Setting:
-    return replace(setting, checkpointing=mode, every=None)
 
 
 def _with_number(setting: Setting, number: int) -> Setting:
