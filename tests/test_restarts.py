@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from trained_runs import train
 
-ROUNDS = int(os.environ.get("ARCHON_RESTART_ROUNDS", "2"))
+ROUNDS = int(os.environ.get("ARCHON_RESTART_ROUNDS", "1"))
 DEADLINE = 300.0
 
 CONFIG = """

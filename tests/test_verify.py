@@ -17,15 +17,14 @@ from archon_testing.requested_model import read_model
 from archon_testing.worlds import run_world
 
 LAYOUTS = {
-    "qwen3": ("r2", "d3", "r2d2", "r2c2", "r2t2", "d2c2", "d2t2", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
+    "qwen3": ("r2", "d3", "r2d2", "d2c2", "d2t2", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
     # Of four key heads, eight context ranks hold copies.
-    "qwen2": ("d4", "t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
+    "qwen2": ("t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
     "qwen3_moe": (
         "(attn:d2c2|ffn:e4)",
         "(attn:t4|ffn:t2e2)",
         "d2p2t2e4-1F1B",
-        "(attn:p2t2c2|ffn:p2t1e4)-I1F1B",
-        "(attn:p2t2c2|ffn:p2t1e4)-IZB",
+        "p2d2e2-IZB",
         "(attn:p2t2c2|ffn:p2t1e4)-ZBV",
     ),
 }
