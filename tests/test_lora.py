@@ -31,6 +31,7 @@ LIKE_TRANSFORMERS = 1e-5
 LENGTHS = ((4, 90, 1, 6, 3), (9, 2, 33, 1, 2, 7), (1, 18, 5))
 """Of the sequences of each step."""
 
+TARGETS = {"routed": ["gate", "all-linear"]}
 RECOMPUTED = {"gradient_checkpointing": True, "ac_mode": "full"}
 ON_TWO = (
     ("d2", "qwen3", {}),
@@ -39,6 +40,7 @@ ON_TWO = (
     ("p2", "qwen3", {"pp_schedule": "ZBVZeroBubble"}),
     ("c2", "qwen3", {}),
     ("d2e2", "qwen3_moe", {}),
+    ("(attn:d2|ffn:t2)", "routed", {"target_modules": TARGETS["routed"]}),
 )
 WIDE = (
     ("c2t2", "qwen3", {}),
@@ -51,6 +53,9 @@ WIDE = (
     ("d2p2", "qwen3", {"pp_schedule": "Interleaved1F1B", **RECOMPUTED}),
     ("p2c2", "tied", {"pp_schedule": "1F1B"}),
     ("(attn:d2t2|ffn:e4)", "qwen3_moe", {}),
+    ("(attn:d2t2|ffn:t2e2)", "qwen3_moe", RECOMPUTED),
+    ("(attn:t4|ffn:d2t2)", "qwen3_moe", {"gradient_checkpointing": True, "ac_mode": "selective"}),
+    ("p2d2e2", "qwen3_moe", {"pp_schedule": "InterleavedZeroBubble"}),
     ("d2t2", "hf", {}),
 )
 MODELS = {
@@ -59,8 +64,10 @@ MODELS = {
     "tied": ("qwen3", {"tie_word_embeddings": True}),
     "one key head": ("qwen3", {"num_key_value_heads": 1}),
     "qwen3_moe": ("qwen3_moe", {}),
+    "routed": ("qwen3_moe", {"mlp_only_layers": [1]}),
     "hf": ("hf", {}),
 }
+
 
 
 @dataclass
@@ -157,7 +164,8 @@ def compare_all(folder, cases):
 def assert_right(folder, n_ranks, cases):
     for model in {model for _, model, _ in cases}:
         if not (folder / f"{model}.pt").exists():
-            torch.save(numbers("d1", model, {}), folder / f"{model}.pt")
+            options = {"target_modules": TARGETS[model]} if model in TARGETS else {}
+            torch.save(numbers("d1", model, options), folder / f"{model}.pt")
     ranks = run_world(compare_all, n_ranks, (folder, cases))
     for number, case in enumerate(cases):
         assert [problem for rank in ranks for problem in rank[number][0]] == [], case
@@ -326,6 +334,3 @@ def test_megatrons_names_adapt_the_projections_that_it_fuses():
     assert (decision.requested, decision.effective) == ("linear_qkv", "q_proj, k_proj, v_proj")
 
 
-def test_experts_stay_without_adapters_by_decision():
-    [decision] = [d for d in make_engine(model="qwen3_moe").decisions if d.option == "actor.target_modules"]
-    assert decision.effective == "without experts"

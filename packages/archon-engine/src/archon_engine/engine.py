@@ -248,6 +248,15 @@ class ArchonEngine:
         with profiled_range(self._role, "forward_batch"):
             return forward_step(batch.to(self.device), request, running)
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Compute without adapters inside the block; see ``contracts.engine.TrainsAdapters``."""
+        assembled = self._ready.assembled
+        if assembled.plan.adapter is None:
+            raise TrainingError(f"engine {self._role!r}: found no adapters to switch off; set {self._role}.use_lora")
+        with assembled.plan.adapter.switched_off(assembled.module):
+            yield
+
     def record_next(self, folder: str | None) -> None:
         """Record the pipeline actions of the next ``train_batch``; see ``contracts.engine.RecordsSteps``."""
         self._record_into = folder

@@ -1,9 +1,14 @@
-"""The LoRA of one model: which projections it adapts, the roles and names of its parameters, and merging."""
+"""The LoRA of one model: which projections it adapts, the roles and names of its parameters, and merging.
+
+A projection is called by its module, ``layers.0.mlp.up_proj``; that of experts by its stacked weight,
+``layers.0.moe.experts.up_proj``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +16,14 @@ from torch import Tensor, nn
 
 from archon_core.contracts.adapters import CopyBox
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.moe import AdaptableExperts
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.models.box import Box
 from archon_core.models.name_pattern import matches
 from archon_core.models.parallel_plan import ParallelPlan, Role
-from archon_core.models.weight_map import Rename, ResolvedMap, WeightMap
-from archon_lora.layers import ATTRIBUTE, attach
+from archon_core.models.weight_map import Rename, ResolvedMap, Stack, WeightMap
+from archon_lora.expert_names import numbered
+from archon_lora.layers import ATTRIBUTE, attach, switched_off
 from archon_lora.options import ALL_LINEAR, LoraOptions
 
 MEGATRON: Mapping[str, tuple[str, ...]] = {
@@ -27,11 +34,49 @@ MEGATRON: Mapping[str, tuple[str, ...]] = {
 }
 """Megatron's names of projections, which AReaL's files for its Megatron engine use."""
 
-DOWN, UP = f"{ATTRIBUTE}.down.weight", f"{ATTRIBUTE}.up.weight"
+ROUTERS = ("router", "gate")
+"""Last names of a router, here and in transformers. It is adapted only by name: ``all-linear`` leaves it out."""
 
-_ROLES: Mapping[str, tuple[Role, Role]] = {"column": ("head_norm", "column"), "row": ("row", "head_norm")}
-"""Role of a projection -> roles of ``A`` and ``B``. One of the two is replicated inside the region, so its gradient is
-summed over the tensor ranks: the role ``head_norm``."""
+EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
+_ROLES: Mapping[Role, tuple[Role, Role]] = {
+    "column": ("head_norm", "column"),
+    "row": ("row", "head_norm"),
+    "replicated": ("replicated", "replicated"),
+    "sequence": ("sequence", "sequence"),
+    "expert": ("expert", "expert"),
+}
+"""Role of a projection -> roles of ``A`` and ``B``. Beside a column or row projection, one of the two is replicated
+inside the region, so its gradient is summed over the tensor ranks: the role ``head_norm``."""
+
+
+@dataclass(frozen=True)
+class _Projection:
+    """An adapted projection.
+
+    Attributes:
+        name: its name.
+        role: its role in the parallel plan.
+    """
+
+    name: str
+    role: Role
+
+    @property
+    def weight(self) -> str:
+        return self.name if self.role == "expert" else f"{self.name}.weight"
+
+    @property
+    def factors(self) -> tuple[str, str]:
+        """Names of the parameters ``A`` and ``B``."""
+        if self.role == "expert":
+            experts, _, projection = self.name.rpartition(".")
+            return f"{experts}.{ATTRIBUTE}.{projection}_A", f"{experts}.{ATTRIBUTE}.{projection}_B"
+        return f"{self.name}.{ATTRIBUTE}.down.weight", f"{self.name}.{ATTRIBUTE}.up.weight"
+
+    @property
+    def ending(self) -> str:
+        return self.name.rpartition(".")[2]
 
 
 class LoraAdapter:
@@ -45,7 +90,7 @@ class LoraAdapter:
     def __init__(self, config: Any, *, role: str) -> None:
         self._options: LoraOptions = config
         self._role = role
-        self._adapted: dict[str, Role] = {}
+        self._adapted: dict[str, _Projection] = {}
         self._hf_targets: set[str] = set()
         self._skips_experts = False
 
@@ -61,44 +106,51 @@ class LoraAdapter:
     def attach(self, module: nn.Module, plan: ParallelPlan) -> None:
         """Add ``A`` and ``B`` to the targets in ``module``, and freeze all other parameters."""
         module.requires_grad_(False)
-        projections = {
-            name: (part, role)
-            for name, part in module.named_modules()
-            if (role := _role_of(name, part, plan)) in _ROLES
-        }
-        chosen = self._choose(projections)
-        for name in chosen:
-            part, role = projections[name]
-            attach(part, self._options.lora_rank, self._scale)
-            self._adapted[name] = role
-        self._skips_experts |= any(role == "expert" for role in plan.roles.values())
+        parts = dict(module.named_modules())
+        chosen = self._choose(self._projections(parts, plan))
+        of_experts: dict[str, list[str]] = {}
+        for projection in chosen:
+            if projection.role == "expert":
+                of_experts.setdefault(projection.name.rpartition(".")[0], []).append(projection.ending)
+            else:
+                attach(parts[projection.name], self._options.lora_rank, self._scale)
+            self._adapted[projection.weight] = projection
+        for name, projections in of_experts.items():
+            parts[name].add_low_rank(projections, self._options.lora_rank, self._scale)
 
     def extend(self, plan: ParallelPlan) -> ParallelPlan:
         """The plan with one role for each ``A`` and ``B``."""
         roles = dict(plan.roles)
         for pattern, role in plan.roles.items():
-            names = [name for name in self._adapted if matches(pattern, name)]
-            for ending in dict.fromkeys(name.rpartition(".")[2] for name in names):
-                owner = f"{pattern.rpartition('.')[0]}.{ending}.{ATTRIBUTE}"
-                roles[f"{owner}.down"], roles[f"{owner}.up"] = _ROLES[role]
+            for projection in self._adapted.values():
+                if role == "expert" and matches(pattern, projection.name.rpartition(".")[0]):
+                    roles[f"{pattern}.{ATTRIBUTE}"] = role
+                elif role != "expert" and matches(pattern, projection.name):
+                    owner = f"{pattern.rpartition('.')[0]}.{projection.ending}.{ATTRIBUTE}"
+                    roles[f"{owner}.down"], roles[f"{owner}.up"] = _ROLES[role]
         return replace(plan, roles=roles)
 
     def weight_map(self, weights: ResolvedMap, shapes: Mapping[str, tuple[int, ...]]) -> ResolvedMap:
-        """PEFT's names: ``base_model.model.<module>.lora_A.weight`` and ``lora_B``."""
-        rules: list[Rename] = []
-        for name in self._adapted:
-            links = weights.links_of_ours[f"{name}.weight"]
-            if len(links) != 1 or len(weights.links_of_hf[links[0].hf]) != 1:
+        """PEFT's names: ``base_model.model.<module>.lora_A.weight`` and ``lora_B``; of experts, one pair for each."""
+        rules: list[Rename | Stack] = []
+        for projection in self._adapted.values():
+            links = weights.links_of_ours[projection.weight]
+            stored = numbered([link.hf for link in links]) if projection.role == "expert" else links[0].hf
+            if stored is None or any(len(weights.links_of_hf[link.hf]) != 1 for link in links):
                 raise ConfigError(
-                    f"{self._role}.target_modules: found {name.rpartition('.')[2]!r}, which files store as a part of "
+                    f"{self._role}.target_modules: found {projection.ending!r}, which files store as a part of "
                     f"{links[0].hf!r}, where an adapter belongs to the whole; leave it out"
                 )
-            hf = links[0].hf.removesuffix(".weight")
+            hf = stored.removesuffix(".weight")
             self._hf_targets.add(hf.rpartition(".")[2])
-            prefix = f"base_model.model.{hf}"
-            rules.append(Rename(f"{prefix}.lora_A.weight", f"{name}.{DOWN}"))
-            rules.append(Rename(f"{prefix}.lora_B.weight", f"{name}.{UP}"))
+            for end, name in zip(("lora_A", "lora_B"), projection.factors, strict=True):
+                in_file = f"base_model.model.{hf}.{end}.weight"
+                rules.append(Stack(in_file, name) if projection.role == "expert" else Rename(in_file, name))
         return WeightMap(tuple(rules)).resolve(shapes)
+
+    def switched_off(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Leave the products out: the model's own weights alone."""
+        return switched_off(module)
 
     def merged(self, copy: CopyBox) -> CopyBox:
         """``W + scale * B A``, for the boxes of adapted weights."""
@@ -106,19 +158,20 @@ class LoraAdapter:
         @torch.no_grad()
         def copy_merged(name: str, box: Box, destination: Tensor | None) -> None:
             copy(name, box, destination)
-            owner = name.removesuffix(".weight")
-            if owner not in self._adapted:
+            if name not in self._adapted:
                 return
-            rank, (rows, columns) = self._options.lora_rank, box.shape
+            rank, (*experts, rows, columns) = self._options.lora_rank, box.shape
+            *first, row, column = box.start
             down = up = None
             if destination is not None:
-                down, up = destination.new_empty(rank, columns), destination.new_empty(rows, rank)
-            copy(f"{owner}.{DOWN}", Box((0, box.start[1]), (rank, columns)), down)
-            copy(f"{owner}.{UP}", Box((box.start[0], 0), (rows, rank)), up)
+                down, up = (destination.new_empty(*experts, *sizes) for sizes in ((rank, columns), (rows, rank)))
+            of_a, of_b = self._adapted[name].factors
+            copy(of_a, Box((*first, 0, column), (*experts, rank, columns)), down)
+            copy(of_b, Box((*first, row, 0), (*experts, rows, rank)), up)
             if destination is not None and down is not None and up is not None:
                 # In at least fp32, and rounded once: a small product would vanish beside a weight in bf16.
                 wide = torch.promote_types(destination.dtype, torch.float32)
-                destination.copy_(destination.to(wide).addmm(up.to(wide), down.to(wide), alpha=self._scale))
+                destination.copy_(destination.to(wide).add_(up.to(wide) @ down.to(wide), alpha=self._scale))
 
         return copy_merged
 
@@ -142,7 +195,7 @@ class LoraAdapter:
         """Experts stay without adapters, and fused projections get several."""
         option, decisions = f"{role}.target_modules", []
         if self._skips_experts:
-            reason = "adapters of stacked expert weights are not part of this version"
+            reason = "the package that computes these experts has no adapters for them"
             decisions.append(Decision(option, "every projection", "without experts", reason))
         for target in self._options.target_modules:
             if len(parts := MEGATRON.get(target, ())) > 1:
@@ -150,23 +203,37 @@ class LoraAdapter:
                 decisions.append(Decision(option, target, ", ".join(parts), reason))
         return decisions
 
-    def _choose(self, projections: Mapping[str, Any]) -> list[str]:
+    def _projections(self, parts: Mapping[str, nn.Module], plan: ParallelPlan) -> list[_Projection]:
+        """Everything in a module that can be adapted."""
+        found: list[_Projection] = []
+        for name, part in parts.items():
+            own = dict(part.named_parameters(recurse=False))
+            if not own:
+                continue
+            role = plan.role_of(name)
+            if role == "expert":
+                if isinstance(part, AdaptableExperts):
+                    found += [_Projection(f"{name}.{ending}", role) for ending in EXPERT_PROJECTIONS]
+                else:
+                    self._skips_experts = True
+            elif role in _ROLES and "weight" in own and own["weight"].ndim == 2:
+                found.append(_Projection(name, role))
+        return found
+
+    def _choose(self, projections: Sequence[_Projection]) -> list[_Projection]:
         asked = [name for target in self._options.target_modules for name in MEGATRON.get(target, (target,))]
-        if not asked or ALL_LINEAR in asked:
-            return list(projections)
-        endings = {name.rpartition(".")[2] for name in projections}
-        for target in asked:
-            if endings and target not in endings:
+        linear = [projection for projection in projections if projection.role != "sequence"]
+        names = {projection.ending for projection in projections}
+        if names.intersection(ROUTERS):
+            names.update(ROUTERS)
+        # The whole model comes before its pipeline stages, which may lack a kind of layer.
+        for target in [] if self._adapted else asked:
+            if names and target not in names and target != ALL_LINEAR:
                 raise ConfigError(
-                    f"{self._role}.target_modules: found {target!r}; allowed are {', '.join(sorted(endings))} and "
-                    f"{ALL_LINEAR}{did_you_mean(target, endings)}"
+                    f"{self._role}.target_modules: found {target!r}; allowed are {', '.join(sorted(names))} and "
+                    f"{ALL_LINEAR}{did_you_mean(target, names)}"
                 )
-        return [name for name in projections if name.rpartition(".")[2] in asked]
-
-
-def _role_of(name: str, part: nn.Module, plan: ParallelPlan) -> Role | None:
-    """The role of a module that owns a matrix; ``None`` for any other module."""
-    weight = getattr(part, "weight", None)
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
-        return None
-    return plan.role_of(name)
+        if set(asked).intersection(ROUTERS):
+            asked += ROUTERS
+        every = not asked or ALL_LINEAR in asked
+        return [p for p in projections if p.ending in asked or (every and p in linear)]

@@ -6,11 +6,13 @@ The decisions of the compositions explain further ones (``without_effect``). Imp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from archon_core.contracts.engine_config import EngineConfig
 from archon_rl.collector_options import has_servers
 from archon_rl.run_parts import Run
+from archon_rl.shared_reference import OF_OTHER_WEIGHTS, PLACING, is_actor_without_adapters
 from archon_train.model_sections import is_frozen
 
 SERVERS = (
@@ -37,6 +39,11 @@ SERVERS = (
     "pause_grace_period",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
+
+OF_REFERENCE = tuple(
+    f"ref.{option.name}" for option in fields(EngineConfig) if option.name not in (*OF_OTHER_WEIGHTS, *PLACING)
+)
+"""Options of a reference's engine."""
 
 AHEAD = ("max_head_offpolicyness", "max_concurrent_rollouts", "queue_size")
 """Options of ``rollout`` about sampling ahead of training."""
@@ -175,6 +182,11 @@ TABLE: tuple[Unused, ...] = (
     Unused(("critic.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("critic")),
     Unused(("reward_model.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("reward_model")),
     Unused(("reward_model.mb_spec.granularity",), "it scores single sequences", lambda run: run.has("reward_model")),
+    Unused(
+        OF_REFERENCE,
+        "the reference is the actor without its adapters, in the actor's engine",
+        lambda run: run.samples and run.has("ref") and is_actor_without_adapters(run.config),
+    ),
     Unused(
         ("ref.mb_spec.granularity",),
         "the reference reads single sequences",

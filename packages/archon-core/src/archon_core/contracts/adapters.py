@@ -7,6 +7,7 @@ every axis that the model supports, and no model mentions it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -78,6 +79,13 @@ class Adapter(Protocol):
 
     def merged(self, copy: CopyBox) -> CopyBox:
         """``copy``, but of the model's weights with the adapters' products added."""
+
+    def switched_off(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside the context, forward passes of ``module`` compute with the model's own weights alone.
+
+        Args:
+            module: a module that ``attach`` has changed, or one that contains such modules.
+        """
 
     def file_config(self, base: str | None) -> Mapping[str, Any]:
         """The content of ``adapter_config.json``.

@@ -238,6 +238,19 @@ class RecordsSteps(Protocol):
         """
 
 
+@runtime_checkable
+class TrainsAdapters(Protocol):
+    """A training engine that can train adapters (``contracts.adapters``) in place of the model's own weights."""
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside the block, ``forward_batch`` computes with the model's own weights alone. All processes of the engine
+        enter it together.
+
+        Raises:
+            TrainingError: the model has no adapters.
+        """
+
+
 @dataclass(frozen=True)
 class Selection:
     """The specs from which one engine is assembled.
