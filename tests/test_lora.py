@@ -69,7 +69,6 @@ MODELS = {
 }
 
 
-
 @dataclass
 class Config(LoraOptions, ArchonEngineConfig):
     """The section of a model in a run with archon-lora."""
@@ -80,7 +79,7 @@ def make_engine(layout="d1", model="qwen3", *, path=None, optimizer="adamw", **c
     archon = {key: changes.pop(key) for key in ("ac_mode", "pp_schedule") if key in changes}
     tiny = load_target(registry().get("model", family).tiny_config)()
     # transformers' own modules round to fp32 inside.
-    dtype = "float32" if family == "hf" else "float64"
+    dtype = changes.pop("dtype", "float32" if family == "hf" else "float64")
     config = Config(
         **{
             "use_lora": True,
@@ -213,6 +212,39 @@ def test_only_adapters_are_trained_and_have_optimizer_state(trained):
         convert_to_hf(folder / "state", folder / "converted")
 
 
+def test_frozen_weights_are_stored_in_the_compute_dtype_without_changing_a_bit():
+    for kept, wide in run_world(train_in_bfloat16, 2):
+        assert kept["dtypes"] == {(True, torch.float32), (False, torch.bfloat16)}
+        assert wide["dtypes"] == {(True, torch.float32), (False, torch.float32)}
+        assert kept["state"] == wide["state"] == {torch.float32}
+        assert kept["steps"] == wide["steps"]
+        assert kept["frozen"] == "float32; bfloat16 for the model's own weights"
+        for name, weight in kept["adapters"].items():
+            assert torch.equal(weight, wide["adapters"][name])
+
+
+def train_in_bfloat16():
+    return [after_steps_in_bfloat16({}), after_steps_in_bfloat16({"master_dtype": "float32"})]
+
+
+def after_steps_in_bfloat16(archon):
+    """What a rank holds after two steps of d2."""
+    engine = make_engine("d2", dtype="bfloat16", archon=ArchonOptions(enable_compile=False, **archon))
+    steps = train(engine, (0, 1))
+    parts = [part for part in engine.stage().parts if part.name.startswith("optimizer.") and part.shape]
+    assert all(".lora." in part.name for part in engine.stage().parts)
+    found = {
+        "steps": steps,
+        "dtypes": {(p.requires_grad, p.dtype) for p in engine.parameters.values()},
+        "adapters": {name: whole_values(p) for name, p in engine.parameters.items() if p.requires_grad},
+        "state": {part.values().dtype for part in parts},
+        "frozen": next((d.effective for d in engine.decisions if d.option == "actor.archon.master_dtype"), None),
+    }
+    assert all(p.requires_grad or p.grad is None for p in engine.parameters.values())
+    engine.close()
+    return found
+
+
 def test_a_new_adapter_changes_nothing(trained):
     folder, engine, _ = trained
     base, new = make_engine(path=folder / "base", use_lora=False), make_engine(path=folder / "base")
@@ -332,5 +364,3 @@ def test_megatrons_names_adapt_the_projections_that_it_fuses():
     assert adapted == {"q_proj", "k_proj", "v_proj", "down_proj"}
     [decision] = [d for d in engine.decisions if d.option == "actor.target_modules"]
     assert (decision.requested, decision.effective) == ("linear_qkv", "q_proj, k_proj, v_proj")
-
-

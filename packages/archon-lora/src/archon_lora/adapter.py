@@ -1,14 +1,10 @@
-"""The LoRA of one model: which projections it adapts, the roles and names of its parameters, and merging.
-
-A projection is called by its module, ``layers.0.mlp.up_proj``; that of experts by its stacked weight,
-``layers.0.moe.experts.up_proj``.
-"""
+"""The LoRA of one model: which projections it adapts, the roles and names of its parameters, and merging."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,15 +12,14 @@ from torch import Tensor, nn
 
 from archon_core.contracts.adapters import CopyBox
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.moe import AdaptableExperts
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.models.box import Box
 from archon_core.models.name_pattern import matches
-from archon_core.models.parallel_plan import ParallelPlan, Role
+from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.weight_map import Rename, ResolvedMap, Stack, WeightMap
-from archon_lora.expert_names import numbered
 from archon_lora.layers import ATTRIBUTE, attach, switched_off
 from archon_lora.options import ALL_LINEAR, LoraOptions
+from archon_lora.projections import FACTOR_ROLES, ROUTERS, Projection, projections_of
 
 MEGATRON: Mapping[str, tuple[str, ...]] = {
     "linear_qkv": ("q_proj", "k_proj", "v_proj"),
@@ -33,50 +28,6 @@ MEGATRON: Mapping[str, tuple[str, ...]] = {
     "linear_fc2": ("down_proj",),
 }
 """Megatron's names of projections, which AReaL's files for its Megatron engine use."""
-
-ROUTERS = ("router", "gate")
-"""Last names of a router, here and in transformers. It is adapted only by name: ``all-linear`` leaves it out."""
-
-EXPERT_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
-
-_ROLES: Mapping[Role, tuple[Role, Role]] = {
-    "column": ("head_norm", "column"),
-    "row": ("row", "head_norm"),
-    "replicated": ("replicated", "replicated"),
-    "sequence": ("sequence", "sequence"),
-    "expert": ("expert", "expert"),
-}
-"""Role of a projection -> roles of ``A`` and ``B``. Beside a column or row projection, one of the two is replicated
-inside the region, so its gradient is summed over the tensor ranks: the role ``head_norm``."""
-
-
-@dataclass(frozen=True)
-class _Projection:
-    """An adapted projection.
-
-    Attributes:
-        name: its name.
-        role: its role in the parallel plan.
-    """
-
-    name: str
-    role: Role
-
-    @property
-    def weight(self) -> str:
-        return self.name if self.role == "expert" else f"{self.name}.weight"
-
-    @property
-    def factors(self) -> tuple[str, str]:
-        """Names of the parameters ``A`` and ``B``."""
-        if self.role == "expert":
-            experts, _, projection = self.name.rpartition(".")
-            return f"{experts}.{ATTRIBUTE}.{projection}_A", f"{experts}.{ATTRIBUTE}.{projection}_B"
-        return f"{self.name}.{ATTRIBUTE}.down.weight", f"{self.name}.{ATTRIBUTE}.up.weight"
-
-    @property
-    def ending(self) -> str:
-        return self.name.rpartition(".")[2]
 
 
 class LoraAdapter:
@@ -90,9 +41,9 @@ class LoraAdapter:
     def __init__(self, config: Any, *, role: str) -> None:
         self._options: LoraOptions = config
         self._role = role
-        self._adapted: dict[str, _Projection] = {}
+        self._adapted: dict[str, Projection] = {}
         self._hf_targets: set[str] = set()
-        self._skips_experts = False
+        self._left_out: dict[str, str] = {}
 
     @property
     def source(self) -> str | None:
@@ -103,11 +54,11 @@ class LoraAdapter:
     def _scale(self) -> float:
         return self._options.lora_alpha / self._options.lora_rank
 
-    def attach(self, module: nn.Module, plan: ParallelPlan) -> None:
+    def attach(self, module: nn.Module, plan: ParallelPlan, weights: ResolvedMap) -> None:
         """Add ``A`` and ``B`` to the targets in ``module``, and freeze all other parameters."""
         module.requires_grad_(False)
         parts = dict(module.named_modules())
-        chosen = self._choose(self._projections(parts, plan))
+        chosen = self._choose(self._found(parts, plan), weights)
         of_experts: dict[str, list[str]] = {}
         for projection in chosen:
             if projection.role == "expert":
@@ -127,20 +78,15 @@ class LoraAdapter:
                     roles[f"{pattern}.{ATTRIBUTE}"] = role
                 elif role != "expert" and matches(pattern, projection.name):
                     owner = f"{pattern.rpartition('.')[0]}.{projection.ending}.{ATTRIBUTE}"
-                    roles[f"{owner}.down"], roles[f"{owner}.up"] = _ROLES[role]
+                    roles[f"{owner}.down"], roles[f"{owner}.up"] = FACTOR_ROLES[role]
         return replace(plan, roles=roles)
 
     def weight_map(self, weights: ResolvedMap, shapes: Mapping[str, tuple[int, ...]]) -> ResolvedMap:
         """PEFT's names: ``base_model.model.<module>.lora_A.weight`` and ``lora_B``; of experts, one pair for each."""
         rules: list[Rename | Stack] = []
         for projection in self._adapted.values():
-            links = weights.links_of_ours[projection.weight]
-            stored = numbered([link.hf for link in links]) if projection.role == "expert" else links[0].hf
-            if stored is None or any(len(weights.links_of_hf[link.hf]) != 1 for link in links):
-                raise ConfigError(
-                    f"{self._role}.target_modules: found {projection.ending!r}, which files store as a part of "
-                    f"{links[0].hf!r}, where an adapter belongs to the whole; leave it out"
-                )
+            stored = projection.stored_as(weights)
+            assert stored is not None, f"attach() leaves out {projection.name}, which files have no name for"
             hf = stored.removesuffix(".weight")
             self._hf_targets.add(hf.rpartition(".")[2])
             for end, name in zip(("lora_A", "lora_B"), projection.factors, strict=True):
@@ -192,35 +138,23 @@ class LoraAdapter:
         }
 
     def decisions(self, *, role: str) -> Sequence[Decision]:
-        """Experts stay without adapters, and fused projections get several."""
+        """Projections that stay without adapters, and fused ones that get several."""
         option, decisions = f"{role}.target_modules", []
-        if self._skips_experts:
-            reason = "the package that computes these experts has no adapters for them"
-            decisions.append(Decision(option, "every projection", "without experts", reason))
+        for name, reason in self._left_out.items():
+            decisions.append(Decision(option, "every projection", f"without {name}", reason))
         for target in self._options.target_modules:
             if len(parts := MEGATRON.get(target, ())) > 1:
                 reason = "Megatron fuses these projections; here each has an A"
                 decisions.append(Decision(option, target, ", ".join(parts), reason))
         return decisions
 
-    def _projections(self, parts: Mapping[str, nn.Module], plan: ParallelPlan) -> list[_Projection]:
-        """Everything in a module that can be adapted."""
-        found: list[_Projection] = []
-        for name, part in parts.items():
-            own = dict(part.named_parameters(recurse=False))
-            if not own:
-                continue
-            role = plan.role_of(name)
-            if role == "expert":
-                if isinstance(part, AdaptableExperts):
-                    found += [_Projection(f"{name}.{ending}", role) for ending in EXPERT_PROJECTIONS]
-                else:
-                    self._skips_experts = True
-            elif role in _ROLES and "weight" in own and own["weight"].ndim == 2:
-                found.append(_Projection(name, role))
+    def _found(self, parts: Mapping[str, nn.Module], plan: ParallelPlan) -> list[Projection]:
+        found, has_other_experts = projections_of(parts, plan)
+        if has_other_experts:
+            self._left_out["experts"] = "the package that computes these experts has no adapters for them"
         return found
 
-    def _choose(self, projections: Sequence[_Projection]) -> list[_Projection]:
+    def _choose(self, projections: Sequence[Projection], weights: ResolvedMap) -> list[Projection]:
         asked = [name for target in self._options.target_modules for name in MEGATRON.get(target, (target,))]
         linear = [projection for projection in projections if projection.role != "sequence"]
         names = {projection.ending for projection in projections}
@@ -236,4 +170,25 @@ class LoraAdapter:
         if set(asked).intersection(ROUTERS):
             asked += ROUTERS
         every = not asked or ALL_LINEAR in asked
-        return [p for p in projections if p.ending in asked or (every and p in linear)]
+        wanted = [p for p in projections if p.ending in asked or (every and p in linear)]
+        chosen = [projection for projection in wanted if projection.stored_as(weights) is not None]
+        for projection in wanted:
+            if projection not in chosen:
+                is_refused = projection.ending in asked and all(other.ending != projection.ending for other in chosen)
+                self._leave_out(projection, weights, is_refused=is_refused)
+        return chosen
+
+    def _leave_out(self, projection: Projection, weights: ResolvedMap, *, is_refused: bool) -> None:
+        """Note that a projection has no adapter, because files store it as a part of another tensor.
+
+        Raises:
+            ConfigError: ``is_refused``, because the options name it, and no other projection by this name has one.
+        """
+        whole = weights.links_of_ours[projection.weight][0].hf
+        if is_refused:
+            raise ConfigError(
+                f"{self._role}.target_modules: found {projection.ending!r}, which files store as a part of {whole!r}, "
+                "where an adapter belongs to the whole; leave it out"
+            )
+        name = f"experts' {projection.ending}" if projection.role == "expert" else projection.ending
+        self._left_out[name] = f"files store it as a part of {whole.removesuffix('.weight').rpartition('.')[2]}"

@@ -93,4 +93,3 @@ class GroupedExperts(nn.Module):
     def extra_repr(self) -> str:
         E, F, H = self.gate_proj.shape
         return f"{E} x ({H} -> {F} -> {H}), {self.hidden_act}"
-

@@ -10,6 +10,7 @@ from typing import Any
 
 from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.plugins import registry
 
 OF_OTHER_WEIGHTS = ("path", "model_config", "init_from_scratch")
@@ -22,6 +23,12 @@ PLACING = ("backend", "scheduling_strategy")
 def has_adapters(section: Any) -> bool:
     """Whether a model's section switches adapters on."""
     return any(getattr(section, spec.option, False) for spec in registry().all(AdapterSpec))
+
+
+def receives_adapters(backend: str) -> bool:
+    """Whether the servers of a layout, such as ``served:d2``, can receive adapters apart."""
+    kind = backend.partition(":")[0]
+    return any(spec.adapters for spec in registry().all(ServerDriverSpec) if spec.name == kind)
 
 
 def is_actor_without_adapters(config: Any) -> bool:

@@ -12,7 +12,13 @@ from typing import Any
 from archon_core.contracts.engine_config import EngineConfig
 from archon_rl.collector_options import has_servers
 from archon_rl.run_parts import Run
-from archon_rl.shared_reference import OF_OTHER_WEIGHTS, PLACING, is_actor_without_adapters
+from archon_rl.shared_reference import (
+    OF_OTHER_WEIGHTS,
+    PLACING,
+    has_adapters,
+    is_actor_without_adapters,
+    receives_adapters,
+)
 from archon_train.model_sections import is_frozen
 
 SERVERS = (
@@ -35,6 +41,7 @@ SERVERS = (
     "weight_canary",
     "newcomer_weights",
     "skip_unchanged",
+    "use_lora",
     "interruption",
     "pause_grace_period",
 )
@@ -348,6 +355,16 @@ TABLE: tuple[Unused, ...] = (
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        ("rollout.use_lora",),
+        "the actor trains no adapters",
+        lambda run: run.has_servers and not has_adapters(run.config.actor),
+    ),
+    Unused(
+        ("rollout.use_lora",),
+        "these servers receive each version as merged weights, which need nothing on their side",
+        lambda run: run.has_servers and not receives_adapters(run.config.rollout.backend),
     ),
     Unused(
         ("rollout.pause_grace_period",),

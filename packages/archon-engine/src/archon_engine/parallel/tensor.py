@@ -106,10 +106,10 @@ def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMes
     """Sum the gradients of parameters that are replicated over tensor ranks, in place. Each rank has the gradient of
     its tokens or heads; of an adapter of experts, that of its part of the intermediate size.
 
-    Collective over ``mesh``, the tensor ranks or the expert tensor ranks. Call it once per step, after FSDP2 has reduced over the other ranks. It
-    makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by itself, but one parameter at a
-    time, after every micro-batch and in the compute dtype: it redistributes a gradient before casting it to the reduce
-    dtype (torch 2.11 to 2.13).
+    Collective over ``mesh``, the tensor ranks or the expert tensor ranks. Call it once per step, after FSDP2 has
+    reduced over the other ranks. It makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by
+    itself, but one parameter at a time, after every micro-batch and in the compute dtype: it redistributes a gradient
+    before casting it to the reduce dtype (torch 2.11 to 2.13).
     """
     axis = mesh.mesh_dim_names[0]
     gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p, axis)]
