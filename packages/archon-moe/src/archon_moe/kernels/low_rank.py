@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from archon_moe.kernels.activations import activate
+from archon_engine.nn.swiglu import activation
 from archon_moe.kernels.choice import ROW_BYTES
 from archon_moe.kernels.order import ExpertOrder, order_by_expert
 
@@ -59,7 +59,7 @@ def adapted_experts(
         return y_MO + scale * product(product(x_MI, down), up)
 
     x_MH = x_NH.index_select(0, rows_M)
-    h_MF = activate(project(x_MH, "gate_proj"), hidden_act) * project(x_MH, "up_proj")
+    h_MF = activation(hidden_act)(project(x_MH, "gate_proj")) * project(x_MH, "up_proj")
     # As in the other kernels, weights multiply the hidden activations.
     h_MF = (h_MF * weights_NK.reshape(-1)[order.pairs][:, None]).to(x_NH.dtype)
     y_MH = project(h_MF, "down_proj")
