@@ -8,19 +8,26 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from archon_core import assemble, registry
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, WeightsError
+from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.weight_map import Rename, Split, WeightMap
 from archon_engine.checkpoint.conversion import convert_to_hf
 from archon_engine.checkpoint.dcp import SavedState
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.parallel.shards import whole_values
+from archon_lora.adapter import LoraAdapter
 from archon_lora.options import LoraOptions
+from archon_lora.projections import numbered
+from archon_moe.experts import GroupedExperts
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.worlds import run_world
 
@@ -278,6 +285,62 @@ def test_merged_weights_and_peft_have_the_engines_log_probabilities_and_gradient
         torch.testing.assert_close(
             again.parameters[name].grad, oracle[link.hf] * clipped, rtol=LIKE_TRANSFORMERS, atol=LIKE_TRANSFORMERS
         )
+
+
+def test_peft_and_merged_files_have_the_adapters_of_experts_and_routers(tmp_path):
+    peft = pytest.importorskip("peft", reason="the oracle is not installed")
+    from transformers import AutoModelForCausalLM
+
+    whole = make_engine(model="qwen3_moe", use_lora=False)
+    whole.save(tmp_path / "base", "hf")
+    engine = make_engine(model="qwen3_moe", path=tmp_path / "base", target_modules=["gate", "all-linear"])
+    train(engine)
+    engine.save(tmp_path / "export", "hf")
+    names = load_file(tmp_path / "export/adapter/adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_A.weight" in names
+    batch = batch_of(2, engine)
+    expected = engine.forward_batch(batch, OutputRequest())["logprobs"]
+    options = {"dtype": torch.float64, "experts_implementation": "eager"}
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "export", **options)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "export" / "adapter").double()
+    with torch.no_grad():
+        for model in (merged, adapted):
+            torch.testing.assert_close(log_probabilities(model, batch), expected, rtol=0, atol=LIKE_TRANSFORMERS)
+        with engine.without_adapters():
+            plain = engine.forward_batch(batch, OutputRequest())["logprobs"]
+        with adapted.disable_adapter():
+            torch.testing.assert_close(log_probabilities(adapted, batch), plain, rtol=0, atol=LIKE_TRANSFORMERS)
+        assert (plain - expected).abs().max() > 1e-3
+
+
+def test_experts_that_files_store_fused_stay_without_adapters_unless_they_are_named():
+    e = "layers.0.moe.experts"
+    rules = (Split("e.gate_up", (f"{e}.gate_proj", f"{e}.up_proj"), dim=1), Rename("e.down", f"{e}.down_proj"))
+    shapes = {f"{e}.gate_proj": (2, 4, 8), f"{e}.up_proj": (2, 4, 8), f"{e}.down_proj": (2, 8, 4)}
+    fused = WeightMap(rules).resolve(shapes)
+    experts = GroupedExperts(MoESettings(8, 4, 2, 1))
+    module = nn.ModuleDict(
+        {"layers": nn.ModuleDict({"0": nn.ModuleDict({"moe": nn.ModuleDict({"experts": experts})})})}
+    )
+    plan = ParallelPlan({e: "expert"})
+    adapter = LoraAdapter(LoraOptions(use_lora=True), role="actor")
+    adapter.attach(module, plan, fused)
+    assert experts.lora is None
+    assert [d.effective for d in adapter.decisions(role="actor")] == [
+        "without experts' gate_proj",
+        "without experts' up_proj",
+        "without experts' down_proj",
+    ]
+    with pytest.raises(ConfigError, match=r"found 'gate_proj', which files store as a part of 'e\.gate_up'"):
+        LoraAdapter(LoraOptions(use_lora=True, target_modules=["gate_proj"]), role="actor").attach(module, plan, fused)
+
+
+def test_numbered_experts_are_one_pattern_of_names():
+    assert numbered(["l.0.e.0.w", "l.0.e.1.w"]) == "l.0.e.{expert}.w"
+    assert numbered(["l.0.e.0.w"]) == "l.0.e.{expert}.w"
+    assert numbered(["l.0.e.1.w", "l.0.e.0.w"]) is None
+    assert numbered(["a", "b.c"]) is None
 
 
 class LogLikelihood(LogLikelihoodAndEntropy):

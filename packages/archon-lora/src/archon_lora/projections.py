@@ -70,7 +70,8 @@ class Projection:
         if any(len(weights.links_of_hf[link.hf]) != 1 for link in links):
             return None
         if self.role == "expert":
-            return numbered([link.hf for link in links])
+            # A file may also store all experts in one tensor, under the name of the projection.
+            return numbered([link.hf for link in links]) if all(link.stacked for link in links) else None
         return links[0].hf if len(links) == 1 else None
 
 

@@ -184,7 +184,11 @@ class Publisher:
         of_manifest = {entry.name: entry for entry in manifest.tensors}
         checksums = {name: known[name] for name in frozen}
         kept = set(frozen)
-        ungathered = [replace(of_manifest[name], checksum=known[name], encoding="kept") for name in frozen]
+        ungathered = [
+            replace(entry, checksum=known[entry.name], encoding="kept")
+            for entry in manifest.tensors
+            if entry.name in frozen
+        ]
         with attempt.phase("transfer"):
             pending, timing = None, (0, 0.0)
             start = time.perf_counter()
@@ -197,8 +201,8 @@ class Publisher:
                     for name, checksum in own.items()
                 )
                 notice = notice_of(manifest.version, bucket.index, entries)
-                if bucket.index == 0:
-                    notice = replace(notice, tensors=(*notice.tensors, *ungathered))
+                if bucket.index == 0:  # first, as in the manifest, whose order a server expects
+                    notice = replace(notice, tensors=(*ungathered, *notice.tensors))
                 gathered = time.perf_counter() - start
                 if pending is not None:
                     attempt.settle_bucket(transport, pending, *timing)
