@@ -52,7 +52,7 @@ warm_start: {steps: 40, lr: 0.01}
 gconfig: {n_samples: 4, max_new_tokens: 3, temperature: 0.8}
 trainer: {max_steps: 3, save_every: 0, eval_every: 0, eval_before_train: false}
 """
-SEPARATE = ("ref.backend=archon:d1", "ref.dtype=float64", "ref.archon.enable_compile=false")
+SEPARATE = ("ref.backend=archon:t2", "ref.dtype=float64", "ref.archon.enable_compile=false")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def separate(tmp_path_factory):
     root = tmp_path_factory.mktemp("runs")
     file = root / "config.yaml"
     file.write_text(f"{GRPO}cluster: {{fileroot: {root}, n_gpus_per_node: 2}}\n")
-    run_world(train, 1, (file, "d1", "separate", SEPARATE), time_limit=120)
+    run_world(train, 2, (file, "d2", "separate", SEPARATE), time_limit=120)
     return file, root / "lora" / "separate"
 
 
@@ -88,7 +88,14 @@ def rows(folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "is_shared"), [((), True), (SEPARATE[:1], False), (("actor.use_lora=false",), False)]
+    ("options", "is_shared"),
+    [
+        ((), True),
+        (("ref.backend=archon:d1", "ref.scheduling_strategy={type: colocation, target: actor}"), True),
+        (SEPARATE[:1], False),
+        (("ref.path=/elsewhere",), False),
+        (("actor.use_lora=false",), False),
+    ],
 )
 def test_a_dry_run_says_whether_the_reference_is_the_actor(separate, capsys, options, is_shared):
     with pytest.raises(SystemExit):

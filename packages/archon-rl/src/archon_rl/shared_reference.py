@@ -12,6 +12,7 @@ from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.plugins import registry
+from archon_core.ranks.role_ranks import ACTOR
 
 OF_OTHER_WEIGHTS = ("path", "model_config", "init_from_scratch")
 """Options of ``ref`` that give it other weights than the actor's."""
@@ -34,19 +35,19 @@ def receives_adapters(backend: str) -> bool:
 def is_actor_without_adapters(config: Any) -> bool:
     """Whether the reference of a run is the actor with its adapters switched off.
 
-    The reference is a separate model if its section gives it other weights, adapters, a layout or ranks.
+    The reference is a separate model if its section gives it other weights, adapters, another layout or other ranks.
     """
     ref, actor = config.ref, config.actor
     if ref is None or not has_adapters(actor) or has_adapters(ref):
         return False
     strategy = ref.scheduling_strategy
-    is_placed = bool(ref.backend) or (strategy is not None and strategy.type is not None)
-    is_other = any(getattr(ref, name) and getattr(ref, name) != getattr(actor, name) for name in OF_OTHER_WEIGHTS)
-    return not is_placed and not is_other
+    is_apart = strategy is not None and strategy.type is not None and strategy.target != ACTOR
+    names = (*OF_OTHER_WEIGHTS, "backend")
+    return not is_apart and all(getattr(ref, name) in (None, "", False, getattr(actor, name)) for name in names)
 
 
 def reference_decisions(config: Any) -> Iterator[Decision]:
     """The decision about such a reference."""
     if is_actor_without_adapters(config):
-        reason = "adapters leave the weights that both start from as they are; set ref.backend for a separate model"
+        reason = "adapters leave the weights that both start from as they are; another ref.backend builds a model"
         yield Decision("ref", "a model", "the actor without its adapters", reason)
