@@ -35,7 +35,7 @@ def hybrid_parallel_plan(arguments: Qwen35Arguments) -> ParallelPlan:
 
 
 def hybrid_moe_parallel_plan(arguments: Qwen35MoEArguments) -> ParallelPlan:
-    """The plan for a model with Gated DeltaNet layers and experts. The shared expert works on each rank's own tokens."""
+    """The plan for a model with Gated DeltaNet layers and experts. The shared expert sees each rank's own tokens."""
     plan = _with_delta_net(_plan(arguments, has_mlp=False), arguments)
     roles: dict[str, Role] = {
         "layers.{layer}.moe.router": "sequence",

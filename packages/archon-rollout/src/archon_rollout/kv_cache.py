@@ -1,8 +1,8 @@
-"""KV caches: packed for prompts, padded buffers for rows in decoding. Recurrent layers keep states of fixed size instead.
+"""KV caches: packed for prompts, padded buffers for rows in decoding. Of recurrent layers they hold states instead.
 
-A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation: prompts
-are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and ``DecodeStep``
-implement ``archon_core.contracts.packed.AttentionCache``.
+A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation:
+prompts are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and
+``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``.
 
 Legend: T tokens, S sequences, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per
 row.
@@ -95,8 +95,8 @@ class PromptCache:
 
 
 class DecodeCache:
-    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer, and states of
-    recurrent layers, [rows, ...].
+    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer; of recurrent
+    layers, states [rows, ...].
 
     Active rows form a prefix: ``write_rows`` adds or replaces rows, ``move_rows`` fills the gaps of finished rows.
     Buffers are allocated with the first prompt.

@@ -1,7 +1,8 @@
 """Patterns for dotted names of modules and weights: ``layers.{layer}.mlp.{part}.weight``.
 
-A placeholder matches one segment, and one with three dots, such as ``mtp.{rest...}``, one or more. Weight rules and parallel plans use these patterns. A weight rule has the same
-placeholders on both sides, so it works in both directions.
+A placeholder matches one segment; with three dots, as in ``mtp.{rest...}``, it matches one or more. Weight rules and
+parallel plans use these patterns. A weight rule has the same placeholders on both sides, so it works in both
+directions.
 """
 
 from __future__ import annotations

@@ -61,19 +61,20 @@ class GatedDeltaNet(nn.Module):
         s = settings
         keys, values = s.n_key_heads * s.key_dim, s.n_value_heads * s.value_dim
         self.settings = settings
-        self.query_proj = Linear(s.hidden_size, keys)
-        self.key_proj = Linear(s.hidden_size, keys)
-        self.value_proj = Linear(s.hidden_size, values)
+        # In the order of transformers' module, which decides how weights are divided among files.
+        self.decay = LogDecay(s.n_value_heads)
         self.query_filters = Filters(keys, s.filter_length)
         self.key_filters = Filters(keys, s.filter_length)
         self.value_filters = Filters(values, s.filter_length)
-        self.decay_proj = Linear(s.hidden_size, s.n_value_heads)
-        self.decay = LogDecay(s.n_value_heads)
-        self.beta_proj = Linear(s.hidden_size, s.n_value_heads)
-        self.core = DeltaNetCore(str(layer), settings)
         self.norm = RMSNorm(s.value_dim, s.norm_eps)
-        self.output_gate_proj = Linear(s.hidden_size, values)
         self.out_proj = Linear(values, s.hidden_size)
+        self.query_proj = Linear(s.hidden_size, keys)
+        self.key_proj = Linear(s.hidden_size, keys)
+        self.value_proj = Linear(s.hidden_size, values)
+        self.output_gate_proj = Linear(s.hidden_size, values)
+        self.beta_proj = Linear(s.hidden_size, s.n_value_heads)
+        self.decay_proj = Linear(s.hidden_size, s.n_value_heads)
+        self.core = DeltaNetCore(str(layer), settings)
 
     def forward(self, x: Tensor, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
@@ -93,16 +94,16 @@ class LogDecay(nn.Module):
     """``-exp(weight) * softplus(x + bias)``, with role ``column``: a tensor rank has the elements of its heads.
 
     Attributes:
-        weight: [H], logarithm of each head's rate (``A_log`` in files).
         bias: [H] (``dt_bias`` in files).
+        weight: [H], logarithm of each head's rate (``A_log`` in files).
     """
 
-    initial_values: ClassVar[Mapping[str, InitialValue]] = {"weight": "log_uniform", "bias": "ones"}
+    initial_values: ClassVar[Mapping[str, InitialValue]] = {"bias": "ones", "weight": "log_uniform"}
 
     def __init__(self, n_heads: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(n_heads))
         self.bias = nn.Parameter(torch.empty(n_heads))
+        self.weight = nn.Parameter(torch.empty(n_heads))
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithms of the decay of each token and head, [T, H], in at least fp32."""

@@ -13,7 +13,7 @@ N_TOKENS = 18
 
 
 class PlainCache:
-    """Keys and values, or recurrent states, of one sequence; the plainest ``archon_core.contracts.packed.AttentionCache``."""
+    """Keys and values or states of one sequence; the plainest ``archon_core.contracts.packed.AttentionCache``."""
 
     def __init__(self) -> None:
         self.layers: dict[str, tuple[Tensor, ...]] = {}

@@ -5,8 +5,8 @@ With keys and queries of length 1, per head and token:
     S = S * exp(g);  S = S + k (beta (v - S^T k))^T;  o = S^T q / sqrt(K)
 
 Within a chunk, the corrections of all tokens solve one triangular system (the UT transform of Yang et al. 2024,
-arXiv:2406.06484). Between chunks, the state changes by an affine map, which ``segment_map`` returns for a whole segment:
-context ranks exchange these maps.
+arXiv:2406.06484). Between chunks, the state changes by an affine map. ``segment_map`` returns that of a whole segment,
+which context ranks exchange.
 
 A chunk of one token is the recurrent form, so decoding takes the same path.
 
