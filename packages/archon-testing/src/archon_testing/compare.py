@@ -89,7 +89,7 @@ def relative_error(found: HeldShard, expected: HeldShard, largest: float) -> flo
 
 
 def is_stack(tensor: Tensor) -> bool:
-    """Whether a parameter is a stack of matrices. The filters of a convolution, [features, 1, length], are one matrix."""
+    """Whether a parameter is a stack of matrices. Filters of a convolution, [features, 1, length], are one matrix."""
     return tensor.ndim == 3 and tensor.shape[1] > 1
 
 
