@@ -53,10 +53,11 @@ def causal_convolution(
     (n_features, size), n_segments = filters.shape, len(lengths)
     n_before = size - 1
     # Each segment is preceded by its history, so that no window of K rows reaches into another segment.
-    segment_of_token = torch.repeat_interleave(torch.arange(n_segments), torch.tensor(lengths, dtype=torch.int64))
+    lengths_S = torch.tensor(lengths, dtype=torch.int64)
+    segment_of_token = torch.repeat_interleave(torch.arange(n_segments), lengths_S)
     rows = (torch.arange(len(x)) + n_before * (segment_of_token + 1)).to(x.device, non_blocking=True)
     extended = x.new_zeros(len(x) + n_before * n_segments, n_features).index_copy(0, rows, x)
-    starts = torch.tensor([0, *lengths[:-1]], dtype=torch.int64).cumsum(0) + n_before * torch.arange(n_segments)
+    starts = lengths_S.cumsum(0) - lengths_S + n_before * torch.arange(n_segments)
     before = torch.arange(n_before)
     if history is not None:
         places = (starts[:, None] + before).flatten().to(x.device, non_blocking=True)
@@ -67,6 +68,5 @@ def causal_convolution(
     n_windows = len(windows) - n_before
     convolved = sum(windows[i : i + n_windows] * filters_wide[:, i] for i in range(size))
     assert isinstance(convolved, Tensor), "a filter has at least one element"
-    ends = starts + torch.tensor(lengths, dtype=torch.int64)
-    last = (ends[:, None] + before).to(x.device, non_blocking=True)
+    last = (starts[:, None] + lengths_S[:, None] + before).to(x.device, non_blocking=True)
     return convolved[rows - n_before].to(x.dtype), extended[last]
