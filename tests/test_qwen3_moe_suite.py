@@ -9,3 +9,4 @@ class TestQwen3MoE(ModelPluginSuite):
 
 class TestQwen35MoE(ModelPluginSuite):
     model = "qwen3_5_moe"
+    layouts = ("d2e2",)

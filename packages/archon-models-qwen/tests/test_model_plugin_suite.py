@@ -13,3 +13,4 @@ class TestQwen3(ModelPluginSuite):
 
 class TestQwen35(ModelPluginSuite):
     model = "qwen3_5"
+    layouts = ("c2t2",)
