@@ -4,7 +4,7 @@ import torch
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention import PackedAttention
 from archon_rollout import kv_cache
-from archon_rollout.kv_cache import DecodeCache, PromptCache
+from archon_rollout.kv_cache import DecodeCache, KeptSequence, PromptCache
 
 HEADS, KV_HEADS, HEAD_DIM, SCALE = 6, 2, 4, 0.3
 LAYERS = ("0", "1")
@@ -52,7 +52,8 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
 
 def add(cache: DecodeCache, reference: Reference, length: int, copies: int = 1) -> None:
     prompt = reference.tokens(length)
-    cache.write_rows(len(reference.rows), {layer: tuple(prompt[layer][1:]) for layer in LAYERS}, copies)
+    kept = KeptSequence({layer: tuple(prompt[layer][1:]) for layer in LAYERS})
+    cache.write_rows(len(reference.rows), kept, copies)
     reference.rows += [dict(prompt) for _ in range(copies)]
 
 
@@ -117,4 +118,22 @@ def test_a_prompt_cache_attends_within_each_prompt_and_keeps_its_keys_and_values
         expected = [tiny.textbook_attention(*prompt[layer], scale=SCALE, window=window) for prompt in prompts]
         torch.testing.assert_close(got, torch.cat(expected))
     for kept, prompt in zip(cache.split(lengths), prompts, strict=True):
-        assert all(torch.equal(kept[layer][i], prompt[layer][i + 1]) for layer in LAYERS for i in range(2))
+        assert all(torch.equal(kept.keys_values[layer][i], prompt[layer][i + 1]) for layer in LAYERS for i in range(2))
+
+
+def test_states_of_recurrent_layers_follow_their_rows():
+    prompts = PromptCache()
+    assert prompts.states("0") is None
+    prompts.keep_states("0", (torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([10.0, 20.0, 30.0])))
+    first, second, third = prompts.split((4, 1, 2))
+    cache = DecodeCache(max_rows=2, max_places=8)
+    cache.write_rows(0, first, copies=2)
+    cache.reserve(max_rows=4, max_places=8)
+    cache.write_rows(2, second, copies=1)
+    cache.write_rows(3, third, copies=1)
+    cache.move_rows(torch.tensor([3]), torch.tensor([0]), longest=4)  # row 0 ends, and the last one takes its place
+    step = cache.begin_step(torch.tensor([2, 4, 1]), longest=5)
+    rows, numbers = step.states("0")
+    assert (rows[:, 0].tolist(), numbers.tolist()) == ([3, 1, 2], [30, 10, 20])
+    step.keep_states("0", (rows + 1, numbers))
+    assert cache.begin_step(torch.tensor([3, 5]), longest=6).states("0")[0][:, 0].tolist() == [4, 2]

@@ -177,6 +177,14 @@ def test_a_dropped_tensor_is_recognised_and_others_are_not() -> None:
     assert not weights.drops("rotary.3.weight")
 
 
+def test_dropped_subtrees_are_named_with_the_reason_of_their_rule() -> None:
+    rules = (Rename("a", "b"), Drop("mtp.{rest...}", reason="not trained"), Drop("rotary.{i}.inv_freq"))
+    weights = WeightMap(rules).resolve({"b": (1,)})
+    found = ("a", "mtp.fc", "rotary.0.inv_freq", "mtp.layers.0.norm.weight", "mtp")
+    assert weights.dropped_with_reason(found) == {"not trained": ("mtp.fc", "mtp.layers.0.norm.weight")}
+    assert not weights.drops("mtp")
+
+
 def test_the_order_of_hugging_face_names_is_the_order_of_our_tensors() -> None:
     rules = (Rename("z", "first"), Fuse(("b", "a"), "second"))
     assert list(WeightMap(rules).resolve({"first": (1,), "second": (2,)}).hf_shapes) == ["z", "b", "a"]

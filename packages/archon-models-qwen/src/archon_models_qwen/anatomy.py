@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from archon_core.errors import ModelError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.decoder_anatomy import Entries, decoder, gated_mlp, linear, norm
 from archon_core.models.parallel_plan import HeadCounts
@@ -21,6 +22,14 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
         ModelError: an entry that its size depends on is missing, or is no positive number.
     """
     return _Reader(Entries(entries)).model(critic=critic)
+
+
+def hybrid_anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy:
+    """Raises ModelError: the anatomy of Gated DeltaNet layers is not described yet."""
+    raise ModelError(
+        f"model_type {entries.get('model_type')!r}: Gated DeltaNet layers cannot be planned; measure a few steps of a "
+        "run instead"
+    )
 
 
 class _Reader:

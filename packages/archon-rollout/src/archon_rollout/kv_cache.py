@@ -1,15 +1,16 @@
-"""KV caches: packed for prompts, padded buffers for rows in decoding.
+"""KV caches: packed for prompts, padded buffers for rows in decoding. Of recurrent layers they hold states instead.
 
-A ``PromptCache`` collects keys and values during one prefill. The ``DecodeCache`` lives for a whole generation: prompts
-are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and ``DecodeStep``
-implement ``archon_core.contracts.packed.AttentionCache``.
+A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation:
+prompts are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and
+``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``.
 
-Legend: T tokens, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per row.
+Legend: T tokens, S sequences, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per
+row.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,23 @@ from archon_engine.nn.attention import AttentionBackend, PackedAttention
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> keys and values, both [T, K, D], of one sequence or of packed sequences."""
+
+States = dict[str, tuple[Tensor, ...]]
+"""Recurrent layer -> its states, each [S, ...]."""
+
+
+@dataclass(frozen=True)
+class KeptSequence:
+    """What the layers keep of one sequence.
+
+    Attributes:
+        keys_values: of layers with attention.
+        states: of recurrent layers, each [1, ...].
+    """
+
+    keys_values: KeysValues = field(default_factory=dict)
+    states: States = field(default_factory=dict)
+
 
 PLACES_MULTIPLE = 8
 """Row lengths are rounded up to a multiple of this: fused CUDA attention requires masks with aligned rows."""
@@ -38,6 +56,15 @@ class PromptCache:
     def __init__(self, backend: AttentionBackend | None = None) -> None:
         self._backend = backend
         self._layers: KeysValues = {}
+        self._states: States = {}
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """See ``AttentionCache.states``: every sequence starts here."""
+        return None
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """See ``AttentionCache.keep_states``."""
+        self._states[layer] = states
 
     def attend(
         self,
@@ -55,17 +82,21 @@ class PromptCache:
         attention.backend = self._backend
         return attention(q, k, v, replace(packed, cache=None), sinks)
 
-    def split(self, lengths: tuple[int, ...]) -> list[KeysValues]:
-        """Keys and values per sequence, as views."""
-        prompts: list[KeysValues] = [{} for _ in lengths]
+    def split(self, lengths: tuple[int, ...]) -> list[KeptSequence]:
+        """Keys, values and states per sequence, as views."""
+        prompts = [KeptSequence() for _ in lengths]
         for layer, (keys, values) in self._layers.items():
             for prompt, k, v in zip(prompts, keys.split(lengths), values.split(lengths), strict=True):
-                prompt[layer] = (k, v)
+                prompt.keys_values[layer] = (k, v)
+        for layer, states in self._states.items():
+            for number, prompt in enumerate(prompts):
+                prompt.states[layer] = tuple(state[number : number + 1] for state in states)
         return prompts
 
 
 class DecodeCache:
-    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer.
+    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer; of recurrent
+    layers, states [rows, ...].
 
     Active rows form a prefix: ``write_rows`` adds or replaces rows, ``move_rows`` fills the gaps of finished rows.
     Buffers are allocated with the first prompt.
@@ -75,6 +106,7 @@ class DecodeCache:
         self._max_rows = max_rows
         self._max_places = _round_up(max_places)
         self._layers: KeysValues = {}
+        self._states: States = {}
         self._places = 0
 
     def reserve(self, *, max_rows: int, max_places: int) -> None:
@@ -84,15 +116,21 @@ class DecodeCache:
             self._max_rows = max_rows
             for layer, (keys, values) in self._layers.items():
                 self._layers[layer] = (self._grown(keys), self._grown(values))
+            for layer, states in self._states.items():
+                self._states[layer] = tuple(self._with_all_rows(state) for state in states)
 
-    def write_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
-        """Write ``copies`` rows with these keys and values, from row ``start`` on. Does nothing on a rank without
-        layers."""
-        if not prompt:
+    def write_rows(self, start: int, prompt: KeptSequence, copies: int) -> None:
+        """Write ``copies`` rows of a sequence, from row ``start`` on. Does nothing on a rank without layers."""
+        for layer, states in prompt.states.items():
+            if layer not in self._states:
+                self._states[layer] = tuple(self._with_all_rows(state[:0]) for state in states)
+            for buffer, new in zip(self._states[layer], states, strict=True):
+                buffer[start : start + copies] = new
+        if not prompt.keys_values:
             return
-        length = next(iter(prompt.values()))[0].shape[0]
+        length = next(iter(prompt.keys_values.values()))[0].shape[0]
         self._reserve(length)
-        for layer, (k, v) in prompt.items():
+        for layer, (k, v) in prompt.keys_values.items():
             if layer not in self._layers:
                 shape = (self._max_rows, k.shape[1], self._places)
                 self._layers[layer] = (
@@ -107,6 +145,9 @@ class DecodeCache:
         for buffers in self._layers.values():
             for buffer in buffers:
                 buffer[destinations, :, :longest] = buffer[sources, :, :longest]
+        for states in self._states.values():
+            for state in states:
+                state[destinations] = state[sources]
 
     def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
         """The attention cache for the next token of the active rows.
@@ -116,7 +157,7 @@ class DecodeCache:
             longest: their maximum plus 1, as a host value.
         """
         self._reserve(longest)
-        return DecodeStep(self._layers, positions, n_places=min(_round_up(longest), self._places))
+        return DecodeStep(self._layers, self._states, positions, n_places=min(_round_up(longest), self._places))
 
     def _reserve(self, length: int) -> None:
         """Grow the buffers to at least ``length`` entries, layer by layer to limit peak memory."""
@@ -128,6 +169,11 @@ class DecodeCache:
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = (self._grown(keys), self._grown(values))
 
+    def _with_all_rows(self, state: Tensor) -> Tensor:
+        grown = state.new_zeros(self._max_rows, *state.shape[1:])
+        grown[: len(state)] = state
+        return grown
+
     def _grown(self, buffer: Tensor) -> Tensor:
         n_rows, n_heads, n_places, head_dim = buffer.shape
         by_dim = buffer.stride(-1) > buffer.stride(-2)
@@ -137,14 +183,25 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``."""
+    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``, and the rows' states
+    in ``states``."""
 
-    def __init__(self, layers: KeysValues, positions: Tensor, n_places: int) -> None:
+    def __init__(self, layers: KeysValues, states: States, positions: Tensor, n_places: int) -> None:
         self._layers = layers
+        self._states = states
         self._positions = positions
         self._n_places = n_places
         self._rows = torch.arange(len(positions), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """See ``AttentionCache.states``. S is R."""
+        return tuple(state[: len(self._positions)] for state in self._states[layer])
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """See ``AttentionCache.keep_states``."""
+        for buffer, new in zip(self._states[layer], states, strict=True):
+            buffer[: len(new)] = new
 
     def attend(
         self,

@@ -180,7 +180,9 @@ def starting_points(module: nn.Module) -> dict[str, InitialValue]:
 
 def _weight(start: InitialValue, noise: Tensor, gain: float) -> Tensor:
     """Matrices that keep activations at order 1 (times ``gain``); biases of order 0.2; norm weights near the identity,
-    which is 1, or 0 if the module adds 1."""
+    which is 1, or 0 if the module adds 1; rates of decay that let states outlive a dozen tokens."""
     if noise.ndim >= 2:
         return gain * noise * noise.shape[-1] ** -0.5
+    if start == "log_uniform":
+        return 0.5 * noise - 2.5
     return 0.2 * noise if start == "zeros" else 1 + 0.2 * noise

@@ -30,7 +30,7 @@ class ResolvedMap:
         ties: our name of a tied tensor -> our name of the stored one.
         copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
         initialised_if_missing: Hugging Face names that a checkpoint may lack.
-        dropped: patterns of Hugging Face names that are ignored.
+        dropped: pattern of Hugging Face names that are ignored -> why, for a decision; empty without one.
         stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
             the tensor under its own name.
         alternatives: resolved maps of other forms of checkpoints, for reading only.
@@ -43,7 +43,7 @@ class ResolvedMap:
     ties: Mapping[str, str]
     copies: Mapping[str, str]
     initialised_if_missing: frozenset[str]
-    dropped: tuple[str, ...]
+    dropped: Mapping[str, str]
     alternatives: tuple[ResolvedMap, ...] = ()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
 
@@ -59,6 +59,16 @@ class ResolvedMap:
     def drops(self, hf_name: str) -> bool:
         """Whether a checkpoint's tensor of this name is ignored."""
         return any(pattern.match(hf_name) is not None for pattern in self._dropped)
+
+    def dropped_with_reason(self, found: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The tensors among ``found`` that a rule drops for a reason, by that reason."""
+        rules = [(NamePattern(hf), reason) for hf, reason in self.dropped.items() if reason]
+        names: dict[str, list[str]] = {}
+        for name in found:
+            for pattern, reason in rules:
+                if pattern.match(name) is not None:
+                    names.setdefault(reason, []).append(name)
+        return {reason: tuple(dropped) for reason, dropped in names.items()}
 
     def links_in(self, ours: str, box: Box) -> list[Link]:
         """Links that cover ``box`` of our tensor, clipped to it."""
@@ -153,8 +163,8 @@ class WeightMap:
         return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property
-    def _dropped(self) -> tuple[str, ...]:
-        return tuple(rule.hf for rule in self.rules if isinstance(rule, Drop))
+    def _dropped(self) -> dict[str, str]:
+        return {rule.hf: rule.reason for rule in self.rules if isinstance(rule, Drop)}
 
     def _resolve_ties(self, shapes: Mapping[str, Shape], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         ties: dict[str, str] = {}
@@ -195,7 +205,7 @@ def _build(
     ties: Mapping[str, str],
     copies: Mapping[str, str],
     optional: frozenset[str],
-    dropped: tuple[str, ...],
+    dropped: Mapping[str, str],
 ) -> ResolvedMap:
     of_ours: dict[str, list[Link]] = {name: [] for name in shapes}
     of_hf: dict[str, list[Link]] = {}

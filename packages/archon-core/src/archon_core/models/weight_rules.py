@@ -186,10 +186,12 @@ class Drop:
         hf: pattern of the Hugging Face names.
         same_as: pattern of our tensor that has the same values according to the model's configuration. If a checkpoint
             lacks that tensor under its own name, it is read from this one.
+        reason: why, for a decision when a checkpoint has such tensors; empty for tensors that nobody misses.
     """
 
     hf: str
     same_as: str | None = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
         if self.same_as is not None:

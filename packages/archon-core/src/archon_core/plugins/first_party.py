@@ -90,6 +90,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "qwen2",
             "qwen3",
             "qwen3_moe",
+            "qwen3_5",
+            "qwen3_5_moe",
         ),
         "archon-models-hf": ("hf",),
     },

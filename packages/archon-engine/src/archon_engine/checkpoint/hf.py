@@ -7,7 +7,7 @@ caller provides the function that returns these boxes, so the same code serves s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,11 +35,13 @@ class LoadReport:
         initialised: our names of weights that the checkpoint lacks, as it may; their storage is unchanged.
         bytes_read: size of the slices read.
         plan: which file each tensor was read from.
+        dropped: why tensors of the checkpoint were not read -> their Hugging Face names, where a rule gives a reason.
     """
 
     initialised: tuple[str, ...]
     bytes_read: int
     plan: ReadingPlan
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def whole_tensor(_name: str, weight: Tensor) -> Iterable[tuple[Tensor, Box]]:
@@ -89,7 +91,9 @@ def load_hf_weights(
         for storage, box in local_boxes(name, weight):
             if box.numel:
                 fill_from(checkpoint, storage, name, box, weights)
-    return LoadReport(tuple(initialised), checkpoint.bytes_read, checkpoint.plan)
+    return LoadReport(
+        tuple(initialised), checkpoint.bytes_read, checkpoint.plan, weights.dropped_with_reason(checkpoint.shapes)
+    )
 
 
 class OpenCheckpoint:
