@@ -1,0 +1,198 @@
+"""What the decoder is built from: the sizes and options that a Hugging Face configuration gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from archon_core.contracts.decisions import Decision
+from archon_core.contracts.moe import MoESettings
+from archon_core.errors import ModelError
+from archon_core.models.prediction_layers import prediction_layer_decisions
+from archon_engine.models.hf_config import refuse_unknown_entries
+from archon_engine.nn.latent_attention import LatentSizes
+from archon_engine.nn.rotary import RopeArguments
+from archon_engine.nn.swiglu import activation
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "max_position_embeddings",
+    "n_routed_experts",
+    "moe_intermediate_size",
+)
+_WHERE = "deepseek_v3 configuration"
+_HONOURED = (
+    "head_dim",
+    "qk_head_dim",
+    "num_local_experts",
+    "num_nextn_predict_layers",
+    # Entries of published files that state what the architecture always does, or what only training of others reads.
+    "aux_loss_alpha",
+    "ep_size",
+    "moe_layer_freq",
+    "scoring_func",
+    "seq_aux",
+    "topk_method",
+)
+_ALWAYS = {"moe_layer_freq": 1, "scoring_func": "sigmoid", "topk_method": "noaux_tc"}
+"""Entries of published configurations that transformers does not read, and the values that it computes by."""
+
+
+@dataclass(frozen=True)
+class DeepseekArguments:
+    """A DeepSeek-V3.
+
+    Attributes:
+        vocab_size: rows of the embedding.
+        hidden_size: width of the residual stream.
+        intermediate_size: width inside the feed-forward blocks of dense layers.
+        n_layers: decoder layers.
+        n_dense_layers: how many of them, the first ones, have no experts.
+        n_prediction_layers: layers behind them in the checkpoint, which the decoder leaves out.
+        attention: sizes of the attention.
+        attention_bias: biases on its down projections and its output projection.
+        attention_scale: factor on scores.
+        hidden_act: activation by its ``transformers`` name.
+        norm_eps: added to mean squares.
+        rope: rotary frequencies of the rotated part of heads.
+        moe: settings of the expert blocks.
+        tied: whether the head uses the embedding's weight.
+        critic: whether the model has a value head instead of the language-model head.
+        attention_dropout: dropout of the configuration, which is never applied.
+        tied_in_files: whether the checkpoint's language-model head is its embedding, even if a value head replaces it.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    n_layers: int
+    n_dense_layers: int
+    n_prediction_layers: int
+    attention: LatentSizes
+    attention_bias: bool
+    attention_scale: float
+    hidden_act: str
+    norm_eps: float
+    rope: RopeArguments
+    moe: MoESettings
+    tied: bool
+    critic: bool
+    attention_dropout: float = 0.0
+    tied_in_files: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        """Size of a query or key head."""
+        return self.attention.head_dim
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What the decoder leaves out of the configuration."""
+        return prediction_layer_decisions(self.n_prediction_layers)
+
+    @classmethod
+    def from_hf_config(cls, config: PreTrainedConfig, *, critic: bool) -> DeepseekArguments:
+        """Read a ``transformers`` configuration of model type deepseek_v3.
+
+        Raises:
+            ModelError: another model type, or an entry that the architecture does not have.
+        """
+        if config.model_type != "deepseek_v3":
+            raise ModelError(f"found model_type {config.model_type!r}; this decoder is for deepseek_v3")
+        refuse_unknown_entries(config, honoured=_HONOURED)
+        _check_entries(config)
+        activation(config.hidden_act)
+        sizes = LatentSizes(
+            hidden_size=config.hidden_size,
+            n_heads=config.num_attention_heads,
+            query_rank=config.q_lora_rank,
+            key_value_rank=config.kv_lora_rank,
+            content_dim=config.qk_nope_head_dim,
+            rotated_dim=config.qk_rope_head_dim,
+            value_dim=config.v_head_dim,
+        )
+        rope = RopeArguments.from_hf_config(
+            config, config.qk_rope_head_dim, interleaved=bool(getattr(config, "rope_interleave", True))
+        )
+        return cls(
+            vocab_size=config.vocab_size,
+            hidden_size=config.hidden_size,
+            intermediate_size=config.intermediate_size,
+            n_layers=config.num_hidden_layers,
+            n_dense_layers=config.first_k_dense_replace,
+            n_prediction_layers=getattr(config, "num_nextn_predict_layers", 0) or 0,
+            attention=sizes,
+            attention_bias=config.attention_bias,
+            attention_scale=attention_scale(sizes.head_dim, rope.parameters),
+            hidden_act=config.hidden_act,
+            norm_eps=config.rms_norm_eps,
+            rope=rope,
+            moe=_moe_settings(config),
+            tied=config.tie_word_embeddings and not critic,
+            critic=critic,
+            attention_dropout=config.attention_dropout,
+            tied_in_files=config.tie_word_embeddings,
+        )
+
+
+def attention_scale(head_dim: int, rope_parameters: Mapping[str, Any]) -> float:
+    """The factor on scores. Where rotations are scaled, it makes up for the lower entropy of longer contexts, as YaRN
+    does (arXiv:2309.00071, section 3.4), by ``(0.1 mscale_all_dim ln(factor) + 1)^2``."""
+    scale, mscale = head_dim**-0.5, rope_parameters.get("mscale_all_dim")
+    factor = rope_parameters.get("factor", 1.0)
+    if rope_parameters["rope_type"] == "default" or not mscale or factor <= 1:
+        return scale
+    return scale * (0.1 * mscale * math.log(factor) + 1.0) ** 2
+
+
+def _check_entries(config: PreTrainedConfig) -> None:
+    for name in _SIZES:
+        size = getattr(config, name, None)
+        if size is not None and size < 1:
+            raise ModelError(f"{_WHERE}: {name}: found {size}; allowed are numbers from 1")
+    for name, value in _ALWAYS.items():
+        if getattr(config, name, value) != value:
+            raise ModelError(f"{_WHERE}: {name}: found {getattr(config, name)!r}; allowed is {value!r}")
+    n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
+    if n_kv_heads != n_heads:
+        raise ModelError(
+            f"{_WHERE}: found num_key_value_heads {n_kv_heads} and num_attention_heads {n_heads}; latent attention "
+            "makes keys and values for every head: set both to the same number"
+        )
+    n_layers, n_dense = config.num_hidden_layers, config.first_k_dense_replace
+    if not 0 <= n_dense < n_layers:
+        raise ModelError(
+            f"{_WHERE}: found first_k_dense_replace {n_dense} and num_hidden_layers {n_layers}; allowed are 0 to "
+            f"{n_layers - 1} dense layers, since at least one layer has experts"
+        )
+
+
+def _moe_settings(config: PreTrainedConfig) -> MoESettings:
+    return MoESettings(
+        hidden_size=config.hidden_size,
+        intermediate_size=config.moe_intermediate_size,
+        n_experts=config.n_routed_experts,
+        top_k=config.num_experts_per_tok,
+        hidden_act=config.hidden_act,
+        score="sigmoid",
+        norm_topk_prob=config.norm_topk_prob,
+        scaling=config.routed_scaling_factor,
+        n_groups=config.n_group,
+        top_k_groups=config.topk_group,
+        choice_bias=True,
+        shared_intermediate_size=config.moe_intermediate_size * (config.n_shared_experts or 0),
+    )
