@@ -29,6 +29,9 @@ class _Reader:
         n_heads = entries.size("num_attention_heads")
         self._heads = HeadCounts(n_heads, entries.size("num_key_value_heads", 8))
         self._head_dim = entries.size("head_dim", self._hidden // n_heads)
+        rope = entries.get("rope_parameters") or {}
+        share = rope.get("partial_rotary_factor", entries.get("partial_rotary_factor", 0.5))
+        self._rotated_dim = int(self._head_dim * share)
         self._has_head_norms = entries.flag("use_qk_norm")
 
     def model(self, *, critic: bool) -> ModelAnatomy:
@@ -56,6 +59,7 @@ class _Reader:
                 head_dim=self._head_dim,
                 value_dim=self._head_dim,
                 head_norms=self._has_head_norms,
+                rotated_dim=self._rotated_dim,
             ),
             intermediate_size=intermediate,
             experts=experts,

@@ -46,7 +46,9 @@ class _Reader:
     def _layer(self, number: int) -> LayerAnatomy:
         experts = self._experts() if self._is_sparse(number) else None
         intermediate = 0 if experts else self._entries.size("intermediate_size")
-        feed_forward = expert_weights(experts, self._hidden) if experts else gated_mlp("mlp", self._hidden, intermediate)
+        feed_forward = (
+            expert_weights(experts, self._hidden) if experts else gated_mlp("mlp", self._hidden, intermediate)
+        )
         return LayerAnatomy(
             weights=(
                 *self._attention_weights(),

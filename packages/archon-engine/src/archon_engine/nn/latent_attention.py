@@ -7,17 +7,21 @@ not pass the low-rank projection; all heads share it.
 Tensor ranks hold whole heads. The down projections and their norms have the role ``replicated``: every rank applies
 them to all tokens, and receives gradients from its own heads.
 
-Legend: T tokens, Hq heads, C content of a head, R rotated elements, Dv size of a value head.
+In generation, a cache that can (``LatentPrompts``) keeps the low-rank vector and the rotated part of a token instead of
+its keys and values of all heads.
+
+Legend: T tokens, Hq heads, C content of a head, R rotated elements, Dv (V) size of a value head, L size of the vector
+that keys and values are made of.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from archon_core.contracts.packed import AttentionSettings, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, LatentPrompts, LatentSteps, PackedSequences
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.linear import Linear
 from archon_engine.nn.norm import RMSNorm
@@ -53,7 +57,7 @@ class LatentSizes:
 
 
 class LatentAttention(nn.Module):
-    """Multi-head latent attention. A cache receives the keys and values of all heads.
+    """Multi-head latent attention.
 
     Args:
         sizes: the sizes.
@@ -84,15 +88,53 @@ class LatentAttention(nn.Module):
         """[T, hidden] to [T, hidden]. ``rotation`` is that of R elements."""
         s = self.sizes
         # Head counts come from the projections, which hold fewer heads when they are sharded.
-        q_content, q_rotated = self._queries(x).unflatten(-1, (-1, s.head_dim)).split((s.content_dim, s.rotated_dim), -1)
+        q_content, q_rotated = (
+            self._queries(x).unflatten(-1, (-1, s.head_dim)).split((s.content_dim, s.rotated_dim), -1)
+        )
         latent, k_rotated = self.kv_a_proj(x).split((s.key_value_rank, s.rotated_dim), -1)
-        heads = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (-1, s.content_dim + s.value_dim))
-        k_content, v = heads.split((s.content_dim, s.value_dim), -1)
-        q = torch.cat((q_content, rotation.apply(q_rotated)), dim=-1)
+        latent = self.kv_a_norm(latent)
+        q_rotated, k_rotated = rotation.apply(q_rotated), rotation.apply(k_rotated[:, None])
+        cache = packed.cache
+        if isinstance(cache, LatentSteps):
+            out = self._attend_to_latents(q_content, q_rotated, latent, k_rotated, packed, cache)
+            return self.o_proj(out.flatten(-2))
+        if isinstance(cache, LatentPrompts):
+            cache.store_latents(self.core.layer, torch.cat((latent[:, None], k_rotated), dim=-1))
+            packed = replace(packed, cache=None)
+        k_content, v = self._content_and_values(latent)
         # Attention takes keys by heads, so the shared part is repeated; backward sums over its copies.
-        k_rotated = rotation.apply(k_rotated[:, None]).expand(-1, k_content.shape[1], -1)
-        out = self.core(q, torch.cat((k_content, k_rotated), dim=-1), v, packed)
+        k = torch.cat((k_content, k_rotated.expand(-1, k_content.shape[1], -1)), dim=-1)
+        out = self.core(torch.cat((q_content, q_rotated), dim=-1), k, v, packed)
         return self.o_proj(out.flatten(-2))
+
+    def _attend_to_latents(
+        self,
+        q_content: Tensor,
+        q_rotated: Tensor,
+        latent: Tensor,
+        k_rotated: Tensor,
+        packed: PackedSequences,
+        cache: LatentSteps,
+    ) -> Tensor:
+        """Attention of tokens to latent vectors in ``cache``: [T, Hq, Dv].
+
+        A head's keys and values are matrices times the latent vector. The product with the key's matrix moves to the
+        query, and that with the value's matrix to the output (section 2.1.2), so no head is made of a cached vector.
+        """
+        # The projection of the identity, not its weight: an adapter may add to what it computes.
+        rank = self.sizes.key_value_rank
+        keys_LHC, values_LHV = self._content_and_values(torch.eye(rank, dtype=latent.dtype, device=latent.device))
+        q = torch.cat((torch.einsum("thc,lhc->thl", q_content, keys_LHC), q_rotated), dim=-1)
+        latents = torch.cat((latent[:, None], k_rotated), dim=-1)
+        out = cache.attend_latents(self.core.layer, q, latents, rank, packed, self.core.settings)
+        return torch.einsum("thl,lhv->thv", out, values_LHV)
+
+    def _content_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
+        """The content of keys [T, Hq, C] and the values [T, Hq, Dv] that ``latent`` [T, rank] stands for."""
+        s = self.sizes
+        heads = self.kv_b_proj(latent).unflatten(-1, (-1, s.content_dim + s.value_dim))
+        content, values = heads.split((s.content_dim, s.value_dim), -1)
+        return content, values
 
     def _queries(self, x: Tensor) -> Tensor:
         """[T, hidden] to [T, Hq (C + R)]."""
