@@ -134,7 +134,7 @@ def test_latents_in_the_cache_give_the_attention_of_one_pass(by_products, monkey
     attention = LatentAttention(sizes, 0, scale=0.3, norm_eps=1e-6).to(torch.float64)
     generator = torch.Generator().manual_seed(1)
     for parameter in attention.parameters():
-        parameter.data.normal_(generator=generator)
+        parameter.requires_grad_(False).normal_(generator=generator)
     rotary = RotaryEmbedding(RopeArguments(4, 64, {"rope_type": "default", "rope_theta": 100.0}, interleaved=True))
     lengths, n_prompt = (12, 15), (3, 6)
     sequences = [torch.randn(n, 16, dtype=torch.float64, generator=generator) for n in lengths]

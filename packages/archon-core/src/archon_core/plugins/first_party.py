@@ -91,6 +91,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "qwen3",
             "qwen3_moe",
         ),
+        "archon-models-deepseek": ("deepseek_v3",),
+        "archon-models-glm": ("glm4_moe",),
         "archon-models-hf": ("hf",),
     },
     "moe": {
