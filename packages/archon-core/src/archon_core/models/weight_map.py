@@ -12,10 +12,11 @@ from functools import cached_property
 
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box, Link, Shape
+from archon_core.models.encoded import Encoded, EncodedTensor
 from archon_core.models.name_pattern import NamePattern
-from archon_core.models.weight_rules import Drop, Fuse, Rename, Rule, Split, Stack, Tie
+from archon_core.models.weight_rules import Drop, Fuse, Interleave, Rename, Rule, Split, Stack, Tie
 
-__all__ = ["Drop", "Fuse", "Rename", "ResolvedMap", "Split", "Stack", "Tie", "WeightMap"]
+__all__ = ["Drop", "Encoded", "Fuse", "Interleave", "Rename", "ResolvedMap", "Split", "Stack", "Tie", "WeightMap"]
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class ResolvedMap:
         stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
             the tensor under its own name.
         alternatives: resolved maps of other forms of checkpoints, for reading only.
+        encoded: Hugging Face name -> the tensors that files hold instead, for reading only.
     """
 
     shapes: Mapping[str, Shape]
@@ -46,6 +48,15 @@ class ResolvedMap:
     dropped: tuple[str, ...]
     alternatives: tuple[ResolvedMap, ...] = ()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
+    encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
+
+    @cached_property
+    def stored_shapes(self) -> dict[str, Shape]:
+        """Name -> shape of the tensors that files hold: those of ``hf_shapes``, or the ones that encode them."""
+        found: dict[str, Shape] = {}
+        for name, shape in self.hf_shapes.items():
+            found |= self.encoded[name].stored if name in self.encoded else {name: shape}
+        return found
 
     @cached_property
     def _dropped(self) -> tuple[NamePattern, ...]:
@@ -100,7 +111,7 @@ class WeightMap:
             checkpoint decide which map reads it (``key_report.form_of``).
     """
 
-    rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]
+    rules: tuple[Rename | Fuse | Split | Interleave | Stack | Tie | Drop | Encoded, ...]
     alternatives: tuple[WeightMap, ...] = ()
 
     def resolve(self, shapes: Mapping[str, Shape]) -> ResolvedMap:
@@ -123,7 +134,7 @@ class WeightMap:
         links: list[Link] = []
         optional: set[str] = set()
         for rule in self.rules:
-            if isinstance(rule, Tie | Drop):
+            if isinstance(rule, Tie | Drop | Encoded):
                 continue
             made = list(rule.links(shapes))
             if not made:
@@ -149,12 +160,24 @@ class WeightMap:
                 + "\n  ".join(problems)
             )
         built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
-        built = replace(built, stand_ins={**copies, **stand_ins})
+        built = replace(built, stand_ins={**copies, **stand_ins}, encoded=self._resolve_encoded(built.hf_shapes))
         return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property
     def _dropped(self) -> tuple[str, ...]:
         return tuple(rule.hf for rule in self.rules if isinstance(rule, Drop))
+
+    def _resolve_encoded(self, hf_shapes: Mapping[str, Shape]) -> dict[str, EncodedTensor]:
+        encoded: dict[str, EncodedTensor] = {}
+        for rule in self.rules:
+            if not isinstance(rule, Encoded):
+                continue
+            tensors = {name: found for name, shape in hf_shapes.items() if (found := rule.tensor(name, shape))}
+            if not tensors or not tensors.keys().isdisjoint(encoded):
+                problem = "covers a tensor of another rule too" if tensors else "covers no tensor of the model"
+                raise WeightsError(f"weight rule {rule} {problem}; correct the names")
+            encoded |= tensors
+        return encoded
 
     def _resolve_ties(self, shapes: Mapping[str, Shape], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         ties: dict[str, str] = {}

@@ -145,7 +145,10 @@ def convert_to_dcp(
             + "\n  ".join(report.lines() + lacking)
             + "\ngive a folder whose weights match its config.json"
         )
-    kind = _single_dtype({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
+    # Decoded tensors get the dtype of the others.
+    kind = _single_dtype(
+        {checkpoint.dtype(name) for name in weights.hf_shapes if name not in weights.encoded}, dtype, source
+    )
     parts = [
         Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
         for name, shape in model.parameters.items()

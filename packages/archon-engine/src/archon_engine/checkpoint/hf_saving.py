@@ -133,7 +133,7 @@ def _assembled(
 def _lend(name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtype: torch.dtype) -> Tensor | None:
     """Our tensor itself, if its bytes equal those to store; otherwise ``None``."""
     shape, links = weights.hf_shapes[name], weights.links_of_hf[name]
-    if len(links) != 1 or links[0].hf_box != Box.whole(shape):
+    if len(links) != 1 or links[0].hf_box != Box.whole(shape) or links[0].order:
         return None
     ours = tensors[links[0].ours].detach()
     is_whole = links[0].our_box == Box.whole(tuple(ours.shape))
