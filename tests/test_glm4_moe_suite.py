@@ -5,3 +5,4 @@ from archon_testing import ModelPluginSuite
 
 class TestGLM4MoE(ModelPluginSuite):
     model = "glm4_moe"
+    layouts = ("t2e2",)  # tests/test_verify.py has others

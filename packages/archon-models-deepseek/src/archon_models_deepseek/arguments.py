@@ -40,6 +40,7 @@ _HONOURED = (
     "qk_head_dim",
     "num_local_experts",
     "num_nextn_predict_layers",
+    "quantization_config",
     # Entries of published files that state what the architecture always does, or what only training of others reads.
     "aux_loss_alpha",
     "ep_size",
@@ -72,6 +73,8 @@ class DeepseekArguments:
         moe: settings of the expert blocks.
         tied: whether the head uses the embedding's weight.
         critic: whether the model has a value head instead of the language-model head.
+        fp8_block: rows and columns of a block of FP8 values, in which the checkpoint may store projections; ``None``
+            for plain weights.
         attention_dropout: dropout of the configuration, which is never applied.
         tied_in_files: whether the checkpoint's language-model head is its embedding, even if a value head replaces it.
     """
@@ -91,6 +94,7 @@ class DeepseekArguments:
     moe: MoESettings
     tied: bool
     critic: bool
+    fp8_block: tuple[int, int] | None = None
     attention_dropout: float = 0.0
     tied_in_files: bool = False
 
@@ -102,7 +106,13 @@ class DeepseekArguments:
     @property
     def decisions(self) -> tuple[Decision, ...]:
         """What the decoder leaves out of the configuration."""
-        return prediction_layer_decisions(self.n_prediction_layers)
+        decisions = prediction_layer_decisions(self.n_prediction_layers)
+        if self.fp8_block is None:
+            return decisions
+        reason = (
+            "projections are decoded when they are loaded, trained in the engine's dtype, and saved as plain weights"
+        )
+        return (*decisions, Decision("quantization_config", "fp8", "plain weights", reason))
 
     @classmethod
     def from_hf_config(cls, config: PreTrainedConfig, *, critic: bool) -> DeepseekArguments:
@@ -144,6 +154,7 @@ class DeepseekArguments:
             moe=_moe_settings(config),
             tied=config.tie_word_embeddings and not critic,
             critic=critic,
+            fp8_block=_fp8_block(config),
             attention_dropout=config.attention_dropout,
             tied_in_files=config.tie_word_embeddings,
         )
@@ -179,6 +190,21 @@ def _check_entries(config: PreTrainedConfig) -> None:
             f"{_WHERE}: found first_k_dense_replace {n_dense} and num_hidden_layers {n_layers}; allowed are 0 to "
             f"{n_layers - 1} dense layers, since at least one layer has experts"
         )
+
+
+def _fp8_block(config: PreTrainedConfig) -> tuple[int, int] | None:
+    found = getattr(config, "quantization_config", None)
+    if not found:
+        return None
+    entries = found if isinstance(found, Mapping) else vars(found)
+    block = entries.get("weight_block_size")
+    is_block = isinstance(block, list | tuple) and len(block) == 2 and all(type(n) is int and n > 0 for n in block)
+    if entries.get("quant_method") != "fp8" or entries.get("fmt", "e4m3") != "e4m3" or not is_block:
+        raise ModelError(
+            f"{_WHERE}: found quantization_config {dict(entries)}; allowed are quant_method fp8 with fmt e4m3 and a "
+            "weight_block_size of rows and columns, and plain checkpoints; convert the checkpoint first"
+        )
+    return block[0], block[1]
 
 
 def _moe_settings(config: PreTrainedConfig) -> MoESettings:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from archon_core.models.encoded import Encoded
 from archon_core.models.prediction_layers import drop_prediction_layers
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
+from archon_engine.models.encodings import BlockFp8
 from archon_models_deepseek.arguments import DeepseekArguments
 
 HF, OURS = "model.layers.{layer}", "layers.{layer}"
@@ -23,9 +25,31 @@ _FUSED = (
 
 
 def weight_map(arguments: DeepseekArguments) -> WeightMap:
-    """The rules for a model of these arguments: experts are saved one by one, read from the fused form too."""
-    rules = [*_attention(arguments), *_feed_forward(arguments), *_ends(arguments)]
-    return WeightMap((*rules, *_ONE_BY_ONE), alternatives=(WeightMap((*rules, *_FUSED)),))
+    """The rules for a model of these arguments: experts are saved one by one, read from the fused form too, and from
+    FP8 if the configuration says so."""
+    rules = (*_attention(arguments), *_feed_forward(arguments), *_ends(arguments))
+    forms = [WeightMap((*rules, *_FUSED))]
+    if arguments.fp8_block is not None:
+        forms.append(WeightMap((*rules, *_ONE_BY_ONE, *_fp8(arguments, arguments.fp8_block))))
+    return WeightMap((*rules, *_ONE_BY_ONE), alternatives=tuple(forms))
+
+
+def _fp8(arguments: DeepseekArguments, block: tuple[int, int]) -> list[Encoded]:
+    """All projections inside layers; routers, norms, embedding and head are plain."""
+    queries = ("q_proj",) if arguments.attention.query_rank is None else ("q_a_proj", "q_b_proj")
+    attention = (*queries, "kv_a_proj_with_mqa", "kv_b_proj", "o_proj")
+    owners = ["experts.{expert}."]
+    if arguments.n_dense_layers:
+        owners.append("")
+    if arguments.moe.shared_intermediate_size:
+        owners.append("shared_experts.")
+    names = [f"{HF}.self_attn.{projection}.weight" for projection in attention]
+    names += [
+        f"{HF}.mlp.{owner}{projection}.weight"
+        for owner in owners
+        for projection in ("gate_proj", "up_proj", "down_proj")
+    ]
+    return [Encoded(name, (name, f"{name}_scale_inv"), BlockFp8(*block)) for name in names]
 
 
 def _attention(arguments: DeepseekArguments) -> list[Rename]:
@@ -43,7 +67,7 @@ def _attention(arguments: DeepseekArguments) -> list[Rename]:
 def _feed_forward(arguments: DeepseekArguments) -> list[Rename]:
     rules = [
         Rename(f"{HF}.mlp.gate.weight", f"{OURS}.moe.router.weight"),
-        Rename(f"{HF}.mlp.gate.e_score_correction_bias", f"{OURS}.moe.router.choice_bias"),
+        Rename(f"{HF}.mlp.gate.e_score_correction_bias", f"{OURS}.moe.router.choice_bias", keeps_fp32=True),
     ]
     if arguments.n_dense_layers:
         rules.append(Rename(f"{HF}.mlp.{{projection}}.weight", f"{OURS}.mlp.{{projection}}.weight"))

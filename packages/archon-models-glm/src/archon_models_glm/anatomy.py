@@ -1,4 +1,4 @@
-"""The anatomy of GLM-4 with experts, read from the entries of a ``config.json``. Imports neither torch nor transformers.
+"""The anatomy of GLM-4 with experts, from the entries of a ``config.json``. Imports neither torch nor transformers.
 
 Absent entries have the defaults of transformers' configuration class.
 """

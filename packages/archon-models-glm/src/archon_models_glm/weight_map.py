@@ -35,7 +35,7 @@ def _outside_experts(arguments: GlmArguments) -> list[Rename | Tie | Drop]:
         Rename(f"{HF}.input_layernorm.weight", f"{OURS}.attention_norm.weight"),
         Rename(f"{HF}.post_attention_layernorm.weight", f"{OURS}.mlp_norm.weight"),
         Rename(f"{HF}.mlp.gate.weight", f"{OURS}.moe.router.weight"),
-        Rename(f"{HF}.mlp.gate.e_score_correction_bias", f"{OURS}.moe.router.choice_bias"),
+        Rename(f"{HF}.mlp.gate.e_score_correction_bias", f"{OURS}.moe.router.choice_bias", keeps_fp32=True),
         Rename("model.norm.weight", "norm.weight"),
         *drop_prediction_layers(arguments.n_layers, arguments.n_prediction_layers),
     ]

@@ -106,7 +106,7 @@ class Server:
     def cached(self, tokens: float, sequences: float) -> float:
         """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes per number.
 
-        Tensor ranks beyond the number of KV heads hold copies. Latent attention keeps one vector per token, on every rank.
+        Tensor ranks beyond the number of KV heads hold copies. Latent attention keeps a vector per token on every rank.
 
         Args:
             tokens: prompt and completion tokens of all sequences together.

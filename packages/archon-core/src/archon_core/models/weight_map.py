@@ -36,6 +36,7 @@ class ResolvedMap:
             the tensor under its own name.
         alternatives: resolved maps of other forms of checkpoints, for reading only.
         encoded: Hugging Face name -> the tensors that files hold instead, for reading only.
+        kept_in_fp32: Hugging Face names that are saved and published in at least fp32.
     """
 
     shapes: Mapping[str, Shape]
@@ -49,6 +50,7 @@ class ResolvedMap:
     alternatives: tuple[ResolvedMap, ...] = ()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
     encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
+    kept_in_fp32: frozenset[str] = frozenset()
 
     @cached_property
     def stored_shapes(self) -> dict[str, Shape]:
@@ -133,6 +135,7 @@ class WeightMap:
         hf_claims: dict[str, Rule] = {}
         links: list[Link] = []
         optional: set[str] = set()
+        wide: set[str] = set()
         for rule in self.rules:
             if isinstance(rule, Tie | Drop | Encoded):
                 continue
@@ -151,6 +154,8 @@ class WeightMap:
                 hf_claims[name] = rule
             if isinstance(rule, Rename) and rule.init_if_missing:
                 optional.update(link.hf for link in made)
+            if isinstance(rule, Rename) and rule.keeps_fp32:
+                wide.update(link.hf for link in made)
         problems += [f"{name!r} is claimed by {_listed(rules)}" for name, rules in claims.items() if len(rules) > 1]
         problems += [f"{name!r} {shapes[name]} has no rule" for name, rules in claims.items() if not rules]
         problems += [f"Hugging Face tensor {name!r} is claimed twice" for name in copies if name in hf_claims]
@@ -160,7 +165,12 @@ class WeightMap:
                 + "\n  ".join(problems)
             )
         built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
-        built = replace(built, stand_ins={**copies, **stand_ins}, encoded=self._resolve_encoded(built.hf_shapes))
+        built = replace(
+            built,
+            stand_ins={**copies, **stand_ins},
+            encoded=self._resolve_encoded(built.hf_shapes),
+            kept_in_fp32=frozenset(wide),
+        )
         return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property

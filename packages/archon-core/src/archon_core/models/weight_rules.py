@@ -33,12 +33,14 @@ class Rename:
             head.
         order: dims of the Hugging Face tensor in the order of ours, such as (0, 2, 1) for one whose last two dims are
             swapped; empty for the same order.
+        keeps_fp32: whether the tensor is saved and published in at least fp32, whatever the dtype of the others.
     """
 
     hf: str
     ours: str
     init_if_missing: bool = False
     order: tuple[int, ...] = ()
+    keeps_fp32: bool = False
 
     def __post_init__(self) -> None:
         _check_placeholders(self, (self.hf,), (self.ours,))

@@ -83,6 +83,11 @@ def assemble_hf(
     return result
 
 
+def stored_dtype(hf_name: str, weights: ResolvedMap, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a Hugging Face tensor is saved and published, where that of most is ``dtype``."""
+    return torch.promote_types(dtype, torch.float32) if hf_name in weights.kept_in_fp32 else dtype
+
+
 def send_shards(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:
     """Send this rank's shards to the rank that runs ``assemble_hf``."""
     for link in weights.links_of_hf[hf_name]:
