@@ -11,6 +11,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
 from archon_core.models.prediction_layers import prediction_layer_decisions
+from archon_engine.models.expert_config import check_sizes, dense_layers, expert_settings
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.latent_attention import LatentSizes
 from archon_engine.nn.rotary import RopeArguments
@@ -124,6 +125,7 @@ class DeepseekArguments:
         if config.model_type != "deepseek_v3":
             raise ModelError(f"found model_type {config.model_type!r}; this decoder is for deepseek_v3")
         refuse_unknown_entries(config, honoured=_HONOURED)
+        check_sizes(config, _SIZES)
         _check_entries(config)
         activation(config.hidden_act)
         sizes = LatentSizes(
@@ -143,7 +145,7 @@ class DeepseekArguments:
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             n_layers=config.num_hidden_layers,
-            n_dense_layers=config.first_k_dense_replace,
+            n_dense_layers=dense_layers(config),
             n_prediction_layers=getattr(config, "num_nextn_predict_layers", 0) or 0,
             attention=sizes,
             attention_bias=config.attention_bias,
@@ -151,7 +153,7 @@ class DeepseekArguments:
             hidden_act=config.hidden_act,
             norm_eps=config.rms_norm_eps,
             rope=rope,
-            moe=_moe_settings(config),
+            moe=expert_settings(config),
             tied=config.tie_word_embeddings and not critic,
             critic=critic,
             fp8_block=_fp8_block(config),
@@ -171,10 +173,6 @@ def attention_scale(head_dim: int, rope_parameters: Mapping[str, Any]) -> float:
 
 
 def _check_entries(config: PreTrainedConfig) -> None:
-    for name in _SIZES:
-        size = getattr(config, name, None)
-        if size is not None and size < 1:
-            raise ModelError(f"{_WHERE}: {name}: found {size}; allowed are numbers from 1")
     for name, value in _ALWAYS.items():
         if getattr(config, name, value) != value:
             raise ModelError(f"{_WHERE}: {name}: found {getattr(config, name)!r}; allowed is {value!r}")
@@ -183,12 +181,6 @@ def _check_entries(config: PreTrainedConfig) -> None:
         raise ModelError(
             f"{_WHERE}: found num_key_value_heads {n_kv_heads} and num_attention_heads {n_heads}; latent attention "
             "makes keys and values for every head: set both to the same number"
-        )
-    n_layers, n_dense = config.num_hidden_layers, config.first_k_dense_replace
-    if not 0 <= n_dense < n_layers:
-        raise ModelError(
-            f"{_WHERE}: found first_k_dense_replace {n_dense} and num_hidden_layers {n_layers}; allowed are 0 to "
-            f"{n_layers - 1} dense layers, since at least one layer has experts"
         )
 
 
@@ -205,20 +197,3 @@ def _fp8_block(config: PreTrainedConfig) -> tuple[int, int] | None:
             "weight_block_size of rows and columns, and plain checkpoints; convert the checkpoint first"
         )
     return block[0], block[1]
-
-
-def _moe_settings(config: PreTrainedConfig) -> MoESettings:
-    return MoESettings(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.moe_intermediate_size,
-        n_experts=config.n_routed_experts,
-        top_k=config.num_experts_per_tok,
-        hidden_act=config.hidden_act,
-        score="sigmoid",
-        norm_topk_prob=config.norm_topk_prob,
-        scaling=config.routed_scaling_factor,
-        n_groups=config.n_group,
-        top_k_groups=config.topk_group,
-        choice_bias=True,
-        shared_intermediate_size=config.moe_intermediate_size * (config.n_shared_experts or 0),
-    )

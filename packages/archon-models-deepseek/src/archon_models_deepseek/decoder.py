@@ -31,11 +31,11 @@ class DeepseekBlock(nn.Module):
         self.attention = LatentAttention(
             a.attention, layer, scale=a.attention_scale, norm_eps=LATENT_NORM_EPS, bias=a.attention_bias
         )
-        if layer < a.n_dense_layers:
-            self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
-        else:
-            self.moe = builder.build(a.moe, layer)
         self.has_experts = layer >= a.n_dense_layers
+        if self.has_experts:
+            self.moe = builder.build(a.moe, layer)
+        else:
+            self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
         self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
         self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
 

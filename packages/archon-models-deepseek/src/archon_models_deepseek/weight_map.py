@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from archon_core.models.encoded import Encoded
+from archon_core.models.expert_rules import PROJECTIONS, beside_experts, experts_one_by_one, fused_experts
 from archon_core.models.prediction_layers import drop_prediction_layers
 from archon_core.models.weight_map import WeightMap
-from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
+from archon_core.models.weight_rules import Drop, Rename, Tie
 from archon_engine.models.encodings import BlockFp8
 from archon_models_deepseek.arguments import DeepseekArguments
 
 HF, OURS = "model.layers.{layer}", "layers.{layer}"
 
-_ONE_BY_ONE = tuple(
-    Stack(f"{HF}.mlp.experts.{{expert}}.{projection}.weight", f"{OURS}.moe.experts.{projection}")
-    for projection in ("gate_proj", "up_proj", "down_proj")
-)
-"""Experts in files, as transformers writes them."""
-
-_FUSED = (
-    Split(f"{HF}.mlp.experts.gate_up_proj", (f"{OURS}.moe.experts.gate_proj", f"{OURS}.moe.experts.up_proj"), dim=1),
-    Rename(f"{HF}.mlp.experts.down_proj", f"{OURS}.moe.experts.down_proj"),
-)
-"""Experts as transformers 5 holds them in memory, and as some files store them."""
-
 
 def weight_map(arguments: DeepseekArguments) -> WeightMap:
     """The rules for a model of these arguments: experts are saved one by one, read from the fused form too, and from
     FP8 if the configuration says so."""
-    rules = (*_attention(arguments), *_feed_forward(arguments), *_ends(arguments))
-    forms = [WeightMap((*rules, *_FUSED))]
+    feed_forward = beside_experts(
+        HF, OURS, has_dense=arguments.n_dense_layers > 0, has_shared=arguments.moe.shared_intermediate_size > 0
+    )
+    rules = (*_attention(arguments), *feed_forward, *_ends(arguments))
+    one_by_one = experts_one_by_one(HF, OURS)
+    forms = [WeightMap((*rules, *fused_experts(HF, OURS)))]
     if arguments.fp8_block is not None:
-        forms.append(WeightMap((*rules, *_ONE_BY_ONE, *_fp8(arguments, arguments.fp8_block))))
-    return WeightMap((*rules, *_ONE_BY_ONE), alternatives=tuple(forms))
+        forms.append(WeightMap((*rules, *one_by_one, *_fp8(arguments, arguments.fp8_block))))
+    return WeightMap((*rules, *one_by_one), alternatives=tuple(forms))
 
 
 def _fp8(arguments: DeepseekArguments, block: tuple[int, int]) -> list[Encoded]:
@@ -44,11 +37,7 @@ def _fp8(arguments: DeepseekArguments, block: tuple[int, int]) -> list[Encoded]:
     if arguments.moe.shared_intermediate_size:
         owners.append("shared_experts.")
     names = [f"{HF}.self_attn.{projection}.weight" for projection in attention]
-    names += [
-        f"{HF}.mlp.{owner}{projection}.weight"
-        for owner in owners
-        for projection in ("gate_proj", "up_proj", "down_proj")
-    ]
+    names += [f"{HF}.mlp.{owner}{projection}.weight" for owner in owners for projection in PROJECTIONS]
     return [Encoded(name, (name, f"{name}_scale_inv"), BlockFp8(*block)) for name in names]
 
 
@@ -62,20 +51,6 @@ def _attention(arguments: DeepseekArguments) -> list[Rename]:
     rules = [Rename(f"{HF}.self_attn.{hf}.weight", f"{OURS}.attention.{ours}.weight") for hf, ours in names.items()]
     biased = [hf for hf in ("q_a_proj", "kv_a_proj_with_mqa", "o_proj") if hf in names and arguments.attention_bias]
     return rules + [Rename(f"{HF}.self_attn.{hf}.bias", f"{OURS}.attention.{names[hf]}.bias") for hf in biased]
-
-
-def _feed_forward(arguments: DeepseekArguments) -> list[Rename]:
-    rules = [
-        Rename(f"{HF}.mlp.gate.weight", f"{OURS}.moe.router.weight"),
-        Rename(f"{HF}.mlp.gate.e_score_correction_bias", f"{OURS}.moe.router.choice_bias", keeps_fp32=True),
-    ]
-    if arguments.n_dense_layers:
-        rules.append(Rename(f"{HF}.mlp.{{projection}}.weight", f"{OURS}.mlp.{{projection}}.weight"))
-    if arguments.moe.shared_intermediate_size:
-        rules.append(
-            Rename(f"{HF}.mlp.shared_experts.{{projection}}.weight", f"{OURS}.moe.shared.{{projection}}.weight")
-        )
-    return rules
 
 
 def _ends(arguments: DeepseekArguments) -> list[Rename | Tie | Drop]:

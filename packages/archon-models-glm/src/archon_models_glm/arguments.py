@@ -9,6 +9,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
 from archon_core.models.prediction_layers import prediction_layer_decisions
+from archon_engine.models.expert_config import check_sizes, dense_layers, expert_settings
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.rotary import RopeArguments
 from archon_engine.nn.swiglu import activation
@@ -90,7 +91,8 @@ class GlmArguments:
         if critic:
             raise ModelError("found is_critic; transformers has no class to save a glm4_moe critic with")
         refuse_unknown_entries(config, honoured=("head_dim", "num_local_experts", "num_nextn_predict_layers"))
-        _check_sizes(config)
+        check_sizes(config, _SIZES)
+        _check_heads(config)
         n_heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // n_heads
         activation(config.hidden_act)
@@ -99,7 +101,7 @@ class GlmArguments:
             hidden_size=config.hidden_size,
             intermediate_size=config.intermediate_size,
             n_layers=config.num_hidden_layers,
-            n_dense_layers=config.first_k_dense_replace,
+            n_dense_layers=dense_layers(config),
             n_prediction_layers=getattr(config, "num_nextn_predict_layers", 0) or 0,
             n_heads=n_heads,
             n_kv_heads=config.num_key_value_heads,
@@ -109,43 +111,16 @@ class GlmArguments:
             hidden_act=config.hidden_act,
             norm_eps=config.rms_norm_eps,
             rope=RopeArguments.from_hf_config(config, head_dim, partial=True),
-            moe=_moe_settings(config),
+            moe=expert_settings(config),
             tied=config.tie_word_embeddings,
             attention_dropout=config.attention_dropout,
         )
 
 
-def _check_sizes(config: PreTrainedConfig) -> None:
-    for name in _SIZES:
-        size = getattr(config, name, None)
-        if size is not None and size < 1:
-            raise ModelError(f"{_WHERE}: {name}: found {size}; allowed are numbers from 1")
+def _check_heads(config: PreTrainedConfig) -> None:
     n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
     if n_heads % n_kv_heads:
         raise ModelError(
             f"{_WHERE}: found num_attention_heads {n_heads} and num_key_value_heads {n_kv_heads}; the second must "
             "divide the first"
         )
-    n_layers, n_dense = config.num_hidden_layers, config.first_k_dense_replace
-    if not 0 <= n_dense < n_layers:
-        raise ModelError(
-            f"{_WHERE}: found first_k_dense_replace {n_dense} and num_hidden_layers {n_layers}; allowed are 0 to "
-            f"{n_layers - 1} dense layers, since at least one layer has experts"
-        )
-
-
-def _moe_settings(config: PreTrainedConfig) -> MoESettings:
-    return MoESettings(
-        hidden_size=config.hidden_size,
-        intermediate_size=config.moe_intermediate_size,
-        n_experts=config.n_routed_experts,
-        top_k=config.num_experts_per_tok,
-        hidden_act=config.hidden_act,
-        score="sigmoid",
-        norm_topk_prob=config.norm_topk_prob,
-        scaling=config.routed_scaling_factor,
-        n_groups=config.n_group,
-        top_k_groups=config.topk_group,
-        choice_bias=True,
-        shared_intermediate_size=config.moe_intermediate_size * config.n_shared_experts,
-    )

@@ -45,38 +45,26 @@ class GlmAttention(nn.Module):
         return self.o_proj(out.flatten(-2))
 
 
-class GlmDenseBlock(nn.Module):
-    """One of the first layers, which have no experts."""
-
-    def __init__(self, arguments: GlmArguments, layer: int) -> None:
-        super().__init__()
-        a = arguments
-        self.attention = GlmAttention(a, layer)
-        self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
-        self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
-        self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
-
-    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        x = x + self.attention(self.attention_norm(x), rotation, packed)
-        return x + self.mlp(self.mlp_norm(x))
-
-
-class GlmExpertBlock(nn.Module):
-    """One decoder layer with experts."""
+class GlmBlock(nn.Module):
+    """One decoder layer: attention, then experts or, in the first layers, a dense feed-forward block."""
 
     def __init__(self, arguments: GlmArguments, layer: int, builder: MoEBuilder) -> None:
         super().__init__()
         a = arguments
         self.attention = GlmAttention(a, layer)
-        self.moe = builder.build(a.moe, layer)
+        self.has_experts = layer >= a.n_dense_layers
+        if self.has_experts:
+            self.moe = builder.build(a.moe, layer)
+        else:
+            self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
         self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
         self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
 
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         x = x + self.attention(self.attention_norm(x), rotation, packed)
-        return x + self.moe(self.mlp_norm(x), packed)
+        y = self.mlp_norm(x)
+        return x + (self.moe(y, packed) if self.has_experts else self.mlp(y))
 
 
 class GlmDecoder(nn.Module):
@@ -98,12 +86,8 @@ class GlmDecoder(nn.Module):
         super().__init__()
         a = arguments
         stage = stage or Stage.whole(a.n_layers)
-
-        def make_block(layer: int) -> nn.Module:
-            return GlmDenseBlock(a, layer) if layer < a.n_dense_layers else GlmExpertBlock(a, layer, builder)
-
         self.embed = Embedding(a.vocab_size, a.hidden_size) if stage.has_embed else None
-        self.layers = nn.ModuleDict({str(layer): make_block(layer) for layer in stage.layers})
+        self.layers = nn.ModuleDict({str(layer): GlmBlock(a, layer, builder) for layer in stage.layers})
         self.norm = RMSNorm(a.hidden_size, a.norm_eps) if stage.has_head else None
         self.head = LanguageModelHead(a.hidden_size, a.vocab_size) if stage.has_head else None
         if a.tied and self.embed is not None and self.head is not None:

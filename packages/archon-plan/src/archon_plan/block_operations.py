@@ -110,7 +110,11 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         exchanged = b * (queries + copies * (keys + values))
         yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
         given = ("heads",)
-    attended = b * T * s.query_heads * s.value_dim
+    if s.value_dim < s.key_dim:
+        # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
+        yield Operation("v.padded", b * T * s.key_heads * s.key_dim, (given[-1],), eager=True)
+        given = (*given[: 1 if c > 1 else -1], "v.padded")
+    attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
     normaliser = T * s.query_heads * FP32
     yield Operation(
         "attended",
@@ -123,10 +127,13 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         eager=True,
         behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
     )
-    joined = "attended"
+    joined, outputs = "attended", b * T * s.query_heads * s.value_dim
+    if s.value_dim < s.key_dim:
+        yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
+        joined = "attended.values"
     if c > 1:
-        yield Operation("attended.exchanged", attended, ("attended",), kept=True, behind=attended, eager=True)
-        yield Operation("attended.tokens", attended, ("attended.exchanged",), eager=True)
+        yield Operation("attended.exchanged", outputs, (joined,), kept=True, behind=outputs, eager=True)
+        yield Operation("attended.tokens", outputs, ("attended.exchanged",), eager=True)
         joined = "attended.tokens"
     yield linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
 

@@ -151,8 +151,10 @@ def fill_weights(
 
 @torch.no_grad()
 def fill_choice_biases(weights: Mapping[str, Tensor], seed: int, attempt: int = 0) -> None:
-    """Redraw the choice biases among ``weights`` in place, as ``fill_weights`` does: large enough to change choices, and
-    so small that most experts get tokens of every rank."""
+    """Redraw the choice biases among ``weights`` in place, as ``fill_weights`` does.
+
+    They are large enough to change choices, and so small that most experts get tokens of every rank.
+    """
     for name, bias in weights.items():
         if name.endswith(CHOICE_BIAS):
             generator = torch.Generator().manual_seed(derive_seed(seed, "verify biases", name, attempt))
