@@ -82,7 +82,7 @@ def test_both_forms_of_files_are_read_without_prediction_layers_and_give_transfo
 def test_biases_for_choosing_stay_in_fp32_in_files_and_publications_of_bfloat16(tmp_path: Path) -> None:
     """Choices depend on small differences between biases, and the biases of published models are large."""
     config = load_hf_config(GLM)
-    module, weights = build(config, torch.bfloat16)
+    _, module, weights, _ = make_pair(GLM, torch.bfloat16)
     biases = {name: weight for name, weight in named_weights(module).items() if name.endswith("choice_bias")}
     for bias in biases.values():
         bias.copy_(8 + 1e-3 * torch.arange(8.0))
