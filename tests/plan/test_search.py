@@ -43,7 +43,7 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
     best: dict[ParallelDims, float] = {}
     for dims in valid_dims(sought.anatomy, world, axes=sought.axes):
         sequences = -(-sought.sequences // (dims.dp_replicate * dims.dp_shard))
-        for schedule, plan in whole._plans.of(dims.pp):
+        for schedule, plan, place in whole._plans.shaped(dims.pp):
             multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
             for number in micro_batch_numbers(sequences, 1 if plan is None else len(plan), multiple):
                 tokens = whole._tokens(dims, -(-sequences // number), number)
@@ -58,9 +58,14 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
                     reshards=dims.pp == 1,
                     compiles=schedule is None or not schedule.splits_backward,
                 )
-                for each in map(whole._with_actions, whole._modes(setting)):
+                for mode in whole._allowed_modes(schedule):
+                    each = whole._with_actions(replace(setting, checkpointing=mode, every=None))
                     if fits_in_memory(each, sought.device):
-                        best[dims] = min(best.get(dims, float("inf")), step_time(each, sought.device).total)
+                        seconds = step_time(each, sought.device).total
+                        best[dims] = min(best.get(dims, float("inf")), seconds)
+                        # No setting is faster or smaller than its bounds.
+                        assert whole._may_fit(each)
+                        assert whole._bounds.time_of(dims, place, number, mode) <= seconds * (1 + 1e-9)
     return best
 
 
@@ -91,8 +96,9 @@ def test_the_best_layouts_are_those_of_looking_at_everything(model, links, seque
     bounds = _Search(sought, world, 5, fits_in_memory)
     for dims, seconds in all_times.items():
         assert bounds._plans.has(dims.pp)
+        assert bounds._bounds.quick_time(dims) <= bounds._bounds.time(dims) * (1 + 1e-9)
         assert bounds._bounds.time(dims) <= seconds * (1 + 1e-9)
-        assert bounds._bounds.memory(dims) <= device.memory
+        assert bounds._memory.states_fit(dims)
 
 
 def test_where_only_recomputation_fits_the_best_layouts_are_those_of_looking_at_everything():
