@@ -128,7 +128,8 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     local = tokens.per_micro_batch / (dims.tp * dims.cp)
     pairs = local * layer.experts.top_k if layer.experts else 0.0
     heads = attention.heads.query / (dims.tp * dims.cp)
-    size = attention.head_dim + attention.value_dim
+    # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
+    size = attention.head_dim + max(attention.head_dim, attention.value_dim)
     scores = tokens.per_micro_batch * mean_keys(attention, tokens.sequence) * heads
     met = sizes.products + (dims.tp - 1) * sizes.repeated
     products = Work(dense=2 * local * met, router=2 * local * sizes.router, grouped=2 * pairs * sizes.pair)

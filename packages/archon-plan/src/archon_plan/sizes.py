@@ -117,6 +117,12 @@ def _layer(layer: LayerAnatomy) -> LayerSizes:
 
 
 def _last_product(layer: LayerAnatomy, matrices: list[WeightShape]) -> int:
-    """Norms behind the block, a shared expert's gate and routed experts keep the last product's result."""
-    rows = [weight.size for weight in matrices if weight.role == "row"]
-    return rows[-1] if rows and layer.experts is None and layer.norms == 2 else 0
+    """Norms behind the block, a shared expert's gate and routed experts keep the last product's result. A shared expert
+    without a gate comes after the routed ones."""
+    if layer.norms != 2 or any("shared_gate" in weight.name for weight in matrices):
+        return 0
+    if layer.experts is None:
+        last = [weight.size for weight in matrices if weight.role == "row"]
+    else:
+        last = [weight.size for weight in matrices if weight.name == "moe.shared.down_proj.weight"]
+    return last[-1] if last else 0
