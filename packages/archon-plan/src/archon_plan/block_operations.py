@@ -90,6 +90,11 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
         query, key = "q_norm", "k_norm"
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
         # Saved are only cosines and sines, which all layers share.
+        if s.rotated_dim < s.key_dim:
+            # The rotated part, before it is joined to the rest, and its gradient.
+            part = b * size * s.rotated_dim / s.key_dim
+            yield Operation(name, b * size, (given,), beside=part * 1.5, behind=part * 1.5)
+            continue
         if s.compiled:
             # Beside: the halves before they are joined. Behind: gradients of both halves, and a product.
             yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
