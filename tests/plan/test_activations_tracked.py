@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from archon_core import registry
 from archon_core.layout.dims import ParallelDims
+from archon_core.plugins import ModelSpec
 from archon_engine.nn import head, tiles
-from archon_models_qwen.anatomy import anatomy
-from archon_plan import block_operations, head_memory
+from archon_plan import head_memory, layer_operations
 from archon_plan.activations import activation_parts
+from archon_plan.models import read_anatomy
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
 from plan.sharded_ranks import fake_rank
 from plan.small_models import DENSE
@@ -44,7 +46,7 @@ def ranks():
 
 def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024) -> None:
     setting = Setting(
-        anatomy=anatomy(entries, critic=critic),
+        anatomy=read_anatomy(registry().get(ModelSpec, entries["model_type"]), entries, critic=critic),
         dims=dims,
         tokens=Tokens(tokens, sequence=512),
         types=Types(compute=value_bytes),
@@ -68,7 +70,7 @@ def test_chunks_of_logits_have_the_size_of_the_heads():
 
 
 def test_tiles_of_rows_have_the_size_of_the_layers():
-    assert block_operations.TILE_ELEMENTS == tiles.TILE_ELEMENTS
+    assert layer_operations.TILE_ELEMENTS == tiles.TILE_ELEMENTS
 
 
 def test_a_dense_model_keeps_and_recomputes_what_is_planned():

@@ -2,7 +2,7 @@
 
 A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation:
 prompts are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and
-``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``.
+``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``; both also keep the vectors of latent attention.
 
 Legend: T tokens, S sequences, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per
 row.
@@ -81,6 +81,10 @@ class PromptCache:
         attention = PackedAttention(layer, settings)
         attention.backend = self._backend
         return attention(q, k, v, replace(packed, cache=None), sinks)
+
+    def store_latents(self, layer: str, latents: Tensor) -> None:
+        """See ``archon_core.contracts.packed.LatentPrompts``. Values are a part of the latents, so none are stored."""
+        self._layers[layer] = (latents, latents[..., :0])
 
     def split(self, lengths: tuple[int, ...]) -> list[KeptSequence]:
         """Keys, values and states per sequence, as views."""
@@ -215,10 +219,30 @@ class DecodeStep:
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
-        n_rows, n_heads, head_dim = q.shape
-        n_kv_heads = k.shape[1]
         keys[self._rows, :, self._positions] = k
         values[self._rows, :, self._positions] = v
+        return self._attend(q, keys, values, settings, sinks)
+
+    def attend_latents(
+        self,
+        layer: str,
+        q: Tensor,
+        latents: Tensor,
+        value_dim: int,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        """See ``archon_core.contracts.packed.LatentSteps``."""
+        keys, _ = self._layers[layer]
+        keys[self._rows, :, self._positions] = latents
+        return self._attend(q, keys, keys[..., :value_dim], settings)
+
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings, sinks: Tensor | None = None
+    ) -> Tensor:
+        """Attend ``q`` [R, heads, D] to the buffers of keys and values."""
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads = keys.shape[1]
         # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
@@ -237,7 +261,7 @@ class DecodeStep:
             upcast = (scores + mask).to(torch.promote_types(q.dtype, torch.float32))
             weights = upcast.softmax(-1) if sinks is None else _softmax_with_sinks(upcast, sinks)
             attended = weights.to(q.dtype) @ values
-        return attended.reshape(n_rows, n_heads, -1)
+        return attended.reshape(n_rows, n_heads, values.shape[-1])
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""

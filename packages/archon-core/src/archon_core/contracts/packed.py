@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -105,6 +105,32 @@ class AttentionCache(Protocol):
 
     def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
         """Keep the states of ``layer`` after the tokens of this pack, each [S, ...]."""
+
+
+@runtime_checkable
+class LatentPrompts(Protocol):
+    """A cache of prompts that can also keep latent vectors, which latent attention makes the keys and values of all
+    heads of (``archon_engine.nn.latent_attention``). Other caches receive these keys and values."""
+
+    def store_latents(self, layer: str, latents: Tensor) -> None:
+        """Store ``latents`` [T, 1, latent + rotated] under ``layer``. The layer attends within the prompts itself."""
+
+
+@runtime_checkable
+class LatentSteps(Protocol):
+    """A cache of tokens that follow prompts in ``LatentPrompts``."""
+
+    def attend_latents(
+        self,
+        layer: str,
+        q: Tensor,
+        latents: Tensor,
+        value_dim: int,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        """Store ``latents`` [T, 1, latent + rotated] under ``layer``, then attend ``q`` [T, heads, latent + rotated] to
+        all that are stored for its sequence. Values are their first ``value_dim`` elements: [T, heads, value_dim]."""
 
 
 @dataclass(frozen=True)

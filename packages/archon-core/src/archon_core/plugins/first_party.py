@@ -93,6 +93,8 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "qwen3_5",
             "qwen3_5_moe",
         ),
+        "archon-models-deepseek": ("deepseek_v3",),
+        "archon-models-glm": ("glm4_moe",),
         "archon-models-hf": ("hf",),
     },
     "moe": {

@@ -20,7 +20,7 @@ from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 from archon_engine.checkpoint.weight_files import INDEX_FILE, ReadingPlan, plan_reading, read_index
 from archon_engine.models.key_report import KeyReport, form_of
 from archon_engine.models.parameter_names import named_weights
-from archon_engine.models.weight_conversion import fill_ours
+from archon_engine.models.weight_conversion import BoxReader, fill_ours
 
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
 """Maps a weight's global name and the weight to its storage on this process, with the boxes of the whole tensor that it
@@ -126,6 +126,18 @@ class OpenCheckpoint:
         """A ``BoxReader`` of the stored tensors."""
         return self._file_of[name].read(name, box)
 
+    def reader(self, weights: ResolvedMap) -> BoxReader:
+        """A ``BoxReader`` of the tensors of ``weights``, which decodes those that are stored encoded."""
+
+        def read(name: str, box: Box) -> Tensor:
+            encoded = weights.encoded.get(name)
+            return self.read(name, box) if encoded is None else encoded.read(box, self._read_stored)
+
+        return read
+
+    def _read_stored(self, name: str, box: Box) -> Tensor:
+        return self._file_of[name].read_stored(name, box)
+
     def form_of(self, weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
         """``key_report.form_of`` for this checkpoint.
 
@@ -165,7 +177,7 @@ def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: B
     Raises:
         WeightsError: the second copy differs.
     """
-    fill_ours(destination, name, box, weights, checkpoint.read)
+    fill_ours(destination, name, box, weights, checkpoint.reader(weights))
     stored = weights.ties.get(name, name)
     for copy, ours in weights.copies.items():
         if ours == stored and copy in checkpoint.shapes:

@@ -230,12 +230,14 @@ def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
 
 
 def config_to_save(config: PreTrainedConfig, *, critic: bool, dtype: str) -> PreTrainedConfig:
-    """A copy of ``config`` that describes the saved weights: architecture, dtype, and one label for a critic."""
+    """A copy of ``config`` that describes the saved weights: architecture, dtype, and one label for a critic. They are
+    plain weights, also if ``config`` is that of a quantised checkpoint."""
     import copy
 
     saved = copy.deepcopy(config)
     saved.architectures = [architecture_name(config.model_type, critic=critic)]
     saved.dtype = dtype
+    vars(saved).pop("quantization_config", None)
     if critic:
         saved.num_labels = 1
     return saved
