@@ -2,7 +2,7 @@
 
 A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation:
 prompts are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and
-``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``; both also keep the vectors of latent attention.
+``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``, and keep the vectors of latent attention.
 
 Legend: T tokens, S sequences, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per
 row.
