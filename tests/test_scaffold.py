@@ -1,7 +1,7 @@
 """Packages that ``archon new`` writes, beside the packages that their own tests need: each passes its tests as written.
 
 The reward is in the ordinary run; models, the schedule and the algorithm run as ``wide``. All models share one pytest
-process. Together the families have every kind of layer, projection and rule for weights; what a family adds to Llama
+process. Together the families have most kinds of norms, projections, rotations and experts; what a family adds to Llama
 decides the layouts on which it is compared with one process. The tests of archon-scaffold compare all families with
 transformers.
 """
