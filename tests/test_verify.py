@@ -28,8 +28,7 @@ LAYOUTS = {
         "(attn:p2t2c2|ffn:p2t1e4)-IZB",
         "(attn:p2t2c2|ffn:p2t1e4)-ZBV",
     ),
-    "glm4_moe": ("p2d2e2-IZB",),
-    "deepseek_v3": ("(attn:t2c2|ffn:t2e2)", "p2t2e2-ZBV"),
+    "deepseek_v3": ("(attn:t2c2|ffn:t2e2)",),
 }
 """d2, c2 and t2 of the dense ones are in the tests of their package, two ranks with experts in test_qwen3_moe_suite.py,
 every schedule on p2 in the test of ``--all`` below. `archon verify MODEL --all` looks at all that there are."""
@@ -38,7 +37,6 @@ ELSEWHERE = {
     "qwen3": ("d2", "t2", "r3", "d3", "d4", "c2t2", "p2d2", "r2d4", "c2t4"),
     "qwen2": ("d2", "t2", "d4", "c4", "p2t2-1F1B", "r2d4", "c2t4"),
     "qwen3_moe": ("d2e2", "d4e2", "c2t2", "(attn:t4|ffn:t2e2)", "d8e4", "c2t4"),
-    "glm4_moe": ("t2e2",),
     "deepseek_v3": ("d2e2", "c2t2"),
 }
 """Where their runs are resumed."""
@@ -77,7 +75,7 @@ def is_wide(model, layout):
     dims = read_layout(layout).layout.dims
     n_ranks = read_layout(layout).layout.world_size
     return (
-        model in ("qwen3_moe", "glm4_moe", "deepseek_v3")
+        model in ("qwen3_moe", "deepseek_v3")
         or n_ranks in (3, 8)
         or (n_ranks == 4 and (model == "qwen2" or dims["r"] == 2 or dims["p"] > 1))
     )
