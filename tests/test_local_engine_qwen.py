@@ -14,6 +14,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ModelError
+from archon_models_deepseek.tiny_config import tiny_deepseek_v3
 from archon_rollout.local_engine import LocalEngine
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}
@@ -83,11 +84,14 @@ def largest_gap(trainer, pairs, temperature):
     return max(gaps) / expected.abs().max().item()
 
 
+LATENT = {**tiny_deepseek_v3(), "head_dim": 4}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize(
     "changes",
-    [{}, WINDOWED, ONE_KV_HEAD, YARN, HYBRID],
-    ids=["qwen3", "windowed", "one kv head", "yarn", "recurrent"],
+    [{}, WINDOWED, ONE_KV_HEAD, YARN, HYBRID, LATENT],
+    ids=["qwen3", "windowed", "one kv head", "yarn", "recurrent", "latent"],
 )
 def test_logprobs_equal_the_trainers(dtype, changes):
     trainer = make_trainer(dtype, **changes)

@@ -30,8 +30,7 @@ LAYOUTS = {
     ),
     "qwen3_5": ("p2c2-ZBV",),
     "qwen3_5_moe": ("(attn:c2t2|ffn:t1e4)",),
-    "glm4_moe": ("p2d2e2-IZB",),
-    "deepseek_v3": ("(attn:t2c2|ffn:t2e2)", "p2t2e2-ZBV"),
+    "deepseek_v3": ("(attn:t2c2|ffn:t2e2)",),
 }
 """d2, c2 and t2 of the dense ones are in the tests of their package, two ranks with experts in test_qwen3_moe_suite.py,
 every schedule on p2 in the test of ``--all`` below. `archon verify MODEL --all` looks at all that there are."""
@@ -42,7 +41,6 @@ ELSEWHERE = {
     "qwen3_moe": ("d2e2", "d4e2", "c2t2", "(attn:t4|ffn:t2e2)", "d8e4", "c2t4"),
     "qwen3_5": ("c2t2",),
     "qwen3_5_moe": ("d2e2",),
-    "glm4_moe": ("t2e2",),
     "deepseek_v3": ("d2e2", "c2t2"),
 }
 """Where their runs are resumed."""
