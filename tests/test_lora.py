@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from archon_core import assemble, registry
+from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
@@ -187,6 +188,16 @@ def test_every_axis_has_the_numbers_of_one_process(tmp_path):
 @pytest.mark.wide
 def test_products_of_axes_have_the_numbers_of_one_process(tmp_path):
     assert_right(tmp_path, 4, WIDE)
+
+
+@pytest.mark.wide
+def test_verify_trains_adapters_on_request(capsys):
+    given = ["--layout", "d2e2", "--variant", "lora", "--dtype", "float64", "--micro-batches", "2", "--json", "-"]
+    with pytest.raises(SystemExit) as end:
+        main(["verify", "qwen3_moe", *given])
+    assert not end.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert {case["variant"] for layout in report["layouts"] for case in layout["cases"]} == {"lora"}
 
 
 @pytest.fixture(scope="module")
