@@ -108,15 +108,16 @@ class DecodeCache:
             for buffer in buffers:
                 buffer[destinations, :, :longest] = buffer[sources, :, :longest]
 
-    def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
+    def begin_step(self, positions: Tensor, longest: int, *, is_even: bool = False) -> DecodeStep:
         """The attention cache for the next token of the active rows.
 
         Args:
             positions: int64 [R], position of each row's new token.
             longest: their maximum plus 1, as a host value.
+            is_even: whether all positions are equal.
         """
         self._reserve(longest)
-        return DecodeStep(self._layers, positions, n_places=min(_round_up(longest), self._places))
+        return DecodeStep(self._layers, positions, longest, n_places=self._places, is_even=is_even)
 
     def _reserve(self, length: int) -> None:
         """Grow the buffers to at least ``length`` entries, layer by layer to limit peak memory."""
@@ -137,14 +138,19 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``."""
+    """Attention of one new token per active row over the first ``longest`` of ``n_places`` entries of ``layers``."""
 
-    def __init__(self, layers: KeysValues, positions: Tensor, n_places: int) -> None:
+    def __init__(
+        self, layers: KeysValues, positions: Tensor, longest: int, *, n_places: int, is_even: bool = False
+    ) -> None:
         self._layers = layers
         self._positions = positions
-        self._n_places = n_places
+        self._longest = longest
+        self._n_places = min(_round_up(longest), n_places)
+        self._is_even = is_even
         self._rows = torch.arange(len(positions), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
+        self._masks_of_heads: dict[tuple[int | None, int], Tensor] = {}
 
     def attend(
         self,
@@ -160,18 +166,20 @@ class DecodeStep:
         keys, values = self._layers[layer]
         n_rows, n_heads, head_dim = q.shape
         n_kv_heads = k.shape[1]
-        keys[self._rows, :, self._positions] = k
-        values[self._rows, :, self._positions] = v
+        if self._is_even:
+            keys[:n_rows, :, self._longest - 1] = k
+            values[:n_rows, :, self._longest - 1] = v
+        else:
+            keys[self._rows, :, self._positions] = k
+            values[self._rows, :, self._positions] = v
+        scale, softcap = settings.scale, settings.softcap
+        if softcap is None and sinks is None and attends_by_products(q):
+            return self._by_products(q, keys, values, settings)
         # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
-        mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
-        if softcap is None and sinks is None and attends_by_products(q):
-            mask_of_head = mask.expand(-1, n_kv_heads, -1, -1).flatten(0, 1)
-            by_dim = keys.transpose(-1, -2).flatten(0, 1)
-            scores = torch.baddbmm(mask_of_head, grouped.flatten(0, 1), by_dim, alpha=scale)
-            attended = scores.softmax(-1) @ values.flatten(0, 1)
-        elif softcap is None and sinks is None:
+        mask = self._mask(settings.window, q.dtype)
+        if softcap is None and sinks is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
             scores = grouped @ keys.transpose(-1, -2) * scale
@@ -181,6 +189,24 @@ class DecodeStep:
             weights = upcast.softmax(-1) if sinks is None else _softmax_with_sinks(upcast, sinks)
             attended = weights.to(q.dtype) @ values
         return attended.reshape(n_rows, n_heads, -1)
+
+    def _by_products(self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads, window = keys.shape[1], settings.window
+        grouped = q.reshape(n_rows * n_kv_heads, n_heads // n_kv_heads, head_dim)
+        if self._is_even and (window is None or window >= self._longest):
+            # Every row sees every entry in use.
+            by_dim = keys[:n_rows, :, : self._longest].transpose(-1, -2).flatten(0, 1)
+            scores, n_places = torch.bmm(grouped, by_dim).mul_(settings.scale), self._longest
+        else:
+            if (window, n_kv_heads) not in self._masks_of_heads:
+                mask = self._mask(window, q.dtype).expand(-1, n_kv_heads, -1, -1)
+                self._masks_of_heads[window, n_kv_heads] = mask.flatten(0, 1)
+            by_dim = keys[:n_rows, :, : self._n_places].transpose(-1, -2).flatten(0, 1)
+            mask_of_heads, n_places = self._masks_of_heads[window, n_kv_heads], self._n_places
+            scores = torch.baddbmm(mask_of_heads, grouped, by_dim, alpha=settings.scale)
+        attended = torch.bmm(scores.softmax(-1), values[:n_rows, :, :n_places].flatten(0, 1))
+        return attended.view(n_rows, n_heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""
