@@ -201,8 +201,9 @@ class Rotation:
         if self.cos is None or self.sin is None:
             return x
         n_rotated = 2 * self.cos.shape[-1]
-        rotated = self._rotate(x[..., :n_rotated], self.cos, self.sin)
-        return rotated if n_rotated == x.shape[-1] else torch.cat((rotated, x[..., n_rotated:]), dim=-1)
+        if n_rotated == x.shape[-1]:
+            return self._rotate(x, self.cos, self.sin)  # not x[..., :n_rotated], whose gradient is a padded copy
+        return torch.cat((self._rotate(x[..., :n_rotated], self.cos, self.sin), x[..., n_rotated:]), dim=-1)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
