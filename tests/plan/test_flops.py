@@ -17,6 +17,7 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec
+from archon_engine.nn import head
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
 from archon_pipeline.stage_passes import StagePasses
@@ -87,6 +88,12 @@ NOT_COUNTED_BY_TORCH = {
 def _of_pairs(x, weights, gate, up, down, pairs, *rest, out_shape=None, **options) -> int:
     """Three products of every pair of a token and one of its experts."""
     return 2 * pairs[0] * 3 * gate[1] * gate[2]
+
+
+@pytest.fixture(autouse=True)
+def head_computes_logits_again(monkeypatch):
+    """As on devices, and on CPUs with several chunks."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)
 
 
 def _with_heads(keys: tuple[int, ...], queries: tuple[int, ...]) -> tuple[int, ...]:
@@ -179,6 +186,12 @@ def test_products_equal_those_that_torch_counts(model, ac_mode, option):
     found = counted(MODELS[model], ac_mode, option)
     plan = planned(MODELS[model], ac_mode, None if option == "op" else int(option))
     assert plan.dense + plan.router + plan.grouped + plan.head == found["products"]
+
+
+def test_a_cpu_does_not_compute_a_single_chunk_of_logits_again(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_BYTES", 2**20)
+    plan = planned(DENSE, "none")
+    assert plan.dense + plan.head * 3 / 4 == counted(DENSE, "none")["products"]
 
 
 @pytest.mark.parametrize("model", [DENSE, LATENT], ids=["dense", "latent"])

@@ -46,7 +46,8 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
     new = [reference.tokens(1) for _ in reference.rows]
     for row, tokens in enumerate(new):
         reference.extend(row, tokens)
-    step = cache.begin_step(positions, int(positions.max()) + 1)
+    longest, is_even = int(positions.max()) + 1, len(set(positions.tolist())) == 1
+    step = cache.begin_step(positions, longest, is_even=is_even)
     packed = PackedSequences.from_lengths((1,) * len(new))
     for layer in LAYERS:
         q, k, v = (torch.cat([tokens[layer][part] for tokens in new]) for part in range(3))

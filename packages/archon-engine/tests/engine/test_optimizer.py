@@ -58,6 +58,20 @@ def test_muon_leaves_filters_of_convolutions_to_adamw():
     }
 
 
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_the_memory_order_of_a_gradient_changes_nothing(kind):
+    first, second = parameters(), parameters()
+    for named in (first, second):
+        optimizer = NamedOptimizer(named, OptimizerConfig(type=kind, lr=0.1), total_steps=None)
+        set_gradients(named, seed=1)
+        if named is second:
+            for parameter in named.values():
+                parameter.grad = parameter.grad.T.contiguous().T
+        optimizer.step(0.1)
+    for name in first:
+        assert torch.equal(first[name], second[name])
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "muon"])
 def test_state_moves_to_another_optimizer_under_its_names(kind):
     config = OptimizerConfig(type=kind, lr=0.1, weight_decay=0.1)

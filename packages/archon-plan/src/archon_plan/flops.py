@@ -3,7 +3,7 @@
 A product of T rows with a matrix of n elements takes 2 T n FLOPs; its backward pass as many for the gradient of the
 input and as many for that of the weight. Causal attention computes the pairs of a query and the keys that it sees:
 two products forward, and five backward, one of which recomputes the scores (FlashAttention-2, arXiv:2307.08691, section
-4). The head computes its logits again in backward.
+4). The head computes its logits again in backward; on a CPU only if they are several chunks, which plans ignore.
 
 Bytes of norms, activations, rotations and sums count reads and writes of the engine's layers, operation by operation,
 or once per block if it is compiled.

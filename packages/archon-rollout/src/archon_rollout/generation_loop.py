@@ -250,7 +250,7 @@ class GenerationLoop:
             positions=positions,
             lengths=(1,) * n_rows,
             head=HeadInputs(outputs=("logits",)),
-            cache=cache.begin_step(positions, rows.longest),
+            cache=cache.begin_step(positions, rows.longest, is_even=rows.is_even),
         )
         rows.begin_step(self._version())
         logits, experts = self._forward(rows.last_tokens, packed, records=rows.records_experts)

@@ -153,15 +153,16 @@ class DecodeCache:
             for state in states:
                 state[destinations] = state[sources]
 
-    def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
+    def begin_step(self, positions: Tensor, longest: int, *, is_even: bool = False) -> DecodeStep:
         """The attention cache for the next token of the active rows.
 
         Args:
             positions: int64 [R], position of each row's new token.
             longest: their maximum plus 1, as a host value.
+            is_even: whether all positions are equal.
         """
         self._reserve(longest)
-        return DecodeStep(self._layers, self._states, positions, n_places=min(_round_up(longest), self._places))
+        return DecodeStep(self._layers, self._states, positions, longest, n_places=self._places, is_even=is_even)
 
     def _reserve(self, length: int) -> None:
         """Grow the buffers to at least ``length`` entries, layer by layer to limit peak memory."""
@@ -187,16 +188,28 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``, and the rows' states
-    in ``states``."""
+    """Attention of one new token per active row over the first ``longest`` of ``n_places`` entries of ``layers``, and the
+    rows' states in ``states``."""
 
-    def __init__(self, layers: KeysValues, states: States, positions: Tensor, n_places: int) -> None:
+    def __init__(
+        self,
+        layers: KeysValues,
+        states: States,
+        positions: Tensor,
+        longest: int,
+        *,
+        n_places: int,
+        is_even: bool = False,
+    ) -> None:
         self._layers = layers
         self._states = states
         self._positions = positions
-        self._n_places = n_places
+        self._longest = longest
+        self._n_places = min(_round_up(longest), n_places)
+        self._is_even = is_even
         self._rows = torch.arange(len(positions), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
+        self._masks_of_heads: dict[tuple[int | None, int], Tensor] = {}
 
     def states(self, layer: str) -> tuple[Tensor, ...] | None:
         """See ``AttentionCache.states``. S is R."""
@@ -219,8 +232,8 @@ class DecodeStep:
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
-        keys[self._rows, :, self._positions] = k
-        values[self._rows, :, self._positions] = v
+        self._write(keys, k)
+        self._write(values, v)
         return self._attend(q, keys, values, settings, sinks)
 
     def attend_latents(
@@ -234,8 +247,15 @@ class DecodeStep:
     ) -> Tensor:
         """See ``archon_core.contracts.packed.LatentSteps``."""
         keys, _ = self._layers[layer]
-        keys[self._rows, :, self._positions] = latents
+        self._write(keys, latents)
         return self._attend(q, keys, keys[..., :value_dim], settings)
+
+    def _write(self, buffer: Tensor, new: Tensor) -> None:
+        """Store an entry of every row."""
+        if self._is_even:
+            buffer[: len(new), :, self._longest - 1] = new
+        else:
+            buffer[self._rows, :, self._positions] = new
 
     def _attend(
         self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings, sinks: Tensor | None = None
@@ -243,16 +263,14 @@ class DecodeStep:
         """Attend ``q`` [R, heads, D] to the buffers of keys and values."""
         n_rows, n_heads, head_dim = q.shape
         n_kv_heads = keys.shape[1]
+        scale, softcap = settings.scale, settings.softcap
+        if softcap is None and sinks is None and attends_by_products(q):
+            return self._by_products(q, keys, values, settings)
         # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
-        mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
-        if softcap is None and sinks is None and attends_by_products(q):
-            mask_of_head = mask.expand(-1, n_kv_heads, -1, -1).flatten(0, 1)
-            by_dim = keys.transpose(-1, -2).flatten(0, 1)
-            scores = torch.baddbmm(mask_of_head, grouped.flatten(0, 1), by_dim, alpha=scale)
-            attended = scores.softmax(-1) @ values.flatten(0, 1)
-        elif softcap is None and sinks is None:
+        mask = self._mask(settings.window, q.dtype)
+        if softcap is None and sinks is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
             scores = grouped @ keys.transpose(-1, -2) * scale
@@ -262,6 +280,24 @@ class DecodeStep:
             weights = upcast.softmax(-1) if sinks is None else _softmax_with_sinks(upcast, sinks)
             attended = weights.to(q.dtype) @ values
         return attended.reshape(n_rows, n_heads, values.shape[-1])
+
+    def _by_products(self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads, window = keys.shape[1], settings.window
+        grouped = q.reshape(n_rows * n_kv_heads, n_heads // n_kv_heads, head_dim)
+        if self._is_even and (window is None or window >= self._longest):
+            # Every row sees every entry in use.
+            by_dim = keys[:n_rows, :, : self._longest].transpose(-1, -2).flatten(0, 1)
+            scores, n_places = torch.bmm(grouped, by_dim).mul_(settings.scale), self._longest
+        else:
+            if (window, n_kv_heads) not in self._masks_of_heads:
+                mask = self._mask(window, q.dtype).expand(-1, n_kv_heads, -1, -1)
+                self._masks_of_heads[window, n_kv_heads] = mask.flatten(0, 1)
+            by_dim = keys[:n_rows, :, : self._n_places].transpose(-1, -2).flatten(0, 1)
+            mask_of_heads, n_places = self._masks_of_heads[window, n_kv_heads], self._n_places
+            scores = torch.baddbmm(mask_of_heads, grouped, by_dim, alpha=settings.scale)
+        attended = torch.bmm(scores.softmax(-1), values[:n_rows, :, :n_places].flatten(0, 1))
+        return attended.view(n_rows, n_heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""

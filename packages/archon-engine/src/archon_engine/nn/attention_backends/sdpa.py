@@ -32,14 +32,15 @@ def attend(
     buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
     if token_of_row is not None:
         q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
-    outputs, start = [], 0
-    for bucket in buckets:
-        rows = slice(start, start + bucket.n_rows)
-        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, settings, sinks))
-        start = rows.stop
-    if not outputs:
+    if not buckets:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
-    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if len(buckets) == 1:
+        out = _attend_bucket(q, k, v, buckets[0], settings, sinks)
+    else:
+        # Not slices: the gradient of each would be a tensor of all rows, mostly zeros, added to those of the others.
+        n_rows = [bucket.n_rows for bucket in buckets]
+        parts = zip(q.split(n_rows), k.split(n_rows), v.split(n_rows), buckets, strict=True)
+        out = torch.cat([_attend_bucket(*part, settings, sinks) for part in parts])
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
