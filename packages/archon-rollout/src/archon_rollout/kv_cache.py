@@ -188,8 +188,8 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row over the first ``longest`` of ``n_places`` entries of ``layers``, and the
-    rows' states in ``states``."""
+    """Attention of one new token per active row over the first ``longest`` of ``n_places`` entries of ``layers``, and
+    the rows' states in ``states``."""
 
     def __init__(
         self,
