@@ -1,12 +1,15 @@
-"""Settings for the tests of all packages: no deadlines per example, and the slowest files first."""
+"""For the tests of all packages: no deadlines per example, the slowest files first, and whole runs as forks."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from archon_testing.fork_server import ForkServer, starting_by_forks
 
 # Read when torch is imported, by the workers of pytest-xdist too. Threads of several workers that wait for one another
 # on few cores burn more time than they save: the suite takes twice as long with them.
@@ -76,3 +79,18 @@ only time."""
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {config.rootpath / file: place for place, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(Path(item.path), len(SLOWEST)))  # a stable sort: files keep their own order
+
+
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
+    server = ForkServer(forked=False, nested=True)
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def by_forks(forks: ForkServer) -> Iterator[None]:
+    """What the test's own process starts are forks: ranks of ``archon train``, collectors and servers."""
+    with starting_by_forks(forks):
+        yield
