@@ -78,7 +78,7 @@ def test_published_checkpoints_load_without_vision_and_prediction_weights(
         name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name: tensor
         for name, tensor in stored.items()
     }
-    published["model.visual.blocks.0.attn.qkv.weight"] = published["mtp.fc.weight"] = torch.zeros(2, 2)
+    published |= {name: torch.zeros(2) for name in ("model.visual.blocks.0.attn.qkv.weight", "mtp.fc.weight")}
     save_file(published, tmp_path / "model.safetensors", metadata={"format": "pt"})
     (tmp_path / "config.json").write_text(json.dumps(COMPOSITE))
     config = load_hf_config(tmp_path)
