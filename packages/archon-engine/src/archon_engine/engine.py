@@ -34,6 +34,7 @@ from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.checkpoint.received import ReceivedWeights
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_engine.distributed.process_group import ensure_single_process_group
+from archon_engine.freed_memory import keep_freed_memory
 from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
@@ -96,6 +97,8 @@ class ArchonEngine:
             option = f"{role}.archon.use_deterministic_algorithms"
             ensure_deterministic(option=option)
             self._decisions += deterministic_effects(option)
+        if config.archon.keep_freed_memory and device == "cpu" and config.optimizer is not None:
+            self._decisions += keep_freed_memory(f"{role}.archon.keep_freed_memory")
         self._running_or_none: Running | None = None
         self._has_reported = False
         self._record_into: str | None = None

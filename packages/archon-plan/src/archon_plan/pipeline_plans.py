@@ -13,7 +13,7 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.parts import plan_stages, schedule_actions
-from archon_plan.search_bounds import RankShape, rank_shapes
+from archon_plan.rank_shapes import RankShape, rank_shapes
 from archon_plan.setting import Setting, Tokens
 
 

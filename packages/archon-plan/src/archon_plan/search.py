@@ -13,59 +13,26 @@ its beginning a schedule repeats itself, so further micro-batches add equal time
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
 
-from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
-from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
 from archon_plan.largest_ranks import largest_ranks
-from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
 from archon_plan.layouts import write_layout
 from archon_plan.mean_elements import MeanElements
 from archon_plan.memory import rank_memory, whole_memory
 from archon_plan.memory_bounds import MemoryBounds
-from archon_plan.parts import forward_actions
-from archon_plan.pipeline_plans import PipelinePlans
 from archon_plan.results import RankMemory, StepTime
 from archon_plan.search_bounds import Bounds
-from archon_plan.setting import Checkpointing, Setting, Tokens
+from archon_plan.search_space import Option, SearchSpace, Sought
+from archon_plan.setting import Checkpointing, Setting
 from archon_plan.timing import StepClock
 from archon_plan.unit_times import UnitTimes
 
 ESTIMATED_FROM = 6
 """Micro-batches per stage of a pipeline from which a step is estimated first."""
-
-MODES: tuple[Checkpointing, ...] = ("none", "selective", "memory_budget", "full")
-
-
-@dataclass(frozen=True)
-class Sought:
-    """What to search for.
-
-    Attributes:
-        anatomy: of the model.
-        device: of every rank.
-        sequences: of one optimizer step, on all ranks together.
-        base: options that all candidates share: tokens have the mean length and the scored share; dims, stages,
-            schedule, checkpointing and resharding are ignored. ``None`` for the defaults with compiled blocks.
-        most_tokens: of a micro-batch (``mb_spec.max_tokens_per_mb``); ``None`` for no limit.
-        axes: letters that may have a size above 1.
-        modes: activation checkpointing to choose from, the one that keeps most first.
-        schedules: names of pipeline schedules to choose from; ``None`` for all that are installed.
-    """
-
-    anatomy: ModelAnatomy
-    device: Device
-    sequences: int
-    base: Setting | None = None
-    most_tokens: int | None = None
-    axes: str = ALL_AXES
-    modes: tuple[Checkpointing, ...] = MODES
-    schedules: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -138,26 +105,8 @@ def least_devices(sought: Sought, most: int, *, fits: Fits = fits_in_memory) -> 
     per_node = sought.device.devices_per_node
     numbers = [1 << exponent for exponent in range(per_node.bit_length()) if 1 << exponent < per_node]
     numbers += range(per_node, most + 1, per_node)
-    models = _Models(sought)
-    return next((n for n in numbers if n <= most and _Search(sought, n, 1, fits, models).fits_somewhere()), None)
-
-
-class _Option(NamedTuple):
-    """A schedule and a number of micro-batches.
-
-    Attributes:
-        schedule: ``None`` without a pipeline.
-        plan: its stages.
-        place: of its ranks among the shapes of ``PipelinePlans``.
-        tokens: of the micro-batches.
-        compiles: whether blocks are compiled.
-    """
-
-    schedule: ScheduleSpec | None
-    plan: StagePlan | None
-    place: int
-    tokens: Tokens
-    compiles: bool
+    shared = _Shared(sought)
+    return next((n for n in numbers if n <= most and _Search(sought, n, 1, fits, shared).fits_somewhere()), None)
 
 
 @dataclass(order=True)
@@ -180,30 +129,28 @@ class _Node:
     place: int
     number: int
     dims: ParallelDims = field(compare=False)
-    option: _Option | None = field(default=None, compare=False)
+    option: Option | None = field(default=None, compare=False)
     setting: Setting | None = field(default=None, compare=False)
     time: StepTime | None = field(default=None, compare=False)
 
 
-class _Models:
+class _Shared:
     """What searches on any number of devices have in common."""
 
     def __init__(self, sought: Sought) -> None:
-        base = sought.base or Setting(sought.anatomy, ParallelDims(), Tokens(1), compiles=sought.device.kind == "gpu")
-        self.base = replace(base, anatomy=sought.anatomy, stages=None, schedule=None, actions=())
+        self.space = space = SearchSpace(sought)
         self.units = UnitTimes(sought.device)
-        self.plans = PipelinePlans(sought.anatomy, sought.schedules)
         elements = MeanElements(sought.anatomy)
-        self.memory = MemoryBounds(self.base, sought.device, elements)
-        self.bounds = Bounds(self.base, self.units, sought.sequences, self.plans.shapes, elements)
+        self.memory = MemoryBounds(space.base, sought.device, elements)
+        self.bounds = Bounds(space.base, self.units, sought.sequences, space.plans.shapes, elements)
 
 
 class _Search:
-    def __init__(self, sought: Sought, world: int, best: int, fits: Fits, models: _Models | None = None) -> None:
+    def __init__(self, sought: Sought, world: int, best: int, fits: Fits, shared: _Shared | None = None) -> None:
         self._sought, self._world, self._best, self._fits = sought, world, best, fits
-        models = models or _Models(sought)
-        self._base, self._units, self._plans = models.base, models.units, models.plans
-        self._bounds, self._memory = models.bounds, models.memory
+        shared = shared or _Shared(sought)
+        self._space, self._units = shared.space, shared.units
+        self._bounds, self._memory = shared.bounds, shared.memory
         self._queue: list[_Node] = []
         self._numbers = iter(range(1 << 62))
         self._settings = 0
@@ -229,30 +176,25 @@ class _Search:
                 self._push(node, max(node.bound, self._estimated(node.setting)), _ESTIMATED, node.setting)
             else:
                 self._settings += 1
-                setting = self._with_actions(node.setting)
+                setting = self._space.with_actions(node.setting)
                 time = self._clock(setting).step()
                 self._push(node, time.total, _TIMED, setting, time)
         return SearchResult(tuple(found.values()), layouts, too_large, self._settings)
 
     def fits_somewhere(self) -> bool:
         """Whether any layout fits with small micro-batches and the checkpointing that keeps least."""
-        for dims in sorted(filter(self._memory.states_fit, self._layouts()), key=self._memory.states):
+        for dims in sorted(filter(self._memory.states_fit, self._space.layouts(self._world)), key=self._memory.states):
             # Micro-batches become smaller with their number, so the last of each schedule has the fewest tokens.
-            smallest = {option.schedule: option for option in self._options(dims)}
+            smallest = {option.schedule: option for option in self._space.options(dims)}
             for option in smallest.values():
-                *_, thrifty = self._modes(dims, option)
+                *_, thrifty = self._space.settings(dims, option)
                 if self._may_fit(thrifty) and self._fits_with_lists(thrifty):
                     return True
         return False
 
-    def _layouts(self) -> Iterator[ParallelDims]:
-        for dims in valid_dims(self._sought.anatomy, self._world, axes=self._sought.axes):
-            if self._plans.has(dims.pp):
-                yield dims
-
     def _add_layouts(self) -> tuple[int, int]:
         layouts = too_large = 0
-        for place, dims in enumerate(self._layouts()):
+        for place, dims in enumerate(self._space.layouts(self._world)):
             layouts += 1
             if not self._memory.states_fit(dims):
                 too_large += 1
@@ -269,10 +211,10 @@ class _Search:
                 bound = min(self._bounds.time(node.dims, mode) for mode in modes)
                 heapq.heappush(self._queue, replace(node, bound=max(bound, node.bound), progress=_POSSIBLE))
             return
-        for option in self._options(node.dims):
+        for option in self._space.options(node.dims):
             times = [
                 self._bounds.time_of(node.dims, option.place, option.tokens.n_micro_batches, mode)
-                for mode in self._allowed_modes(option.schedule)
+                for mode in self._space.allowed_modes(option.schedule)
                 if self._memory.fits(node.dims, mode, option.tokens.per_micro_batch, compiles=option.compiles)
             ]
             if times:
@@ -281,10 +223,10 @@ class _Search:
 
     def _possible_modes(self, dims: ParallelDims) -> list[Checkpointing]:
         """The modes with which micro-batches of one sequence may fit."""
-        tokens = self._padded(dims, self._base.tokens.sequence)
+        tokens = self._space.padded(dims, self._space.base.tokens.sequence)
         # Schedules that split backward passes run blocks that are not compiled.
-        compiles = {self._base.compiles, self._base.compiles and dims.pp == 1}
-        modes = self._sought.modes if self._base.trains else ("none",)
+        compiles = {self._space.base.compiles, self._space.base.compiles and dims.pp == 1}
+        modes = self._sought.modes if self._space.base.trains else ("none",)
         return [
             mode for mode in modes if any(self._memory.fits(dims, mode, tokens, compiles=each) for each in compiles)
         ]
@@ -295,72 +237,15 @@ class _Search:
     def _clock(self, setting: Setting) -> StepClock:
         return StepClock(setting, self._sought.device, self._units)
 
-    def _options(self, dims: ParallelDims) -> Iterator[_Option]:
-        """The schedules and numbers of micro-batches of a layout."""
-        ranks = -(-self._sought.sequences // (dims.dp_replicate * dims.dp_shard))
-        for schedule, plan, place in self._plans.shaped(dims.pp):
-            multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
-            compiles = self._base.compiles and not (schedule is not None and schedule.splits_backward)
-            for number in micro_batch_numbers(ranks, 1 if plan is None else len(plan), multiple):
-                tokens = self._tokens(dims, -(-ranks // number), number)
-                if tokens is not None:
-                    yield _Option(schedule, plan, place, tokens, compiles)
-
-    def _tokens(self, dims: ParallelDims, sequences: int, number: int) -> Tokens | None:
-        """Micro-batches of that many sequences; ``None`` if they are too long."""
-        tokens = sequences * self._base.tokens.sequence
-        if self._sought.most_tokens is not None and tokens > self._sought.most_tokens and sequences > 1:
-            return None
-        return replace(self._base.tokens, per_micro_batch=self._padded(dims, tokens), n_micro_batches=number)
-
-    def _padded(self, dims: ParallelDims, tokens: int) -> int:
-        multiple = dims.tp * dims.cp
-        return -(-tokens // multiple) * multiple
-
-    def _modes(self, dims: ParallelDims, option: _Option) -> Iterator[Setting]:
-        """The settings of a layout and an option, one per allowed mode of checkpointing."""
-        for mode in self._allowed_modes(option.schedule):
-            yield replace(
-                self._base,
-                dims=dims,
-                tokens=option.tokens,
-                stages=option.plan,
-                schedule=option.schedule,
-                reshards=dims.pp == 1,
-                reshards_last=False,
-                compiles=option.compiles,
-                checkpointing=mode,
-                every=None,
-            )
-
     def _may_fit(self, setting: Setting) -> bool:
         tokens, mode = setting.tokens.per_micro_batch, setting.checkpointing
         return self._memory.fits(setting.dims, mode, tokens, compiles=setting.compiles)
 
-    def _allowed_modes(self, schedule: ScheduleSpec | None) -> Iterator[Checkpointing]:
-        """The modes of activation checkpointing that the engine allows with a schedule."""
-        splits = schedule is not None and schedule.splits_backward
-        for mode in self._sought.modes:
-            if mode == "selective" and splits:
-                continue
-            if mode == "memory_budget" and (splits or not self._base.compiles):
-                continue
-            if mode == "none" or self._base.trains:
-                yield mode
-
-    def _add_modes(self, node: _Node, option: _Option) -> None:
+    def _add_modes(self, node: _Node, option: Option) -> None:
         """Replace an option by its modes of checkpointing that may fit."""
-        for setting in filter(self._may_fit, self._modes(node.dims, option)):
+        for setting in filter(self._may_fit, self._space.settings(node.dims, option)):
             bound, number = max(self._clock(setting).lower_bound(), node.bound), next(self._numbers)
             heapq.heappush(self._queue, _Node(bound, _BOUNDED, node.place, number, node.dims, option, setting))
-
-    def _with_actions(self, setting: Setting) -> Setting:
-        if setting.schedule is None or setting.stages is None or setting.actions:
-            return setting
-        ranks, number = setting.dims.pp, setting.tokens.n_micro_batches
-        if not setting.trains:
-            return replace(setting, actions=forward_actions(setting.stages, ranks, number))
-        return replace(setting, actions=self._plans.actions(setting.schedule, setting.stages, ranks, number))
 
     def _short_number(self, setting: Setting) -> int | None:
         """A number of micro-batches behind which the schedule repeats itself; ``None`` if the setting has not more."""
@@ -375,7 +260,7 @@ class _Search:
             # No schedule keeps fewer activations of more micro-batches, and lists of few are quickly made.
             few = len(setting.stages)
             if setting.tokens.n_micro_batches > few and not self._fits(
-                self._with_actions(_with_number(setting, few)), device
+                self._space.with_actions(_with_number(setting, few)), device
             ):
                 return False
         return self._fits(self._shortened(setting), device)
@@ -383,20 +268,20 @@ class _Search:
     def _shortened(self, setting: Setting) -> Setting:
         """The setting with its lists, or with those of fewer micro-batches that keep as many activations."""
         number = self._short_number(setting)
-        return self._with_actions(setting if number is None else _with_number(setting, number))
+        return self._space.with_actions(setting if number is None else _with_number(setting, number))
 
     def _estimated(self, setting: Setting) -> float:
         """Seconds of a step with many micro-batches, from two with fewer."""
         number = self._short_number(setting)
         assert number is not None
         half, whole = (
-            self._clock(self._with_actions(_with_number(setting, n))).step().total for n in (number // 2, number)
+            self._clock(self._space.with_actions(_with_number(setting, n))).step().total for n in (number // 2, number)
         )
         return whole + (setting.tokens.n_micro_batches - number) * (whole - half) / (number - number // 2)
 
     def _candidate(self, setting: Setting, time: StepTime) -> Candidate:
         layout = write_layout(setting.dims, moe=setting.anatomy.has_experts)
-        real = self._sought.sequences * self._base.tokens.sequence
+        real = self._sought.sequences * self._space.base.tokens.sequence
         memory = whole_memory(setting, self._sought.device)
         return Candidate(layout, setting, time, real / time.total, memory)
 

@@ -204,7 +204,9 @@ class EngineCheckpoints:
         if assembled.groups is None:
             return assembled.named_weights
         ranks = None if assembled.pipeline is None else self._ranks
-        return gather_to_writer(assembled.named_weights, ranks, dtype=dtype)
+        weights = assembled.plan.weights
+        wide = {link.ours for name in weights.kept_in_fp32 for link in weights.links_of_hf[name]}
+        return gather_to_writer(assembled.named_weights, ranks, dtype=dtype, kept_in_fp32=wide)
 
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled
