@@ -12,7 +12,8 @@ from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device, find_device, override
 from archon_plan.layout_space import micro_batch_numbers, valid_dims
-from archon_plan.search import Sought, _Search, fits_in_memory, least_devices, search
+from archon_plan.search import _Search, fits_in_memory, least_devices, search
+from archon_plan.search_space import Sought
 from archon_plan.setting import Setting, Tokens
 from archon_plan.timing import step_time
 from plan.planned_models import MOE, SMALL, anatomy_of
@@ -39,28 +40,19 @@ def sought_for(anatomy: ModelAnatomy, device: Device, sequences: int, **options)
 
 def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
     """The least time of each layout, over all options that fit, without bounds and without order."""
-    whole = _Search(sought, world, 5, fits_in_memory)
+    one = _Search(sought, world, 5, fits_in_memory)
     best: dict[ParallelDims, float] = {}
     for dims in valid_dims(sought.anatomy, world, axes=sought.axes):
-        sequences = -(-sought.sequences // (dims.dp_replicate * dims.dp_shard))
-        for schedule, plan in whole._plans.of(dims.pp):
-            multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
-            for number in micro_batch_numbers(sequences, 1 if plan is None else len(plan), multiple):
-                tokens = whole._tokens(dims, -(-sequences // number), number)
-                if tokens is None:
+        for option in one._space.options(dims):
+            for setting in map(one._space.with_actions, one._space.settings(dims, option)):
+                if not fits_in_memory(setting, sought.device):
                     continue
-                setting = replace(
-                    whole._base,
-                    dims=dims,
-                    tokens=tokens,
-                    stages=plan,
-                    schedule=schedule,
-                    reshards=dims.pp == 1,
-                    compiles=schedule is None or not schedule.splits_backward,
-                )
-                for each in map(whole._with_actions, whole._modes(setting)):
-                    if fits_in_memory(each, sought.device):
-                        best[dims] = min(best.get(dims, float("inf")), step_time(each, sought.device).total)
+                seconds = step_time(setting, sought.device).total
+                best[dims] = min(best.get(dims, float("inf")), seconds)
+                # No setting is faster or smaller than its bounds.
+                assert one._may_fit(setting)
+                number, mode = option.tokens.n_micro_batches, setting.checkpointing
+                assert one._bounds.time_of(dims, option.place, number, mode) <= seconds * (1 + 1e-9)
     return best
 
 
@@ -90,9 +82,10 @@ def test_the_best_layouts_are_those_of_looking_at_everything(model, links, seque
     # The reason: no layout is faster or smaller than its bound.
     bounds = _Search(sought, world, 5, fits_in_memory)
     for dims, seconds in all_times.items():
-        assert bounds._plans.has(dims.pp)
+        assert bounds._space.plans.has(dims.pp)
+        assert bounds._bounds.quick_time(dims) <= bounds._bounds.time(dims) * (1 + 1e-9)
         assert bounds._bounds.time(dims) <= seconds * (1 + 1e-9)
-        assert bounds._bounds.memory(dims) <= device.memory
+        assert bounds._memory.states_fit(dims)
 
 
 def test_where_only_recomputation_fits_the_best_layouts_are_those_of_looking_at_everything():

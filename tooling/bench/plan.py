@@ -40,7 +40,8 @@ from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.results import StepTime
-from archon_plan.search import Sought, search
+from archon_plan.search import search
+from archon_plan.search_space import Sought
 from archon_plan.setting import Setting, Tokens, Types
 from archon_plan.timing import step_time
 from archon_testing.worlds import run_world

@@ -179,23 +179,52 @@ def _balance(
     extra[0] += int(before * unit)
     extra[-1] += int(after * unit)
 
+    extra_from = [sum(extra[stage:]) for stage in range(len(extra))]
+
     def cost(stage: int, start: int, size: int) -> int:
         return upto[start + size] - upto[start] + extra[stage]
 
-    def best(combine: Callable[[int, int], int], limit: int | None) -> list[list[int | None]]:
+    # A stage can begin only where the stages before it and behind it have sizes within their bounds.
+    n_layers = len(layers)
+    least, most_before = ([0, *accumulate(sizes)] for sizes in zip(*bounds, strict=True))
+    starts = [
+        range(
+            max(least[stage], n_layers - (most_before[-1] - most_before[stage])),
+            min(most_before[stage], n_layers - (least[-1] - least[stage])) + 1,
+        )
+        for stage in range(len(bounds))
+    ]
+
+    def cost_from(stage: int, start: int) -> int:
+        return upto[-1] - upto[start] + extra_from[stage]
+
+    def even_limit() -> int:
+        """The largest cost of a stage if each one takes about its share of what is left."""
+        largest = start = 0
+        for stage, (fewest, most) in enumerate(bounds):
+            ends = starts[stage + 1] if stage + 1 < len(bounds) else range(n_layers, n_layers + 1)
+            sizes = range(max(fewest, ends.start - start), min(most, ends.stop - 1 - start) + 1)
+            left, stages = cost_from(stage, start), len(bounds) - stage
+            size = min(sizes, key=lambda size: abs(stages * cost(stage, start, size) - left))
+            largest, start = max(largest, cost(stage, start, size)), start + size
+        return largest
+
+    def best(combine: Callable[[int, int], int], limit: int) -> list[list[int | None]]:
         """Dynamic programme: for every stage and first layer, the least combined cost of it and all later stages."""
-        n_layers = len(layers)
         table: list[list[int | None]] = [[None] * (n_layers + 1) for _ in range(len(bounds) + 1)]
         table[len(bounds)][n_layers] = 0
         for stage in reversed(range(len(bounds))):
             fewest, most = bounds[stage]
             later = table[stage + 1]
-            for start in range(n_layers + 1):
+            for start in starts[stage]:
+                # Later stages cannot hold more than ``limit`` each.
+                if cost_from(stage, start) > limit * (len(bounds) - stage):
+                    continue
                 found = None
                 for size in range(fewest, min(most, n_layers - start) + 1):
                     own, rest = cost(stage, start, size), later[start + size]
                     # More layers cost more, so no larger size can be better either.
-                    if (limit is not None and own > limit) or (found is not None and combine(own, 0) >= found):
+                    if own > limit or (found is not None and combine(own, 0) >= found):
                         break
                     if rest is not None:
                         total = combine(own, rest)
@@ -203,7 +232,7 @@ def _balance(
                 table[stage][start] = found
         return table
 
-    limit = best(max, None)[0][0]
+    limit = best(max, even_limit())[0][0]
     assert limit is not None, f"no sizes within {bounds} add up to {len(layers)} layers"
     squares = best(_add_square, limit)
     sizes: list[int] = []

@@ -17,6 +17,7 @@ from archon_plan.liveness import (
     result_sizes,
     saved_by_autograd,
 )
+from archon_plan.setting import Checkpointing
 
 
 class Usage(NamedTuple):
@@ -80,9 +81,8 @@ def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
     Recomputation takes a kept result where its operation would run again. The results of operations that do not run
     again stay to the end.
     """
-    cached = {o.name: o.extra_kept + (o.bytes if o.kept else 0.0) for o in operations if o.kept or o.extra_kept}
     ran, lasting = recomputed(operations), _lasting(operations)
-    rest = lasting + sum(cached.pop(operation.name, 0.0) for operation in operations[len(ran) :])
+    rest, cached = _kept_selectively(operations)
     again = forward_peak(ran, input_bytes, stay=saved_by_autograd(operations, input_bytes), exist=cached)
     back = backward_peak(operations, input_bytes, held=(INPUT,))
     peak = rest + max(operations[-1].bytes + again, back)
@@ -98,13 +98,34 @@ def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
 
 
 def within_budget(operations: Operations, input_bytes: float, budget: float) -> Usage:
-    """Upper bound of the memory of a compiled block that keeps a share of what it can recompute.
-
-    Each graph keeps at most ``smallest + budget x (largest - smallest)``: AOTAutograd solves a knapsack problem
-    (``torch._functorch.partitioners``). The smallest is the block's input, results marked ``stays``, and what eager
-    parts save, which no graph can recompute. The peak is that of a block which keeps everything.
-    """
+    """Upper bound of the memory of a compiled block that keeps a share of what it can recompute. The peak is that of a
+    block which keeps everything."""
     most = without_checkpointing(operations, input_bytes)
+    return most._replace(kept=_kept_within_budget(operations, input_bytes, budget, most.kept), keeps_input=True)
+
+
+def kept_bytes(operations: Operations, input_bytes: float, mode: Checkpointing, budget: float) -> float:
+    """``Usage.kept`` of a mode, in less time. ``selective`` is that of blocks that are not compiled."""
+    if mode == "full":
+        return input_bytes + _lasting(operations)
+    if mode == "selective":
+        rest, cached = _kept_selectively(operations)
+        return input_bytes + sum(cached.values()) + rest
+    most = sum(saved_by_autograd(operations, input_bytes).values())
+    return most if mode == "none" else _kept_within_budget(operations, input_bytes, budget, most)
+
+
+def _kept_selectively(operations: Operations) -> tuple[float, dict[str, float]]:
+    """What stays to the end, and by operation what recomputation takes."""
+    cached = {o.name: o.extra_kept + (o.bytes if o.kept else 0.0) for o in operations if o.kept or o.extra_kept}
+    behind = operations[len(recomputed(operations)) :]
+    return _lasting(operations) + sum(cached.pop(operation.name, 0.0) for operation in behind), cached
+
+
+def _kept_within_budget(operations: Operations, input_bytes: float, budget: float, most: float) -> float:
+    """Each graph keeps at most ``smallest + budget x (largest - smallest)``: AOTAutograd solves a knapsack problem
+    (``torch._functorch.partitioners``). The smallest is the block's input, results marked ``stays``, and what eager
+    parts save, which no graph can recompute."""
     sizes = result_sizes(operations, input_bytes)
     eager = [operation for operation in operations if operation.eager]
     saved = (name for operation in eager for name in operation.saves)
@@ -112,7 +133,7 @@ def within_budget(operations: Operations, input_bytes: float, budget: float) -> 
     least = sum(sizes[name] for name in dict.fromkeys((INPUT, *saved, *stay))) + sum(
         operation.extra for operation in eager
     )
-    return most._replace(kept=least + budget * (most.kept - least), keeps_input=True)
+    return least + budget * (most - least)
 
 
 def _dispatched(operations: Operations, kept: Mapping[str, float]) -> float:

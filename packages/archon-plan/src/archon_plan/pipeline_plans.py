@@ -13,7 +13,7 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.parts import plan_stages, schedule_actions
-from archon_plan.search_bounds import RankShape, rank_shapes
+from archon_plan.rank_shapes import RankShape, rank_shapes
 from archon_plan.setting import Setting, Tokens
 
 
@@ -31,6 +31,7 @@ class PipelinePlans:
     def __init__(self, anatomy: ModelAnatomy, names: tuple[str, ...] | None) -> None:
         self._anatomy, self._names = anatomy, names
         self._of: dict[int, tuple[tuple[ScheduleSpec | None, StagePlan | None], ...]] = {}
+        self._places: dict[int, tuple[int, ...]] = {}
         self._actions: dict[tuple[Any, ...], RankActions] = {}
         self.shapes: dict[int, tuple[tuple[RankShape, ...], ...]] = {}
 
@@ -42,8 +43,14 @@ class PipelinePlans:
         """The schedules that can, with their stages; one entry of ``None`` without a pipeline."""
         if pp not in self._of:
             self._of[pp] = tuple(self._find(pp)) if pp > 1 else ((None, None),)
-            self.shapes[pp] = tuple(dict.fromkeys(map(self._shapes, self._of[pp])))
+            shapes = [self._shapes(found) for found in self._of[pp]]
+            self.shapes[pp] = tuple(dict.fromkeys(shapes))
+            self._places[pp] = tuple(map(self.shapes[pp].index, shapes))
         return self._of[pp]
+
+    def shaped(self, pp: int) -> tuple[tuple[ScheduleSpec | None, StagePlan | None, int], ...]:
+        """As ``of``, with the place of each schedule's ranks in ``shapes``."""
+        return tuple((*found, place) for found, place in zip(self.of(pp), self._places[pp], strict=True))
 
     def actions(self, schedule: ScheduleSpec, plan: StagePlan, pp: int, number: int) -> RankActions:
         """The lists of a schedule."""

@@ -15,7 +15,8 @@ from archon_plan.layout_space import ALL_AXES
 from archon_plan.layouts import write_layout
 from archon_plan.parts import EngineRequest
 from archon_plan.request import RunRequest
-from archon_plan.search import MODES, Candidate, SearchResult, Sought, least_devices, search
+from archon_plan.search import Candidate, SearchResult, least_devices, search
+from archon_plan.search_space import MODES, Sought
 from archon_plan.setting import Setting
 
 FURTHER = 16

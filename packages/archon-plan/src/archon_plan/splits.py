@@ -13,7 +13,8 @@ from archon_plan.layouts import write_layout
 from archon_plan.memory import whole_memory
 from archon_plan.parts import forward_actions, schedule_actions
 from archon_plan.rl import Pass, RLPlan, RLRun, plan_rl
-from archon_plan.search import Sought, search
+from archon_plan.search import search
+from archon_plan.search_space import Sought
 from archon_plan.setting import Setting, Tokens
 
 Rebuild = Callable[[int], tuple[Pass, ...] | None]

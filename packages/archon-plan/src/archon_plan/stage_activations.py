@@ -11,12 +11,13 @@ from archon_plan.block_sizes import BlockSizes, block_sizes
 from archon_plan.checkpointing import (
     Usage,
     fully_recomputed,
+    kept_bytes,
     selectively_recomputed,
     within_budget,
     without_checkpointing,
 )
 from archon_plan.head_memory import HeadUsage, head_usage
-from archon_plan.liveness import fuse
+from archon_plan.liveness import Operations, fuse
 from archon_plan.setting import Checkpointing, Setting
 
 EMBEDDING_BYTES = 9
@@ -64,7 +65,8 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     anatomy, dims, value_bytes = setting.anatomy, setting.dims, setting.types.compute
     kinds = tuple(block_sizes(setting, kind, imbalance=imbalance, on_cpu=on_cpu) for kind in anatomy.kinds)
     blocks = [
-        _usage(kinds[anatomy.kind_of[layer]], setting.checkpointing_of(layer), setting.budget) for layer in stage.layers
+        block_usage(kinds[anatomy.kind_of[layer]], setting.checkpointing_of(layer), setting.budget)
+        for layer in stage.layers
     ]
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
@@ -109,13 +111,25 @@ def _running(blocks: list[Usage]) -> tuple[float, float]:
 
 
 @lru_cache(maxsize=4096)
-def _usage(sizes: BlockSizes, mode: Checkpointing, budget: float) -> Usage:
-    operations, given = block_operations(sizes), sizes.input_bytes
+def block_usage(sizes: BlockSizes, mode: Checkpointing, budget: float) -> Usage:
+    """The memory of one block."""
+    operations, given = _operations(sizes, mode), sizes.input_bytes
     if mode == "memory_budget":
         return within_budget(operations, given, budget)
     if mode == "full":
         return fully_recomputed(operations, given)
     if mode == "selective" and not sizes.compiled:
         return selectively_recomputed(operations, given)
-    # Compiled graphs recompute by themselves.
-    return without_checkpointing(fuse(operations) if mode == "selective" else operations, given)
+    return without_checkpointing(operations, given)
+
+
+def block_kept(sizes: BlockSizes, mode: Checkpointing, budget: float) -> float:
+    """What one block keeps for backward: ``block_usage(...).kept``, in less time."""
+    recomputed = mode != "selective" or not sizes.compiled
+    return kept_bytes(_operations(sizes, mode), sizes.input_bytes, mode if recomputed else "none", budget)
+
+
+def _operations(sizes: BlockSizes, mode: Checkpointing) -> Operations:
+    """Of one block. Compiled graphs recompute by themselves."""
+    operations = block_operations(sizes)
+    return fuse(operations) if mode == "selective" and sizes.compiled else operations

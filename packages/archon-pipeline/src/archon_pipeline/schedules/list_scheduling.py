@@ -11,7 +11,7 @@ clocks, no random numbers.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -69,17 +69,20 @@ def find_schedule(rank_of: Sequence[int], n_micro_batches: int, rules: Sequence[
     found: list[RankActions] = []
     while not found:
         tries = (apply_rule(rank_of, n_micro_batches, rule, limit) for rule in rules)
-        found = [join_halves(actions, rank_of) for actions in tries if actions is not None]
+        found = [actions for actions in tries if actions is not None]
         limit += 1
+    # Joining halves does not change the end in units.
+    shortest = _least(found, lambda actions: end_of(actions, rank_of))
+    joined = [join_halves(actions, rank_of) for actions in shortest]
     typical = Costs((_FIRST, *(_TYPICAL for _ in rank_of[2:]), _LAST), message=_MESSAGE)
-    return min(
-        found,
-        key=lambda actions: (
-            end_of(actions, rank_of),
-            max(count_peak_activations(actions)),
-            end_of(actions, rank_of, typical),
-        ),
-    )
+    lowest = _least(joined, lambda actions: max(count_peak_activations(actions)))
+    return lowest[0] if len(lowest) == 1 else _least(lowest, lambda actions: end_of(actions, rank_of, typical))[0]
+
+
+def _least(lists: Sequence[RankActions], measure: Callable[[RankActions], float]) -> list[RankActions]:
+    """The lists of the least measure, in their order."""
+    measures = [measure(actions) for actions in lists]
+    return [actions for actions, each in zip(lists, measures, strict=True) if each == min(measures)]
 
 
 def apply_rule(rank_of: Sequence[int], n_micro_batches: int, rule: Rule, limit: int) -> RankActions | None:

@@ -1,0 +1,145 @@
+"""What a search chooses from: layouts of a number of devices, schedules, micro-batches and checkpointing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
+from archon_core.layout.dims import ParallelDims
+from archon_core.models.anatomy import ModelAnatomy
+from archon_plan.devices import Device
+from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
+from archon_plan.parts import forward_actions
+from archon_plan.pipeline_plans import PipelinePlans
+from archon_plan.setting import Checkpointing, Setting, Tokens
+
+MODES: tuple[Checkpointing, ...] = ("none", "selective", "memory_budget", "full")
+
+
+@dataclass(frozen=True)
+class Sought:
+    """What to search for.
+
+    Attributes:
+        anatomy: of the model.
+        device: of every rank.
+        sequences: of one optimizer step, on all ranks together.
+        base: options that all candidates share: tokens have the mean length and the scored share; dims, stages,
+            schedule, checkpointing and resharding are ignored. ``None`` for the defaults with compiled blocks.
+        most_tokens: of a micro-batch (``mb_spec.max_tokens_per_mb``); ``None`` for no limit.
+        axes: letters that may have a size above 1.
+        modes: activation checkpointing to choose from, the one that keeps most first.
+        schedules: names of pipeline schedules to choose from; ``None`` for all that are installed.
+    """
+
+    anatomy: ModelAnatomy
+    device: Device
+    sequences: int
+    base: Setting | None = None
+    most_tokens: int | None = None
+    axes: str = ALL_AXES
+    modes: tuple[Checkpointing, ...] = MODES
+    schedules: tuple[str, ...] | None = None
+
+
+class Option(NamedTuple):
+    """A schedule and a number of micro-batches.
+
+    Attributes:
+        schedule: ``None`` without a pipeline.
+        plan: its stages.
+        place: of its ranks among the shapes of ``PipelinePlans``.
+        tokens: of the micro-batches.
+        compiles: whether blocks are compiled.
+    """
+
+    schedule: ScheduleSpec | None
+    plan: StagePlan | None
+    place: int
+    tokens: Tokens
+    compiles: bool
+
+
+class SearchSpace:
+    """The settings of one model.
+
+    Args:
+        sought: model, device, sequences and options.
+
+    Attributes:
+        base: what all settings share, without a pipeline.
+        plans: of pipelines.
+    """
+
+    def __init__(self, sought: Sought) -> None:
+        base = sought.base or Setting(sought.anatomy, ParallelDims(), Tokens(1), compiles=sought.device.kind == "gpu")
+        self._sought = sought
+        self.base = replace(base, anatomy=sought.anatomy, stages=None, schedule=None, actions=())
+        self.plans = PipelinePlans(sought.anatomy, sought.schedules)
+
+    def layouts(self, world: int) -> Iterator[ParallelDims]:
+        """The layouts on ``world`` devices for which there is a schedule."""
+        for dims in valid_dims(self._sought.anatomy, world, axes=self._sought.axes):
+            if self.plans.has(dims.pp):
+                yield dims
+
+    def options(self, dims: ParallelDims) -> Iterator[Option]:
+        """The schedules and numbers of micro-batches of a layout."""
+        ranks = -(-self._sought.sequences // (dims.dp_replicate * dims.dp_shard))
+        for schedule, plan, place in self.plans.shaped(dims.pp):
+            multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
+            compiles = self.base.compiles and not (schedule is not None and schedule.splits_backward)
+            for number in micro_batch_numbers(ranks, 1 if plan is None else len(plan), multiple):
+                tokens = self._tokens(dims, -(-ranks // number), number)
+                if tokens is not None:
+                    yield Option(schedule, plan, place, tokens, compiles)
+
+    def _tokens(self, dims: ParallelDims, sequences: int, number: int) -> Tokens | None:
+        """Micro-batches of that many sequences; ``None`` if they are too long."""
+        tokens = sequences * self.base.tokens.sequence
+        if self._sought.most_tokens is not None and tokens > self._sought.most_tokens and sequences > 1:
+            return None
+        return replace(self.base.tokens, per_micro_batch=self.padded(dims, tokens), n_micro_batches=number)
+
+    def padded(self, dims: ParallelDims, tokens: int) -> int:
+        """Tokens of a micro-batch, which its tensor and context ranks share evenly."""
+        multiple = dims.tp * dims.cp
+        return -(-tokens // multiple) * multiple
+
+    def settings(self, dims: ParallelDims, option: Option) -> Iterator[Setting]:
+        """The settings of a layout and an option, one per allowed mode of checkpointing."""
+        for mode in self.allowed_modes(option.schedule):
+            yield replace(
+                self.base,
+                dims=dims,
+                tokens=option.tokens,
+                stages=option.plan,
+                schedule=option.schedule,
+                reshards=dims.pp == 1,
+                reshards_last=False,
+                compiles=option.compiles,
+                checkpointing=mode,
+                every=None,
+            )
+
+    def allowed_modes(self, schedule: ScheduleSpec | None) -> Iterator[Checkpointing]:
+        """The modes of activation checkpointing that the engine allows with a schedule."""
+        splits = schedule is not None and schedule.splits_backward
+        for mode in self._sought.modes:
+            if mode == "selective" and splits:
+                continue
+            if mode == "memory_budget" and (splits or not self.base.compiles):
+                continue
+            if mode == "none" or self.base.trains:
+                yield mode
+
+    def with_actions(self, setting: Setting) -> Setting:
+        """The setting with the lists of its schedule."""
+        if setting.schedule is None or setting.stages is None or setting.actions:
+            return setting
+        ranks, number = setting.dims.pp, setting.tokens.n_micro_batches
+        if not setting.trains:
+            return replace(setting, actions=forward_actions(setting.stages, ranks, number))
+        return replace(setting, actions=self.plans.actions(setting.schedule, setting.stages, ranks, number))
