@@ -2,10 +2,10 @@
 
 A step allocates and frees the same activations as the step before. glibc returns large freed blocks at once: those it
 mapped one by one, and the end of its heap. The next step then faults every page in again, and the system clears it
-first, which took a tenth of the time of a step of a small model. With both of glibc's thresholds raised, blocks up to
-32 MiB, glibc's limit, come from a heap that does not shrink. The peak of resident memory stays the same.
+first, which took a tenth of the time of a step. Here large blocks come from the heap, and the heap does not shrink: the
+process stays at its peak, which grows by a few percent, because freed blocks of one size also serve smaller ones.
 
-The thresholds are process-wide, and are never reset.
+The settings are process-wide, and are never reset.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Mapping
 from archon_core.contracts.decisions import Decision
 
 # Parameters of mallopt, from glibc's malloc.h.
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGEST_HEAP_BLOCK = 32 * 2**20
-"""glibc refuses a larger threshold: half of the largest heap of a thread (``HEAP_MAX_SIZE``)."""
-NEVER_TRIM = -1
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+SETTINGS: Mapping[str, tuple[int, int]] = {
+    "M_TRIM_THRESHOLD": (M_TRIM_THRESHOLD, -1),  # never
+    "M_MMAP_MAX": (M_MMAP_MAX, 0),  # no threshold of sizes: glibc allows none above 32 MiB
+}
 
-VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")
+VARIABLES = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 """With one of these, the user has tuned glibc; nothing is changed then."""
 
 
@@ -40,10 +41,8 @@ def keep_freed_memory(option: str, environment: Mapping[str, str] = os.environ) 
             reason = f"{variable} is in the environment, and has precedence"
             return [Decision(option, "true", "unchanged", reason)]
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if os.name == "posix" else None
-    if mallopt is None:
+    # musl has the function, but it accepts nothing.
+    if mallopt is None or not all(mallopt(parameter, value) for parameter, value in SETTINGS.values()):
         return []
-    accepted = mallopt(M_TRIM_THRESHOLD, NEVER_TRIM) and mallopt(M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK)
-    if not accepted:  # musl's mallopt does nothing
-        return []
-    effect = f"M_TRIM_THRESHOLD={NEVER_TRIM} (never), M_MMAP_THRESHOLD={LARGEST_HEAP_BLOCK}"
+    effect = ", ".join(f"{name}={value}" for name, (_, value) in SETTINGS.items())
     return [Decision(option, "true", effect, "later steps use the memory again without faulting its pages in")]
