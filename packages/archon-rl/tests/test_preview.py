@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from conftest import CONFIGURATION
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.preview import RunOutline
 from archon_core.errors import ConfigError
 from archon_core.plugins import AlgorithmSpec, DatasetSpec, registry
-from conftest import CONFIGURATION
 
 PPO = ("algorithm=ppo", "critic={}", "actor.ppo_n_minibatches=1", "critic.ppo_n_minibatches=1")
 TEACHER = ("teacher.engine_type=train", "teacher.path=large/model")
