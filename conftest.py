@@ -48,6 +48,7 @@ SLOWEST = (
     "tests/test_weights_over_ranks.py",
     "tests/test_checkpoint_kills.py",
     "packages/archon-models-qwen/tests/test_parity.py",
+    "tests/test_gpt_oss_suite.py",
     "packages/archon-testing/tests/test_worlds.py",
     "tests/test_uneven_shards.py",
     "tests/test_tied_head_only.py",
