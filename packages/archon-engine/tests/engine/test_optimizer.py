@@ -31,6 +31,16 @@ def test_adamw_decays_matrices_and_leaves_norms_alone():
     torch.testing.assert_close(named["layers.0.norm.weight"].detach(), before["layers.0.norm.weight"])
 
 
+def test_stacked_biases_of_experts_neither_decay_nor_go_to_muon():
+    named = {f"layers.0.moe.experts.{name}": nn.Parameter(torch.ones(2, 3)) for name in ("up_bias", "down_bias")}
+    optimizer = NamedOptimizer(named, OptimizerConfig(type="muon", lr=0.1, weight_decay=0.5), total_steps=None)
+    for parameter in named.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step(0.1)
+    assert all(torch.equal(parameter, torch.ones(2, 3)) for parameter in named.values())
+    assert all("exp_avg" in state for state in optimizer.state().values())
+
+
 def test_one_adamw_step_is_the_published_formula():
     named = parameters()
     before = {name: p.detach().clone() for name, p in named.items()}

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
-from archon_core.models.decoder_anatomy import Entries, decoder, linear, norm
+from archon_core.models.decoder_anatomy import Entries, decoder, expert_weights, linear, norm
 from archon_core.models.parallel_plan import HeadCounts
 
 
@@ -70,11 +70,8 @@ class _Reader:
 
     def _expert_weights(self, experts: ExpertsAnatomy) -> Iterator[WeightShape]:
         number, inner, hidden = experts.n_experts, experts.intermediate_size, self._hidden
-        yield WeightShape("moe.router.weight", (number, hidden), "sequence")
+        yield from expert_weights(experts, hidden)
         yield WeightShape("moe.router.bias", (number,), "sequence")
-        yield WeightShape("moe.experts.gate_proj", (number, inner, hidden), "expert", 1)
-        yield WeightShape("moe.experts.up_proj", (number, inner, hidden), "expert", 1)
-        yield WeightShape("moe.experts.down_proj", (number, hidden, inner), "expert", 2)
         yield WeightShape("moe.experts.gate_bias", (number, inner), "expert", 1)
         yield WeightShape("moe.experts.up_bias", (number, inner), "expert", 1)
         yield WeightShape("moe.experts.down_bias", (number, hidden), "expert", 1)

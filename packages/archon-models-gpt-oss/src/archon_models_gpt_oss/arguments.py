@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import ClampedGate, MoESettings
 from archon_core.errors import ModelError
+from archon_engine.models.expert_config import check_sizes
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.rotary import RopeArguments
 
@@ -126,10 +127,7 @@ class GptOssArguments:
 
 
 def _check(config: PreTrainedConfig) -> None:
-    for name in _SIZES:
-        size = getattr(config, name)
-        if size is None or size < 1:
-            raise ModelError(f"{_WHERE}: {name}: found {size}; allowed are numbers from 1")
+    check_sizes(config, _SIZES)
     n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
     if n_heads % n_kv_heads:
         raise ModelError(
