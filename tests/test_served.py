@@ -61,7 +61,9 @@ def wait_until(condition, seconds=60.0) -> None:
         pytest.param("served:d1t2", "shm", marks=pytest.mark.wide),
     ],
 )
-def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(backend, transport, tmp_path):
+def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(backend, transport, tmp_path, request):
+    if transport != "shm":
+        request.getfixturevalue("by_forks")
     trainer = make_trainer()
     config = RolloutConfig(backend=backend, weight_transport=transport)
     engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
@@ -134,6 +136,7 @@ def test_adapters_reach_servers_apart_from_the_weights_that_they_adapt(model, tr
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 @pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])
 def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path):
     trainer = make_trainer()
@@ -186,6 +189,7 @@ def test_two_ranks_share_two_servers(tmp_path):
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 def test_routed_experts_come_back_from_a_server(tmp_path):
     trainer = make_trainer("qwen3_moe")
     config = RolloutConfig(backend="served:d1", return_routed_experts=True)

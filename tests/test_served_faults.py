@@ -22,6 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from served_model import compare_with_local, make_trainer, requests, train_step
 
+pytestmark = [pytest.mark.wide, pytest.mark.usefixtures("by_forks")]
+
 QUICK = {
     "health_check_interval_seconds": 0.2,
     "health_check_timeout_seconds": 30.0,
@@ -35,7 +37,6 @@ def kill(processes: ServerProcesses, index: int) -> None:
     process.wait()
 
 
-@pytest.mark.wide
 def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_path, monkeypatch):
     trainer = make_trainer()
     config = RolloutConfig(backend="served:d2", **QUICK)
@@ -83,7 +84,6 @@ def test_a_run_goes_on_as_long_as_a_server_lives_and_when_another_one_comes(tmp_
         others.stop()
 
 
-@pytest.mark.wide
 def test_a_run_without_servers_ends_with_an_error_that_says_who_left(tmp_path, monkeypatch):
     trainer = make_trainer()
     config = RolloutConfig(backend="served:d1", setup_timeout=60.0, **QUICK)

@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from archon_testing.fork_server import ForkedProcess, ForkServer
+
 DEADLINE = 180.0
 """Seconds after which a test gives up; nothing is asserted about how much sooner something happens."""
 
@@ -124,7 +126,7 @@ WHATS = ("fine", "raise-on-1", "raise-on-0", "mistake-on-0", "mistake-on-all", "
 
 @dataclass
 class Started:
-    """A run of ``archon train`` in a process of its own.
+    """A run of ``archon train`` in a separate process.
 
     Attributes:
         process: the one that was started.
@@ -132,7 +134,7 @@ class Started:
         output: files of its standard output and error.
     """
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | ForkedProcess
     folder: Path
     output: dict[str, Path] = field(default_factory=dict)
 
@@ -205,9 +207,20 @@ def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
+@pytest.fixture(scope="session")
+def forks() -> Iterator[ForkServer]:
+    """Starts ``archon train`` and its ranks in a process that has imported torch."""
+    server = ForkServer(forked=False, nested=True)
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def start(fake_site: Path, tmp_path: Path) -> Iterator[Start]:
-    """Start ``archon train`` on a small configuration: ``start("actor.backend=archon:d2", "reward=fine")``."""
+def start(fake_site: Path, tmp_path: Path, forks: ForkServer) -> Iterator[Start]:
+    """Start ``archon train`` on a small configuration: ``start("actor.backend=archon:d2", "reward=fine")``.
+
+    Launcher and ranks are forks, except with ``fresh``.
+    """
     config = tmp_path / "config.yaml"
     config.write_text(
         textwrap.dedent(
@@ -224,13 +237,14 @@ def start(fake_site: Path, tmp_path: Path) -> Iterator[Start]:
     )
     runs: list[Started] = []
 
-    def start(*overrides: str, launcher: tuple[str, ...] = (), **environment: str) -> Started:
+    def start(*overrides: str, launcher: tuple[str, ...] = (), fresh: bool = False, **environment: str) -> Started:
         number = len(runs)
         output = {name: tmp_path / f"{name}-{number}" for name in ("out", "err")}
+        path = os.pathsep.join([str(fake_site), os.environ.get("PYTHONPATH", "")])
         inherited: dict[str, Any] = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-        inherited |= {"PYTHONPATH": str(fake_site), "COLUMNS": "200", "ARCHON_DISABLE_PLUGINS": ""}
+        inherited |= {"PYTHONPATH": path, "COLUMNS": "200", "ARCHON_DISABLE_PLUGINS": ""}
         with output["out"].open("wb") as out, output["err"].open("wb") as err:
-            process = subprocess.Popen(
+            process = (subprocess.Popen if fresh else forks.popen)(
                 [sys.executable, *launcher, "-m", "archon_core.cli", "train", str(config), *overrides],
                 stdout=out,
                 stderr=err,

@@ -16,7 +16,7 @@ from .conftest import TORCHRUN, Start
 
 @pytest.mark.parametrize(("layout", "n_ranks"), [("d2", 2), pytest.param("d2t2", 4, marks=pytest.mark.wide)])
 def test_a_run_starts_its_ranks_and_ends_with_all_of_them(start: Start, layout: str, n_ranks: int) -> None:
-    run = start(f"actor.backend=archon:{layout}")
+    run = start(f"actor.backend=archon:{layout}", fresh=True)
     assert run.wait() == 0, run.err
     assert [json.loads(row) for row in run.rows()] == [{"step": step, "ranks": n_ranks} for step in range(1, 6)]
     assert len(set(run.pids(n_ranks))) == n_ranks
@@ -44,7 +44,7 @@ def test_a_run_folder_that_is_taken_is_refused_before_ranks_start_and_set_aside_
 
 
 def test_torchrun_starts_the_ranks_too(start: Start) -> None:
-    run = start("allocation_mode=d2", launcher=TORCHRUN)
+    run = start("allocation_mode=d2", launcher=TORCHRUN, fresh=True)
     assert run.wait() == 0, run.err
     assert len(run.rows()) == 5
     assert run.err.count("run folder: ") == 1
@@ -118,7 +118,7 @@ def test_a_second_signal_ends_ranks_that_cannot_end_by_themselves(start: Start) 
 
 
 def test_a_signal_while_ranks_start_up_ends_them(start: Start) -> None:
-    run = start("trainer.max_steps=100000")
+    run = start("trainer.max_steps=100000", fresh=True)  # forks would have started up
     run.wait_until(lambda: "ranks: 2;" in run.err)
     run.process.send_signal(signal.SIGTERM)
     assert run.wait() == 143, run.err
@@ -128,7 +128,7 @@ def test_a_signal_while_ranks_start_up_ends_them(start: Start) -> None:
 
 
 def test_ranks_end_when_their_launcher_is_killed(start: Start) -> None:
-    run = start("reward=hang")  # one rank sits in a collective, the other sleeps
+    run = start("reward=hang", fresh=True)  # one rank sits in a collective, the other sleeps
     pids = run.pids(2)
     run.wait_for_step(3)
     run.process.kill()
