@@ -1,4 +1,6 @@
-"""At staleness 0, a collector changes no number: GRPO, DAPO and PPO train as one process that samples itself.
+"""At staleness 0, a collector changes no number: DAPO and PPO train as one process that samples itself.
+
+DAPO is GRPO with dynamic sampling.
 
 Rewards fail for some records, epochs end within steps, and the critic warms up, so that steps leave weights unchanged.
 Rewards differ otherwise: Adam would turn the rounding errors of gradients that are 0 into whole steps.
@@ -22,8 +24,8 @@ from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from archon_testing.fork_server import ForkServer, install
 from trained_runs import train
-from weather.fork_server import ForkServer, install
 
 STEPS = 4
 REWARD = """
@@ -65,13 +67,11 @@ rollout: {backend: local, setup_timeout: 120, health_check_timeout_seconds: 30}
 trainer: {max_steps: 4, eval_every: 0, eval_before_train: false, save_every: 0, verify_export: false}
 """
 ALGORITHMS = {
-    "grpo": "algorithm: grpo\n",
     "dapo": "algorithm: grpo\n",
     "ppo": "algorithm: ppo\n"
     "critic: {dtype: float64, warmup_steps: 2, optimizer: {type: sgd, lr: 0.1}, archon: {enable_compile: false}}\n",
 }
 OPTIONS = {
-    "grpo": ("actor.kl_ctl=0.0",),
     "dapo": ("actor.kl_ctl=0.0", "actor.dynamic_sampling=true", "actor.dynamic_sampling_max_rounds=3"),
     "ppo": ("actor.kl_ctl=0.0",),
 }
@@ -84,7 +84,7 @@ def train_all(root: Path, layouts: tuple[str, ...], options: tuple[str, ...]) ->
     """Train with every algorithm in every layout, on the ranks of a world."""
     os.chdir(root)
     if "rollout.backend=served:d1" in options and Ranks.of_process_group().is_first:
-        install(ForkServer(lambda command, pid: None, forked=False), collector_link, launching)
+        install(ForkServer(forked=False), collector_link, launching)
     for layout in layouts:
         for name, sections in ALGORITHMS.items():
             file = root / f"{name}.yaml"

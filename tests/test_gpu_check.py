@@ -285,7 +285,10 @@ def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, mo
     # Ranks are processes of their own, which pytest's pythonpath does not reach.
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
     [group] = [group for group in GROUPS if group.name == "numbers.ranks"]
-    for check in group.checks(context):
+    # Every axis and every kind of model; d2 and t2 of the dense one run on a GPU only.
+    checks = [check for check in group.checks(context) if check.name in ("qwen3-c2", "qwen3_moe-d2e2", "critic-t2")]
+    assert len(checks) == 3
+    for check in checks:
         assert not check.run().exceeded, check.name
 
 

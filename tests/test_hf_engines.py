@@ -13,6 +13,7 @@ from archon_engine.models.parameter_names import weight_shapes
 from archon_engine.models.weight_conversion import assemble_hf, copy_from
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.batches import deal_unevenly, make_batch
+from archon_testing.compiling import compile_without_code
 from archon_testing.losses import oracle_loss
 from archon_testing.worlds import run_world
 
@@ -131,6 +132,7 @@ def test_a_training_state_moves_from_data_ranks_to_tensor_ranks(qwen3, tmp_path)
 
 
 def with_options(backend, entries, options):
+    graphs = compile_without_code("aot_eager") if options.get("enable_compile") else None
     config = ArchonEngineConfig(
         backend=backend,
         model_config={**SIZES, **entries},
@@ -143,7 +145,9 @@ def with_options(backend, entries, options):
     layout = parse_layout(backend)
     engine = assemble(config, role="actor", layout=layout, seed=5, total_steps=None, explicit=EXPLICIT)
     engine.initialize()
-    return train(engine, [0, 1]), [decision.option for decision in engine.decisions]
+    told = train(engine, [0, 1])
+    assert graphs is None or graphs, "blocks are compiled"
+    return told, [decision.option for decision in engine.decisions]
 
 
 EXPLICIT = frozenset({"actor.archon.enable_compile"})

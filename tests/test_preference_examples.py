@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from archon_testing.fork_server import ForkedProcess
+
 ROOT = Path(__file__).resolve().parent.parent
-COMMAND = [sys.executable, "-c", "from archon_core.cli.main import main; main()", "train"]
+COMMAND = [sys.executable, "-m", "archon_core.cli", "train"]
 PAIRS = ROOT / "examples" / "arithmetic_preferences.jsonl"
 
 
@@ -49,7 +51,7 @@ def test_the_example_trains_and_checks_its_export(tmp_path):
     assert first["margin"] == pytest.approx(0, abs=1e-5)
 
 
-@pytest.mark.wide
+@pytest.mark.examples
 @pytest.mark.slow
 def test_dpo_ranks_held_out_pairs_right(tmp_path):
     train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}")
@@ -74,21 +76,28 @@ def test_a_reward_model_ranks_held_out_pairs_right_and_trains_a_policy(tmp_path)
 
 @pytest.mark.wide
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_reference_of_its_start(tmp_path):
-    options = ["trainer.max_steps=12", "trainer.save_every=3", "trainer.eval_every=0", "warm_start.steps=3"]
-    train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}", "trial_name=whole", *options)
-    started = [f"cluster.fileroot={tmp_path}", "trial_name=killed", *options]
+def test_a_killed_run_goes_on_with_the_reference_of_its_start(forks, tmp_path):
+    def start(*overrides: str, output: Path) -> ForkedProcess:
+        with output.open("wb") as file:
+            command = [*COMMAND, "examples/dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}", *overrides, *options]
+            return forks.popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+
+    options = ["trainer.max_steps=6", "trainer.save_every=2", "trainer.eval_every=0", "warm_start.steps=1"]
+    options += ["trainer.verify_export=false", "data.batch_size=10"]
+    assert start("trial_name=whole", output=tmp_path / "whole.txt").wait(600) == 0, (tmp_path / "whole.txt").read_text()
     folder = tmp_path / "preferences" / "killed"
-    with subprocess.Popen([*COMMAND, "examples/dpo_jsonl.yaml", *started], cwd=ROOT, start_new_session=True) as process:
-        until = time.monotonic() + 600
-        while not (folder / "checkpoints" / "step-00000003").is_dir():
-            assert process.poll() is None, "it ended before it was killed"
-            assert time.monotonic() < until
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGKILL)
+    process, until = start("trial_name=killed", output=tmp_path / "killed.txt"), time.monotonic() + 600
+    while not (folder / "checkpoints" / "step-00000002").is_dir():
+        assert process.poll() is None, "it ended before it was killed"
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     reference = folder / "reference" / "logprobs.safetensors"
     before = (reference.stat().st_mtime_ns, reference.read_bytes())
-    output = train("dpo_jsonl.yaml", *started, "trainer.resume=true")
+    resumed = start("trial_name=killed", "trainer.resume=true", output=tmp_path / "resumed.txt")
+    code, output = resumed.wait(600), (tmp_path / "resumed.txt").read_text()
+    assert code == 0, output
     assert "Resuming after step" in output
     assert not re.search(r"^reference \d+/\d+", output, re.MULTILINE)
     assert (reference.stat().st_mtime_ns, reference.read_bytes()) == before

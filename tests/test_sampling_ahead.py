@@ -20,9 +20,9 @@ from archon_core.run_files.trajectories import read_step, steps_in
 from archon_rl.trainer import collector_link
 from archon_rollout.sampling_status import read_sampling
 from archon_rollout.served import launching
+from archon_testing.fork_server import ForkServer, install
 from archon_train.run.metrics import read_metrics
 from small_grpo_runs import small_run, train
-from weather.fork_server import ForkServer, install
 
 CONFIGURATION = small_run("""
 data: {validation_size: 8, arithmetic: {max_operand: 9}}

@@ -21,9 +21,9 @@ from archon_train.run.metrics import read_metrics
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from archon_testing.fork_server import ForkServer, install
 from separated_runs import train
 from traces import assert_within, ranges_of
-from weather.fork_server import ForkServer, install
 
 TOLERANCE = 1e-9
 MODEL = """
@@ -206,7 +206,7 @@ SERVED = (
 
 def train_collected(file: Path, trial: str, overrides: tuple[str, ...]) -> None:
     """A run on this world's ranks; its server and its collector are forks of a process that has imported everything."""
-    install(ForkServer(lambda command, pid: None, forked=False), collector_link, launching)
+    install(ForkServer(forked=False), collector_link, launching)
     train(file, trial, overrides)
 
 

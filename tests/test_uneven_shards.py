@@ -82,24 +82,30 @@ CASES_OF_FOUR = (
 )
 CASES_OF_TWO = (("t2", "critic", {}), ("t2", "one key head", SELECTIVE))
 WIDE = (
-    *((layout, name, {}) for layout in ("t4", "d2t2", "c2t2") for name in MODELS if name != "experts"),
-    ("r2t2", "one key head", {}),
-    ("r2t2", "tied, two key heads, biases", {}),
-    *(("p2t2", name, {"pp_schedule": "1F1B"}) for name in MODELS),
-    ("p2t2", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
+    ("t4", "tied, two key heads, biases", {}),
+    ("t4", "critic", {}),
+    ("d2t2", "one key head", {}),
+    ("d2t2", "few rows", {}),
+    ("d2t2", "six of twelve heads", {}),
     ("d2t2", "experts", {}),
-    ("(attn:c2t2|ffn:e2)", "experts", {}),
-    ("c2t2", "one key head", COMPILED),
+    ("c2t2", "few rows", {}),
+    ("c2t2", "critic", {}),
+    ("c2t2", "six of twelve heads", {}),
     ("c2t2", "three of twelve heads", CHECKPOINTED),
+    ("c2t2", "one key head", COMPILED),
+    ("r2t2", "tied, two key heads, biases", {}),
+    ("p2t2", "critic", {"pp_schedule": "1F1B"}),
+    ("p2t2", "experts", {"pp_schedule": "1F1B"}),
+    ("p2t2", "few rows", {"pp_schedule": "1F1B"}),
+    ("p2t2", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
+    ("(attn:c2t2|ffn:e2)", "experts", {}),
 )
+"""With CASES_OF_FOUR, each of d, c and p beside t meets one key head, several, few rows, and a critic or experts."""
 WIDE_OF_EIGHT = (
     ("d4t2", "one key head", {}),
-    ("d2t4", "few rows", {}),
-    ("p2t4", "few rows", {"pp_schedule": "1F1B"}),
     ("p2t4", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
     ("c2t4", "tied, two key heads, biases", {}),
     ("t8", "one key head", {}),
-    ("t8", "tied, two key heads, biases", {}),
 )
 
 

@@ -31,6 +31,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker("wheels")
+            item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def group_of(item: pytest.Item) -> str:
+    """Tests that share an environment run in one worker; plugins that are alone have one each."""
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return parameters.get("alone", item.path.stem)
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +19,9 @@ from archon_core.cli.main import main
 from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
+from archon_testing.fork_server import ForkServer, install
 from async_weather.options import RANK, AsyncStormOptions
 from async_weather.reading import end_torn_line
-from weather.fork_server import ForkServer, install
 from weather.records import Log
 
 CONFIGURATION = """
@@ -121,11 +122,12 @@ def prepare_rank(folder: Path, log: Log) -> None:
 
 def _fork_ranks(log: Log) -> None:
     """Let the launcher start its ranks as forks."""
-    forks = ForkServer(lambda command, pid: None)
+    forks = ForkServer()
 
     def popen(args: Sequence[str], *, env: Mapping[str, str], stdout: Any, stderr: Any, **options: Any) -> Any:
         command = [args[0], "-m", "async_weather.rank", *args[args.index("archon_core.cli") + 1 :]]
-        process = forks.popen(command, env=env, stdout=stderr or stdout or sys.stdout, **options)
+        output = stderr or stdout or sys.stdout
+        process = forks.popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, **options)
         log.write("process", what=RANK, rank=int(env["RANK"]), pid=process.pid)
         return process
 

@@ -273,7 +273,10 @@ def test_arguments_that_cannot_be_pickled_are_refused():
 PROGRAM = """
 import os, sys, time
 from pathlib import Path
+from archon_testing import running_world
 from archon_testing.worlds import run_world
+
+running_world.PRELOADED = ("torch",)  # all that these ranks use
 
 def wait(folder):
     (Path(folder) / str(os.getpid())).touch()

@@ -5,14 +5,17 @@ Legend: N rows, K experts per row, E experts of this rank, H hidden size, F thei
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from archon_core.contracts.moe import MoESettings
 from archon_engine.nn.swiglu import activation
 from archon_moe.kernels.choice import Implementation, choose_implementation
+from archon_moe.kernels.low_rank import adapted_experts
 from archon_moe.kernels.operation import grouped_experts
+from archon_moe.low_rank import LowRankExperts, local_shard, low_rank_of
 
 
 class GroupedExperts(nn.Module):
@@ -26,6 +29,7 @@ class GroupedExperts(nn.Module):
         down_proj: [E, H, F].
         whole: the gathered weights of all experts, in that order, used in place of the parameters during generation;
             ``None`` otherwise.
+        lora: low-rank adapters of the experts; ``None`` without.
     """
 
     def __init__(self, settings: MoESettings, grouped_gemm: bool | None = None) -> None:
@@ -38,11 +42,16 @@ class GroupedExperts(nn.Module):
         activation(settings.hidden_act)  # raises ModelError for an unknown activation
         self.grouped_gemm = grouped_gemm
         self.whole: tuple[Tensor, Tensor, Tensor] | None = None
+        self.lora: LowRankExperts | None = None
+
+    def add_low_rank(self, projections: Collection[str], rank: int, scale: float) -> None:
+        """Add adapters; see ``archon_core.contracts.moe.AdaptableExperts``."""
+        self.lora = low_rank_of(self, projections, rank, scale)
 
     @property
     def implementation(self) -> Implementation:
         """The implementation for the current device and dtype of the parameters."""
-        return self._implementation_for(_local(self.gate_proj))
+        return self._implementation_for(local_shard(self.gate_proj))
 
     def forward(self, x: Tensor, experts: Tensor, weights: Tensor, n_pairs: int) -> Tensor:
         """The weighted sum [N, H] of the outputs of each row's local experts.
@@ -53,7 +62,19 @@ class GroupedExperts(nn.Module):
             weights: [N, K], in at least fp32.
             n_pairs: how many of ``experts`` are not -1.
         """
-        gate, up, down = self.whole or (_local(w) for w in (self.gate_proj, self.up_proj, self.down_proj))
+        gate, up, down = self.whole or (local_shard(w) for w in (self.gate_proj, self.up_proj, self.down_proj))
+        if self.lora is not None and (factors := self.lora.factors):
+            return adapted_experts(
+                x.to(gate.dtype),
+                experts,
+                weights,
+                n_pairs,
+                {"gate_proj": gate, "up_proj": up, "down_proj": down},
+                factors,
+                self.lora.scale,
+                hidden_act=self.hidden_act,
+                grouped=self._implementation_for(gate).name == "grouped_mm",
+            )
         return grouped_experts(
             x.to(gate.dtype),
             experts,
@@ -72,11 +93,3 @@ class GroupedExperts(nn.Module):
     def extra_repr(self) -> str:
         E, F, H = self.gate_proj.shape
         return f"{E} x ({H} -> {F} -> {H}), {self.hidden_act}"
-
-
-def _local(parameter: Tensor) -> Tensor:
-    # grad_placements: dispatch has brought every token of these experts here, so the local gradient is the complete
-    # gradient of the shard, not a partial sum over the mesh.
-    if isinstance(parameter, DTensor):
-        return parameter.to_local(grad_placements=parameter.placements)
-    return parameter

@@ -44,21 +44,28 @@ class Router(nn.Module):
         weight: [E, H].
         choice_bias: [E], added to the scores for the choice alone, in at least fp32; a buffer, since no gradient
             changes it. ``None`` for models without.
+        lora: an adapter of ``weight``; ``None`` without.
     """
+
+    adds_adapter = True  # to the logits: a hook on the result would come behind the scores
 
     def __init__(self, settings: MoESettings) -> None:
         super().__init__()
         self.settings = settings
         self.weight = nn.Parameter(torch.empty(settings.n_experts, settings.hidden_size))
         self.register_buffer("choice_bias", torch.zeros(settings.n_experts) if settings.choice_bias else None)
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and scores, each [T, E], of ``x`` [T, H]."""
         settings, weight = self.settings, local_weight(self.weight)
+        adapted = self.lora(x) if self.lora is not None and self.lora.enabled else None
         if settings.router_dtype == "fp32":
             kind = torch.promote_types(x.dtype, torch.float32)
             x, weight = x.to(kind), weight.to(kind)
         logits = functional.linear(x, weight)
+        if adapted is not None:
+            logits = logits + adapted.to(logits.dtype)
         return logits, router_scores(logits, settings)
 
     def route(self, logits: Tensor, scores: Tensor, recorded: Tensor | None = None) -> Routing:

@@ -12,8 +12,8 @@ from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
-from archon_plan.block_operations import norm
 from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.layer_operations import norm
 from archon_plan.liveness import INPUT, backward_peak, saved_by_autograd
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 64 * 2**20, 2**30

@@ -18,10 +18,10 @@ In compiled models a block stays eager as a whole, because its shapes depend on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from archon_core.contracts.spec import Spec
 
@@ -110,6 +110,19 @@ class MoEBuilderFactory(Protocol):
     """``target`` of a ``MoESpec``. ``options`` are those of the engine, including the fields that the plugin adds."""
 
     def __call__(self, options: Any) -> MoEBuilder: ...
+
+
+@runtime_checkable
+class AdaptableExperts(Protocol):
+    """``experts`` of a block that take low-rank adapters (``archon_core.contracts.adapters``)."""
+
+    def add_low_rank(self, projections: Collection[str], rank: int, scale: float) -> None:
+        """Add ``scale * B A x`` of every expert to some of ``gate_proj``, ``up_proj`` and ``down_proj``, in place.
+
+        The module ``lora`` holds the factors as parameters: ``gate_proj_A`` [E, rank, inputs], ``gate_proj_B`` [E,
+        outputs, rank], and so on. ``MoEBuilder.shard`` shards them too. While ``lora.enabled`` is false, the experts
+        compute without them.
+        """
 
 
 @dataclass(frozen=True)

@@ -187,8 +187,13 @@ def is_decayed(parameter: nn.Parameter) -> bool:
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The parameters that Muon updates: matrices of layers, including the stacked ones of experts."""
-    return {name: p for name, p in parameters.items() if p.ndim in (2, 3) and name.startswith("layers.")}
+    """The parameters that Muon updates: matrices of layers, including the stacked ones of experts. Filters of
+    convolutions, stacked too, are single rows."""
+    return {
+        name: p
+        for name, p in parameters.items()
+        if name.startswith("layers.") and (p.ndim == 2 or (p.ndim == 3 and p.shape[1] > 1))
+    }
 
 
 def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:

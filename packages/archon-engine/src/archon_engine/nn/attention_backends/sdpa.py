@@ -69,10 +69,20 @@ def _attend_bucket(
     if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
+    value_dim, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    if q.device.type == "cpu":
+        # The fused CPU kernel takes heads of one size (torch 2.11 to 2.13, ``sdp_utils_cpp.cpp``); else torch would
+        # compute all scores. Zeros add nothing to scores, and zeros to outputs.
+        q, k, v = (_widened(x, widest) for x in (q, k, v))
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+    out = out if out.shape[-1] == value_dim else out[..., :value_dim]
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _widened(x: Tensor, size: int) -> Tensor:
+    return x if x.shape[-1] == size else functional.pad(x, (0, size - x.shape[-1]))
 
 
 def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool:

@@ -1,0 +1,219 @@
+"""Starts Python programs by forking a process that has imported everything, with the interface of ``subprocess.Popen``.
+
+Tests start hundreds of ranks and servers, each of which would import torch for seconds. A fork server is a child with
+one thread that dies with its owner, so whatever it has started sees the death of its parent, as after a real start.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+from archon_testing.forked_program import die_with_parent, serve
+
+PRELOADED = (
+    "torch._dynamo",
+    "torch.distributed.elastic.multiprocessing",
+    "transformers.modeling_utils",
+    "archon_core.cli.main",
+    "archon_engine.engine",
+    "archon_engine.distributed.process_group",
+    "archon_train.launch.local",
+    "archon_rl.trainer.sampling_ahead",
+    "archon_rollout.server.process",
+)
+"""Modules that the programs of Archon import; missing modules are skipped."""
+
+STARTERS = ("archon_rl.trainer.collector_link", "archon_rollout.served.launching")
+"""Modules that start collectors and servers by ``subprocess.Popen``."""
+
+_MAIN = (
+    "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
+    "from archon_testing.forked_program import serve_owner; serve_owner(**arguments)"
+)
+
+
+class ForkServer:
+    """Starts programs for the process that creates it.
+
+    Args:
+        started: called with command and process id of every program.
+        forked: whether this process, which has one thread, has imported everything; otherwise a new one imports
+            ``PRELOADED``.
+        nested: whether programs start ranks, collectors and servers as forks, too.
+    """
+
+    def __init__(
+        self,
+        started: Callable[[Sequence[str], int], None] = lambda command, pid: None,
+        *,
+        forked: bool = True,
+        nested: bool = False,
+    ) -> None:
+        self._started = started
+        self._asking = threading.Lock()
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        owner, enter = os.getpid(), fork_from_now_on if nested else None
+        if not forked:
+            with theirs:
+                place = {"descriptor": theirs.fileno(), "owner": owner, "path": sys.path}
+                arguments = json.dumps({**place, "modules": PRELOADED, "nested": nested})
+                subprocess.Popen([sys.executable, "-c", _MAIN, arguments], pass_fds=[theirs.fileno()])
+            return
+        if os.fork() == 0:
+            self._channel.close()
+            try:
+                die_with_parent()
+                serve(theirs, owner, enter)
+            finally:
+                os._exit(0)
+        theirs.close()
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | ForkedProcess:
+        """``subprocess.Popen`` for programs of Archon; the real one for others."""
+        program = _program(command)
+        if program is None:
+            return subprocess.Popen(command, **options)
+        return ForkedProcess(self, program, command, **options)
+
+    def start(self, program: Mapping[str, Any], command: Sequence[str], descriptors: Sequence[int]) -> int:
+        """Start a program; returns its process id."""
+        pid = self._ask({"start": program}, descriptors)
+        self._started(command, pid)
+        return pid
+
+    def poll(self, pid: int) -> int | None:
+        """The exit code of a program that has ended."""
+        return self._ask({"poll": pid}, ())
+
+    def close(self) -> None:
+        """End the server; programs that still run lose their parent."""
+        self._channel.close()
+
+    def _ask(self, question: Mapping[str, Any], descriptors: Sequence[int]) -> Any:
+        with self._asking:
+            socket.send_fds(self._channel, [json.dumps(question).encode()], list(descriptors))
+            return json.loads(self._channel.recv(1 << 16))
+
+
+class ForkedProcess:
+    """The part of ``subprocess.Popen`` that Archon and its tests use. Output goes to files, not to pipes."""
+
+    def __init__(
+        self,
+        server: ForkServer,
+        program: Mapping[str, Any],
+        command: Sequence[str],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        stdout: Any = None,
+        stderr: Any = None,
+        pass_fds: Sequence[int] = (),
+        start_new_session: bool = False,
+        **_: Any,
+    ) -> None:
+        self.args = command
+        self.returncode: int | None = None
+        self._server = server
+        output = 1 if stdout is None else stdout.fileno()
+        errors = output if stderr == subprocess.STDOUT else 2 if stderr is None else stderr.fileno()
+        asked = {
+            **program,
+            "environment": dict(os.environ if env is None else env),
+            "folder": os.fspath(cwd or os.getcwd()),
+            "descriptors": [1, 2, *pass_fds],
+            "session": start_new_session,
+        }
+        self.pid = server.start(asked, command, [output, errors, *pass_fds])
+
+    def poll(self) -> int | None:
+        """See ``subprocess.Popen``."""
+        if self.returncode is None:
+            self.returncode = self._server.poll(self.pid)
+        return self.returncode
+
+    def wait(self, timeout: float | None = None) -> int:
+        """See ``subprocess.Popen``."""
+        deadline = time.monotonic() + (1e9 if timeout is None else timeout)
+        while (code := self.poll()) is None:
+            if time.monotonic() >= deadline:
+                raise subprocess.TimeoutExpired("a forked program", timeout or 0.0)
+            time.sleep(0.01)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        """See ``subprocess.Popen``."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """See ``subprocess.Popen``."""
+        self.send_signal(signal.SIGKILL)
+
+
+def install(forks: ForkServer, *modules: ModuleType) -> None:
+    """Let modules start their processes by forks."""
+    for module in modules:
+        popen = SimpleNamespace(**vars(module.subprocess))
+        popen.Popen = forks.popen
+        module.subprocess = popen
+
+
+@contextlib.contextmanager
+def starting_by_forks(forks: ForkServer) -> Iterator[None]:
+    """Within the block, this process starts ranks of ``archon train``, collectors and servers by forks."""
+    undo = _install_everywhere(forks)
+    try:
+        yield
+    finally:
+        undo()
+
+
+def _install_everywhere(forks: ForkServer) -> Callable[[], None]:
+    """Returns a function that restores the real processes."""
+    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
+
+    modules = [importlib.import_module(name) for name in STARTERS if importlib.util.find_spec(name.split(".")[0])]
+    before = [(module, module.subprocess) for module in modules]
+    install(forks, *modules)
+    # By keyword, as torch calls it.
+    subprocess_handler.Popen = lambda args, **options: forks.popen(args, **options)
+
+    def undo() -> None:
+        subprocess_handler.Popen = subprocess.Popen
+        for module, original in before:
+            module.subprocess = original
+
+    return undo
+
+
+def fork_from_now_on() -> None:
+    """Start ranks, collectors and servers by forks, for the rest of this process, which has one thread."""
+    _install_everywhere(ForkServer(nested=True))
+
+
+def _program(command: Sequence[str]) -> dict[str, Any] | None:
+    """What to run; ``None`` for a program of another kind."""
+    if command[0] != sys.executable:
+        return None
+    flags = [part for part in command[1:3] if part in ("-P", "-u")]
+    kind, target, *arguments = map(str, command[1 + len(flags) :])
+    shared = {"arguments": arguments, "isolated": "-P" in flags, "unbuffered": "-u" in flags}
+    if kind == "-m":
+        return {"module": target, **shared}
+    if kind == "-c" and any(name in target for name in ("archon_rl.collector", "archon_core.cli.main")):
+        return {"code": target, **shared}
+    return None

@@ -1,0 +1,92 @@
+"""A fork server starts programs as ``subprocess.Popen`` does: folder, environment, arguments, output and exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from archon_testing import fork_server
+from archon_testing.fork_server import ForkedProcess, ForkServer
+
+PROGRAM = """
+import os, signal, sys, time
+
+print(os.getcwd(), *sys.argv[1:], os.environ["WORD"], os.getppid(), os.getpgid(0) == os.getpid(), flush=True)
+print("a complaint", file=sys.stderr)
+how = sys.argv[1]
+if how == "raise":
+    raise ValueError("no gold")
+if how == "wait":
+    time.sleep(100)
+sys.exit(3 if how == "exit" else None)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks() -> Iterator[ForkServer]:
+    """Without torch, which these programs do not need."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fork_server, "PRELOADED", ("a_missing_module.of_a_missing_package",))
+        server = ForkServer(forked=False)
+    yield server
+    server.close()
+
+
+class Started:
+    """The program above with one argument."""
+
+    def __init__(self, forks: ForkServer, folder: Path, how: str) -> None:
+        (folder / "site").mkdir()
+        (folder / "site" / "some_program.py").write_text(PROGRAM, encoding="utf-8")
+        self.folder = folder
+        environment = {**os.environ, "WORD": "gold", "PYTHONPATH": str(folder / "site")}
+        with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
+            self.process = forks.popen(
+                [sys.executable, "-P", "-m", "some_program", how], env=environment, cwd=folder, stdout=out, stderr=err
+            )
+        assert isinstance(self.process, ForkedProcess)
+
+    @property
+    def out(self) -> str:
+        return (self.folder / "out").read_text(encoding="utf-8")
+
+    @property
+    def err(self) -> str:
+        return (self.folder / "err").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("how", "code"), [("return", 0), ("exit", 3), ("raise", 1)])
+def test_a_program_gets_its_folder_environment_and_outputs_and_returns_its_code(
+    forks: ForkServer, tmp_path: Path, how: str, code: int
+) -> None:
+    started = Started(forks, tmp_path, how)
+    assert started.process.wait(60) == code
+    assert started.process.poll() == code
+    assert started.out == f"{tmp_path} {how} gold {os.getpid()} True\n"
+    assert started.err.startswith("a complaint\n")
+    assert ("ValueError: no gold" in started.err) == (how == "raise")
+
+
+def test_a_running_program_times_out_and_is_killed(forks: ForkServer, tmp_path: Path) -> None:
+    started = Started(forks, tmp_path, "wait")
+    while not started.out:
+        time.sleep(0.01)
+    with pytest.raises(subprocess.TimeoutExpired):
+        started.process.wait(0.05)
+    started.process.kill()
+    assert started.process.wait(60) == -signal.SIGKILL
+    started.process.kill()  # it has ended: nothing happens
+
+
+def test_other_programs_are_started_as_usual(forks: ForkServer) -> None:
+    for command in (["true"], [sys.executable, "-c", "pass"]):
+        process = forks.popen(command)
+        assert isinstance(process, subprocess.Popen)
+        assert process.wait(60) == 0
