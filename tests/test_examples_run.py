@@ -155,12 +155,14 @@ def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
 
 
 @pytest.mark.wide
-def test_the_asynchronous_example_samples_ahead_of_training(tmp_path):
-    short = ["warm_start.steps=5", "trainer.max_steps=4", "trainer.eval_size=10", "trainer.eval_every=0"]
-    tiny = ["data.batch_size=8", "trainer.save_every=0", "actor.dynamic_sampling=false"]
+def test_the_asynchronous_example_samples_ahead_of_training(forks, tmp_path):
+    short = ["warm_start.steps=1", "trainer.max_steps=4", "trainer.eval_size=10", "trainer.eval_every=0"]
+    tiny = ["data.batch_size=4", "trainer.save_every=0", "actor.dynamic_sampling=false"]
     given = [f"cluster.fileroot={tmp_path}", *short, *tiny]
-    finished = archon("train", "examples/grpo_arithmetic_async.yaml", *given)
-    assert finished.returncode == 0, finished.stderr
+    command = [sys.executable, "-m", "archon_core.cli", "train", "examples/grpo_arithmetic_async.yaml", *given]
+    with (tmp_path / "output.txt").open("wb") as output:
+        run = forks.popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    assert run.wait(300) == 0, (tmp_path / "output.txt").read_text()
     rows = [row for row in metrics(tmp_path / "arithmetic" / "grpo_async") if "staleness_max" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["staleness_max"] == 0

@@ -73,6 +73,7 @@ MODELS = {
     "one key head": ("qwen3", {"num_key_value_heads": 1}),
     "qwen3_moe": ("qwen3_moe", {}),
     "routed": ("qwen3_moe", {"mlp_only_layers": [1]}),
+    "sparse": ("qwen3_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}),
     "hf": ("hf", {}),
 }
 
@@ -302,9 +303,9 @@ def test_peft_and_merged_files_have_the_adapters_of_experts_and_routers(tmp_path
     peft = pytest.importorskip("peft", reason="the oracle is not installed")
     from transformers import AutoModelForCausalLM
 
-    whole = make_engine(model="qwen3_moe", use_lora=False)
+    whole = make_engine(model="sparse", use_lora=False)
     whole.save(tmp_path / "base", "hf")
-    engine = make_engine(model="qwen3_moe", path=tmp_path / "base", target_modules=["gate", "all-linear"])
+    engine = make_engine(model="sparse", path=tmp_path / "base", target_modules=["gate", "all-linear"])
     train(engine)
     engine.save(tmp_path / "export", "hf")
     names = load_file(tmp_path / "export/adapter/adapter_model.safetensors")

@@ -17,7 +17,8 @@ from torch import nn
 from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.spec import load_target
 from archon_core.layout.axes import AXIS_NAMES
-from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.name_pattern import matches_any
+from archon_core.models.parallel_plan import ParallelPlan, ancestors
 from archon_core.models.weight_map import ResolvedMap
 from archon_core.plugins import ModelSpec, registry
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
@@ -114,13 +115,19 @@ def runs(spec: ModelSpec, letter: str) -> bool:
 
 def _forms(built: Built) -> Iterator[str]:
     """The forms of its checkpoints: the one that is saved, and others that are read."""
-    experts = {pattern for pattern, role in built.plan.roles.items() if role == "expert"}
+    of_experts = [name for name in built.weights.links_of_ours if _is_of_experts(built, name)]
     for weights in (built.weights, *built.weights.alternatives):
-        if not experts:
+        if not of_experts:
             yield "as transformers saves them"
             continue
-        stacked = [len(weights.hf_shapes[link.hf]) for links in weights.links_of_ours.values() for link in links]
-        yield "experts fused" if max(stacked) > 2 else "experts one by one"
+        links = [link for name in of_experts for link in weights.links_of_ours[name]]
+        yield "experts one by one" if all(link.stacked for link in links) else "experts fused"
+
+
+def _is_of_experts(built: Built, name: str) -> bool:
+    """Whether a parameter belongs to stacked experts, or to an adapter inside of them."""
+    patterns = [pattern for pattern, role in built.plan.roles.items() if role == "expert"]
+    return any(matches_any(patterns, part) for part in ancestors(name))
 
 
 def _encodings(built: Built) -> Iterator[str]:
@@ -140,7 +147,7 @@ def _adapted(built: Built) -> str:
     shapes = {name: shape for name, shape in weight_shapes(built.module).items() if name not in before}
     adapter.weight_map(built.weights, shapes)
     parts = adapter.file_config(None)["target_modules"]
-    experts = any(len(shape) > 2 for shape in shapes.values())
+    experts = any(_is_of_experts(built, name) for name in shapes)
     return codes(parts) + (", experts too" if experts else "")
 
 

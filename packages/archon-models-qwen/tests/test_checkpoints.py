@@ -20,7 +20,7 @@ from archon_engine.checkpoint.weight_files import INDEX_FILE
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.initialize import initialize_weights, materialize_empty
 from archon_engine.models.parameter_names import named_weights, weight_shapes
-from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3, tiny_qwen3_5
+from archon_models_qwen.tiny_config import tiny_qwen2, tiny_qwen3
 
 MakePair = Callable[..., Any]
 Family = Callable[[str], Any]
@@ -31,7 +31,6 @@ CASES = {
     "qwen2-tied": {**tiny_qwen2(), "tie_word_embeddings": True},
     "qwen3": tiny_qwen3(),
     "qwen3-tied": {**tiny_qwen3(), "tie_word_embeddings": True},
-    "qwen3_5": tiny_qwen3_5(),
     "qwen3-bias": {**tiny_qwen3(), "attention_bias": True, "num_hidden_layers": 12},
 }
 

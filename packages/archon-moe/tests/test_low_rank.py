@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from archon_core.contracts.moe import ClampedGate
 from archon_moe.kernels.low_rank import adapted_experts
 from archon_moe.kernels.operation import grouped_experts
 
@@ -15,7 +16,8 @@ SHAPES = {"gate_proj": (F, H), "up_proj": (F, H), "down_proj": (H, F)}
 @pytest.mark.parametrize("adapted", [tuple(SHAPES), ("up_proj",)], ids=["all", "one"])
 @pytest.mark.parametrize(("grouped", "dtype", "close"), [(False, torch.float64, 1e-12), (True, torch.float32, 1e-5)])
 @pytest.mark.parametrize("missing", [0, 4, N * K], ids=["all here", "some elsewhere", "none here"])
-def test_products_and_gradients_are_those_of_merged_weights(adapted, grouped, dtype, close, missing):
+@pytest.mark.parametrize("like_gpt_oss", [False, True])
+def test_products_and_gradients_are_those_of_merged_weights(adapted, grouped, dtype, close, missing, like_gpt_oss):
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape, grad=True):
@@ -29,12 +31,16 @@ def test_products_and_gradients_are_those_of_merged_weights(adapted, grouped, dt
     given = x, experts, weights, N * K - missing
     leaves = [x, weights, *(factor for pair in factors.values() for factor in pair)]
 
-    found = adapted_experts(*given, matrices, factors, SCALE, hidden_act="silu", grouped=grouped)
+    options = {"hidden_act": "silu", "grouped": grouped}
+    if like_gpt_oss:
+        options |= {"biases": (draw(E, F), draw(E, F), draw(E, H)), "clamp": ClampedGate(limit=1.0)}
+        leaves += options["biases"]
+    found = adapted_experts(*given, matrices, factors, SCALE, **options)
     merged = {
         name: matrix + SCALE * factors[name][1] @ factors[name][0] if name in factors else matrix
         for name, matrix in matrices.items()
     }
-    expected = grouped_experts(*given, *merged.values(), hidden_act="silu", grouped=grouped)
+    expected = grouped_experts(*given, *merged.values(), **options)
     torch.testing.assert_close(found, expected, rtol=close, atol=close)
     own, those = (torch.autograd.grad(y, leaves, gradient.detach()) for y in (found, expected))
     torch.testing.assert_close(own, those, rtol=close, atol=10 * close)

@@ -65,9 +65,7 @@ def test_the_memory_order_of_a_gradient_changes_nothing(kind):
         optimizer = NamedOptimizer(named, OptimizerConfig(type=kind, lr=0.1), total_steps=None)
         set_gradients(named, seed=1)
         if named is second:
-            for parameter in named.values():
-                dims = tuple(reversed(range(parameter.ndim)))
-                parameter.grad = parameter.grad.permute(dims).contiguous().permute(dims)
+            named["embed.weight"].grad = named["embed.weight"].grad.T.contiguous().T
         optimizer.step(0.1)
     for name in first:
         assert torch.equal(first[name], second[name])

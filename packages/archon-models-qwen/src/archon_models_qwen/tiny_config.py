@@ -54,7 +54,7 @@ _HYBRID: dict[str, Any] = {
     "linear_conv_kernel_dim": 4,
     # Larger than published: outputs of heads this small often cancel, and the norm behind them would amplify fp32
     # rounding far beyond that of a large model.
-    "rms_norm_eps": 1e-4,
+    "rms_norm_eps": 1e-3,
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
 }
 

@@ -41,7 +41,7 @@ STARTERS = ("archon_rl.trainer.collector_link", "archon_rollout.served.launching
 
 _MAIN = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
-    "from archon_testing.forked_program import serve_owner; serve_owner(**arguments)"
+    "from archon_testing.fork_server import serve_owner; serve_owner(**arguments)"
 )
 
 
@@ -198,6 +198,22 @@ def _install_everywhere(forks: ForkServer) -> Callable[[], None]:
             module.subprocess = original
 
     return undo
+
+
+def serve_owner(descriptor: int, owner: int, modules: Sequence[str], nested: bool) -> None:
+    """The main function of a fork server that is no fork itself.
+
+    Args:
+        descriptor: of its socket.
+        owner: the process that it serves.
+        modules: to import first.
+        nested: whether programs start ranks, collectors and servers as forks, too.
+    """
+    die_with_parent()
+    for name in modules:
+        with contextlib.suppress(ModuleNotFoundError):
+            importlib.import_module(name)
+    serve(socket.socket(fileno=descriptor), owner, fork_from_now_on if nested else None)
 
 
 def fork_from_now_on() -> None:

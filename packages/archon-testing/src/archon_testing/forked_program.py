@@ -23,24 +23,6 @@ FIRST_FREE_DESCRIPTOR = 500
 PR_SET_PDEATHSIG = 1
 
 
-def serve_owner(descriptor: int, owner: int, modules: Sequence[str], nested: bool) -> None:
-    """The main function of a fork server that is no fork itself.
-
-    Args:
-        descriptor: of its socket.
-        owner: the process that it serves.
-        modules: to import first.
-        nested: whether programs start ranks, collectors and servers as forks, too.
-    """
-    die_with_parent()
-    for name in modules:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-    from archon_testing.fork_server import fork_from_now_on
-
-    serve(socket.socket(fileno=descriptor), owner, fork_from_now_on if nested else None)
-
-
 def die_with_parent() -> None:
     """Let the kernel kill this process when its parent ends."""
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0):

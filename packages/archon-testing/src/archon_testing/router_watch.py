@@ -49,7 +49,10 @@ class RouterWatch:
         """Record one pass: ``x`` [T, hidden], ``chosen`` int [T, K], -1 for padding."""
         real = chosen[:, 0] >= 0
         x, chosen = x.detach()[real], chosen[real].long()
-        scores, group_margins = _ranking(router, x.double() @ router.weight.detach().double().T)
+        logits = x.double() @ router.weight.detach().double().T
+        if getattr(router, "bias", None) is not None:
+            logits += router.bias.detach().double()
+        scores, group_margins = _ranking(router, logits)
         is_chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
         margins = group_margins.tolist()
         if not is_chosen.all() and len(chosen):

@@ -95,6 +95,7 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
         ),
         "archon-models-deepseek": ("deepseek_v3",),
         "archon-models-glm": ("glm4_moe",),
+        "archon-models-gpt-oss": ("gpt_oss",),
         "archon-models-hf": ("hf",),
     },
     "moe": {

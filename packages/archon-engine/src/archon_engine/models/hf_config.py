@@ -32,6 +32,7 @@ _METADATA = frozenset(
         "cache_implementation",
         "ignore_keys_at_rope_validation",
         "is_llama_config",
+        "model_type",  # a part of a composite keeps it as an entry
         "name_or_path",
         "torch_dtype",
         "unsloth_fixed",

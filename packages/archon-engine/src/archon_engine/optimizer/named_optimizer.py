@@ -181,9 +181,10 @@ def _align_gradients(parameters: Iterable[nn.Parameter]) -> None:
             parameter.grad = torch.empty_like(parameter).copy_(gradient)
 
 
-def is_decayed(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to the vectors of norms and biases."""
-    return parameter.ndim >= 2
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, not to the vectors of norms and biases, nor to the stacked biases of
+    experts."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
@@ -192,7 +193,7 @@ def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Par
     return {
         name: p
         for name, p in parameters.items()
-        if name.startswith("layers.") and (p.ndim == 2 or (p.ndim == 3 and p.shape[1] > 1))
+        if name.startswith("layers.") and is_decayed(name, p) and (p.ndim == 2 or (p.ndim == 3 and p.shape[1] > 1))
     }
 
 
@@ -227,8 +228,8 @@ def _build(
         decay, momentum = config.weight_decay, config.beta1
         return [Muon(hidden.values(), lr=config.lr, weight_decay=decay, momentum=momentum, holders=holders), *others]
     groups = [
-        {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if not is_decayed(p)], "weight_decay": 0.0},
+        {"params": [p for n, p in parameters.items() if is_decayed(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in parameters.items() if not is_decayed(n, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:

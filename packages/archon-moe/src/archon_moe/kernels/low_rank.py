@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from archon_engine.nn.swiglu import activation
+from archon_core.contracts.moe import ClampedGate
+from archon_moe.kernels.activations import Gating
 from archon_moe.kernels.choice import ROW_BYTES
 from archon_moe.kernels.order import ExpertOrder, order_by_expert
 
@@ -33,6 +34,8 @@ def adapted_experts(
     *,
     hidden_act: str,
     grouped: bool,
+    biases: tuple[Tensor, Tensor, Tensor] | None = None,
+    clamp: ClampedGate | None = None,
 ) -> Tensor:
     """As ``kernels.operation.grouped_experts``, with ``scale * B A x`` added to the adapted projections.
 
@@ -46,7 +49,10 @@ def adapted_experts(
         scale: factor of the products of ``factors``.
         hidden_act: activation, by its ``transformers`` name.
         grouped: use ``grouped_mm`` instead of a loop over experts.
+        biases: gate and up biases [E, F], and down biases [E, H]; ``None`` without.
+        clamp: the product that replaces ``act(gate(x)) * up(x)``.
     """
+    gating = Gating(hidden_act, clamp)
     order = order_by_expert(experts_NK, matrices["gate_proj"].shape[0], n_pairs)
     rows_M = order.pairs // experts_NK.shape[1]
     product = _grouped_product(order) if grouped and n_pairs else _looped_product(order)
@@ -59,10 +65,17 @@ def adapted_experts(
         return y_MO + scale * product(product(x_MI, down), up)
 
     x_MH = x_NH.index_select(0, rows_M)
-    h_MF = activation(hidden_act)(project(x_MH, "gate_proj")) * project(x_MH, "up_proj")
+    weights_M1 = weights_NK.reshape(-1)[order.pairs][:, None]
+    gate_MF, up_MF = project(x_MH, "gate_proj"), project(x_MH, "up_proj")
+    if biases is not None:
+        of_pairs = (bias.index_select(0, experts_NK.reshape(-1)[order.pairs].long()) for bias in biases)
+        gate_bias_MF, up_bias_MF, down_bias_MH = of_pairs
+        gate_MF, up_MF = gate_MF + gate_bias_MF, up_MF + up_bias_MF
     # As in the other kernels, weights multiply the hidden activations.
-    h_MF = (h_MF * weights_NK.reshape(-1)[order.pairs][:, None]).to(x_NH.dtype)
+    h_MF = (gating.activate(gate_MF) * gating.factor(up_MF) * weights_M1).to(x_NH.dtype)
     y_MH = project(h_MF, "down_proj")
+    if biases is not None:
+        y_MH = y_MH + (weights_M1 * down_bias_MH).to(y_MH.dtype)
     # In at least fp32: in bfloat16 every expert would add a rounding.
     kind = torch.promote_types(x_NH.dtype, torch.float32)
     return x_NH.new_zeros(x_NH.shape, dtype=kind).index_add(0, rows_M, y_MH.to(kind)).to(x_NH.dtype)
