@@ -63,6 +63,7 @@ SLOWEST = (
     "tests/test_weights_over_ranks.py",
     "tests/test_checkpoint_kills.py",
     "packages/archon-models-qwen/tests/test_parity.py",
+    "tests/test_gpt_oss_suite.py",
     "packages/archon-testing/tests/test_worlds.py",
     "tests/test_tied_head_only.py",
     "packages/archon-models-hf/tests/test_model_plugin_suite.py",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -11,15 +13,24 @@ from archon_core.contracts.engine_config import EngineConfig, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_lora.options import LoraOptions
 from archon_rollout.local_engine import LocalEngine
 
 PROMPTS = [(3,), (1, 2, 3, 4, 5, 6, 7), (9, 8), (4, 4, 4, 4)]
 
 
-def make_trainer(model="qwen3", *, layout="archon:d1", **changes):
+@dataclass
+class AdaptedConfig(LoraOptions, ArchonEngineConfig):
+    """The section of a model with archon-lora's options."""
+
+
+def make_trainer(model="qwen3", *, layout="archon:d1", lora=None, **changes):
     # Wide weights, so that a random model has opinions about the next token.
     tiny = {**load_target(registry().get("model", model).tiny_config)(), "initializer_range": 0.3}
-    config = EngineConfig(model_config={**tiny, **changes}, dtype="float32", optimizer=OptimizerConfig(lr=1e-2))
+    kind = EngineConfig if lora is None else AdaptedConfig
+    model = {"model_config": {**tiny, **changes}, "dtype": "float32", **(lora or {})}
+    config = kind(optimizer=OptimizerConfig(lr=1e-2), **model)
     trainer = assemble(config, role="actor", layout=layout, seed=3, total_steps=10)
     trainer.initialize()
     return trainer

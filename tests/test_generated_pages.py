@@ -9,6 +9,7 @@ from docs import BEGIN, END, with_tables
 from generated.performance import render_performance
 from generated.plans import SHOWN
 from generated.tables import table
+from verified import summary
 
 ROOT = Path(__file__).parents[1]
 
@@ -35,3 +36,19 @@ def test_a_page_without_its_mark_is_an_error() -> None:
 
 def test_cells_keep_to_their_row() -> None:
     assert table(["a", "b"], [["x\ny", "p|q"]]) == "| a | b |\n| --- | --- |\n| x y | p\\|q |\n"
+
+
+def test_a_recorded_verification_keeps_its_largest_error_in_the_finest_dtype() -> None:
+    def case(dtype, **errors):
+        found = {name: {"error": error, "name": "x", "step": 1} for name, error in errors.items()}
+        return {"dtype": dtype, "errors": {**found, "export": None}}
+
+    report = {
+        "versions": {"torch": "2.13.0+cpu"},
+        "layouts": [
+            {"cases": [case("float64", loss=2e-15, gradients=3.4e-13), case("float32", gradients=1e-6)]},
+            {"cases": [case("float64", weights=8e-13), case("bfloat16", gradients=0.1)]},
+        ],
+    }
+    found = summary(report, 4)
+    assert found == {"world": 4, "layouts": 2, "cases": 4, "dtype": "float64", "error": 8e-13, "torch": "2.13.0"}

@@ -14,6 +14,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ModelError
+from archon_models_deepseek.tiny_config import tiny_deepseek_v3
 from archon_rollout.local_engine import LocalEngine
 
 LINEAR = {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 3.0}}
@@ -28,6 +29,12 @@ WINDOWED = {
     "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"],
 }
 ONE_KV_HEAD = {"num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 10, "tie_word_embeddings": True}
+HYBRID = {
+    name: value
+    for name, value in load_target("archon_models_qwen.tiny_config:tiny_qwen3_5")().items()
+    if name not in ("vocab_size", "hidden_size")
+}
+"""Recurrent layers, whose states decoding carries on."""
 YARN = {
     "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
 }
@@ -77,8 +84,15 @@ def largest_gap(trainer, pairs, temperature):
     return max(gaps) / expected.abs().max().item()
 
 
+LATENT = {**tiny_deepseek_v3(), "head_dim": 4}
+
+
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("changes", [{}, WINDOWED, ONE_KV_HEAD, YARN], ids=["qwen3", "windowed", "one kv head", "yarn"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, WINDOWED, ONE_KV_HEAD, YARN, HYBRID, LATENT],
+    ids=["qwen3", "windowed", "one kv head", "yarn", "recurrent", "latent"],
+)
 def test_logprobs_equal_the_trainers(dtype, changes):
     trainer = make_trainer(dtype, **changes)
     for options in ({}, {"temperature": 0.7, "top_p": 0.9, "top_k": 40}):
@@ -89,7 +103,7 @@ def test_logprobs_equal_the_trainers(dtype, changes):
         assert largest_gap(trainer, pairs, options.get("temperature", 1.0)) < TOLERANCE[dtype]
 
 
-@pytest.mark.parametrize("changes", [{}, WINDOWED], ids=["qwen3", "windowed"])
+@pytest.mark.parametrize("changes", [{}, WINDOWED, HYBRID], ids=["qwen3", "windowed", "recurrent"])
 def test_greedy_completions_are_those_of_transformers(tmp_path, changes):
     from transformers import AutoModelForCausalLM
 

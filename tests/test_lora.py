@@ -8,19 +8,27 @@ from dataclasses import dataclass
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from archon_core import assemble, registry
+from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
+from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, WeightsError
+from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.weight_map import Rename, Split, WeightMap
 from archon_engine.checkpoint.conversion import convert_to_hf
 from archon_engine.checkpoint.dcp import SavedState
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.parallel.shards import whole_values
+from archon_lora.adapter import LoraAdapter
 from archon_lora.options import LoraOptions
+from archon_lora.projections import numbered
+from archon_moe.experts import GroupedExperts
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.worlds import run_world
 
@@ -31,6 +39,7 @@ LIKE_TRANSFORMERS = 1e-5
 LENGTHS = ((4, 90, 1, 6, 3), (9, 2, 33, 1, 2, 7), (1, 18, 5))
 """Of the sequences of each step."""
 
+TARGETS = {"routed": ["gate", "all-linear"]}
 RECOMPUTED = {"gradient_checkpointing": True, "ac_mode": "full"}
 ON_TWO = (
     ("d2", "qwen3", {}),
@@ -39,6 +48,7 @@ ON_TWO = (
     ("p2", "qwen3", {"pp_schedule": "ZBVZeroBubble"}),
     ("c2", "qwen3", {}),
     ("d2e2", "qwen3_moe", {}),
+    ("(attn:d2|ffn:t2)", "routed", {"target_modules": TARGETS["routed"]}),
 )
 WIDE = (
     ("c2t2", "qwen3", {}),
@@ -51,6 +61,9 @@ WIDE = (
     ("d2p2", "qwen3", {"pp_schedule": "Interleaved1F1B", **RECOMPUTED}),
     ("p2c2", "tied", {"pp_schedule": "1F1B"}),
     ("(attn:d2t2|ffn:e4)", "qwen3_moe", {}),
+    ("(attn:d2t2|ffn:t2e2)", "qwen3_moe", RECOMPUTED),
+    ("(attn:t4|ffn:d2t2)", "qwen3_moe", {"gradient_checkpointing": True, "ac_mode": "selective"}),
+    ("p2d2e2", "qwen3_moe", {"pp_schedule": "InterleavedZeroBubble"}),
     ("d2t2", "hf", {}),
 )
 MODELS = {
@@ -59,6 +72,8 @@ MODELS = {
     "tied": ("qwen3", {"tie_word_embeddings": True}),
     "one key head": ("qwen3", {"num_key_value_heads": 1}),
     "qwen3_moe": ("qwen3_moe", {}),
+    "routed": ("qwen3_moe", {"mlp_only_layers": [1]}),
+    "sparse": ("qwen3_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}),
     "hf": ("hf", {}),
 }
 
@@ -73,7 +88,7 @@ def make_engine(layout="d1", model="qwen3", *, path=None, optimizer="adamw", **c
     archon = {key: changes.pop(key) for key in ("ac_mode", "pp_schedule") if key in changes}
     tiny = load_target(registry().get("model", family).tiny_config)()
     # transformers' own modules round to fp32 inside.
-    dtype = "float32" if family == "hf" else "float64"
+    dtype = changes.pop("dtype", "float32" if family == "hf" else "float64")
     config = Config(
         **{
             "use_lora": True,
@@ -157,7 +172,8 @@ def compare_all(folder, cases):
 def assert_right(folder, n_ranks, cases):
     for model in {model for _, model, _ in cases}:
         if not (folder / f"{model}.pt").exists():
-            torch.save(numbers("d1", model, {}), folder / f"{model}.pt")
+            options = {"target_modules": TARGETS[model]} if model in TARGETS else {}
+            torch.save(numbers("d1", model, options), folder / f"{model}.pt")
     ranks = run_world(compare_all, n_ranks, (folder, cases))
     for number, case in enumerate(cases):
         assert [problem for rank in ranks for problem in rank[number][0]] == [], case
@@ -173,6 +189,16 @@ def test_every_axis_has_the_numbers_of_one_process(tmp_path):
 @pytest.mark.wide
 def test_products_of_axes_have_the_numbers_of_one_process(tmp_path):
     assert_right(tmp_path, 4, WIDE)
+
+
+@pytest.mark.wide
+def test_verify_trains_adapters_on_request(capsys):
+    given = ["--layout", "d2e2", "--variant", "lora", "--dtype", "float64", "--micro-batches", "2", "--json", "-"]
+    with pytest.raises(SystemExit) as end:
+        main(["verify", "qwen3_moe", *given])
+    assert not end.value.code
+    report = json.loads(capsys.readouterr().out)
+    assert {case["variant"] for layout in report["layouts"] for case in layout["cases"]} == {"lora"}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +229,39 @@ def test_only_adapters_are_trained_and_have_optimizer_state(trained):
     assert set(saved.weights) == {name for name, p in engine.parameters.items() if p.requires_grad}
     with pytest.raises(WeightsError, match=r"found adapters \(lora\) without the weights of their model"):
         convert_to_hf(folder / "state", folder / "converted")
+
+
+def test_frozen_weights_are_stored_in_the_compute_dtype_without_changing_a_bit():
+    for kept, wide in run_world(train_in_bfloat16, 2):
+        assert kept["dtypes"] == {(True, torch.float32), (False, torch.bfloat16)}
+        assert wide["dtypes"] == {(True, torch.float32), (False, torch.float32)}
+        assert kept["state"] == wide["state"] == {torch.float32}
+        assert kept["steps"] == wide["steps"]
+        assert kept["frozen"] == "float32; bfloat16 for the model's own weights"
+        for name, weight in kept["adapters"].items():
+            assert torch.equal(weight, wide["adapters"][name])
+
+
+def train_in_bfloat16():
+    return [after_steps_in_bfloat16({}), after_steps_in_bfloat16({"master_dtype": "float32"})]
+
+
+def after_steps_in_bfloat16(archon):
+    """What a rank holds after two steps of d2."""
+    engine = make_engine("d2", dtype="bfloat16", archon=ArchonOptions(enable_compile=False, **archon))
+    steps = train(engine, (0, 1))
+    parts = [part for part in engine.stage().parts if part.name.startswith("optimizer.") and part.shape]
+    assert all(".lora." in part.name for part in engine.stage().parts)
+    found = {
+        "steps": steps,
+        "dtypes": {(p.requires_grad, p.dtype) for p in engine.parameters.values()},
+        "adapters": {name: whole_values(p) for name, p in engine.parameters.items() if p.requires_grad},
+        "state": {part.values().dtype for part in parts},
+        "frozen": next((d.effective for d in engine.decisions if d.option == "actor.archon.master_dtype"), None),
+    }
+    assert all(p.requires_grad or p.grad is None for p in engine.parameters.values())
+    engine.close()
+    return found
 
 
 def test_a_new_adapter_changes_nothing(trained):
@@ -238,6 +297,62 @@ def test_merged_weights_and_peft_have_the_engines_log_probabilities_and_gradient
         torch.testing.assert_close(
             again.parameters[name].grad, oracle[link.hf] * clipped, rtol=LIKE_TRANSFORMERS, atol=LIKE_TRANSFORMERS
         )
+
+
+def test_peft_and_merged_files_have_the_adapters_of_experts_and_routers(tmp_path):
+    peft = pytest.importorskip("peft", reason="the oracle is not installed")
+    from transformers import AutoModelForCausalLM
+
+    whole = make_engine(model="sparse", use_lora=False)
+    whole.save(tmp_path / "base", "hf")
+    engine = make_engine(model="sparse", path=tmp_path / "base", target_modules=["gate", "all-linear"])
+    train(engine)
+    engine.save(tmp_path / "export", "hf")
+    names = load_file(tmp_path / "export/adapter/adapter_model.safetensors")
+    assert "base_model.model.model.layers.0.mlp.experts.3.up_proj.lora_A.weight" in names
+    batch = batch_of(2, engine)
+    expected = engine.forward_batch(batch, OutputRequest())["logprobs"]
+    options = {"dtype": torch.float64, "experts_implementation": "eager"}
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "export", **options)
+    base = AutoModelForCausalLM.from_pretrained(tmp_path / "base", **options)
+    adapted = peft.PeftModel.from_pretrained(base, tmp_path / "export" / "adapter").double()
+    with torch.no_grad():
+        for model in (merged, adapted):
+            torch.testing.assert_close(log_probabilities(model, batch), expected, rtol=0, atol=LIKE_TRANSFORMERS)
+        with engine.without_adapters():
+            plain = engine.forward_batch(batch, OutputRequest())["logprobs"]
+        with adapted.disable_adapter():
+            torch.testing.assert_close(log_probabilities(adapted, batch), plain, rtol=0, atol=LIKE_TRANSFORMERS)
+        assert (plain - expected).abs().max() > 1e-3
+
+
+def test_experts_that_files_store_fused_stay_without_adapters_unless_they_are_named():
+    e = "layers.0.moe.experts"
+    rules = (Split("e.gate_up", (f"{e}.gate_proj", f"{e}.up_proj"), dim=1), Rename("e.down", f"{e}.down_proj"))
+    shapes = {f"{e}.gate_proj": (2, 4, 8), f"{e}.up_proj": (2, 4, 8), f"{e}.down_proj": (2, 8, 4)}
+    fused = WeightMap(rules).resolve(shapes)
+    experts = GroupedExperts(MoESettings(8, 4, 2, 1))
+    module = nn.ModuleDict(
+        {"layers": nn.ModuleDict({"0": nn.ModuleDict({"moe": nn.ModuleDict({"experts": experts})})})}
+    )
+    plan = ParallelPlan({e: "expert"})
+    adapter = LoraAdapter(LoraOptions(use_lora=True), role="actor")
+    adapter.attach(module, plan, fused)
+    assert experts.lora is None
+    assert [d.effective for d in adapter.decisions(role="actor")] == [
+        "without experts' gate_proj",
+        "without experts' up_proj",
+        "without experts' down_proj",
+    ]
+    with pytest.raises(ConfigError, match=r"found 'gate_proj', which files store as a part of 'e\.gate_up'"):
+        LoraAdapter(LoraOptions(use_lora=True, target_modules=["gate_proj"]), role="actor").attach(module, plan, fused)
+
+
+def test_numbered_experts_are_one_pattern_of_names():
+    assert numbered(["l.0.e.0.w", "l.0.e.1.w"]) == "l.0.e.{expert}.w"
+    assert numbered(["l.0.e.0.w"]) == "l.0.e.{expert}.w"
+    assert numbered(["l.0.e.1.w", "l.0.e.0.w"]) is None
+    assert numbered(["a", "b.c"]) is None
 
 
 class LogLikelihood(LogLikelihoodAndEntropy):
@@ -324,8 +439,3 @@ def test_megatrons_names_adapt_the_projections_that_it_fuses():
     assert adapted == {"q_proj", "k_proj", "v_proj", "down_proj"}
     [decision] = [d for d in engine.decisions if d.option == "actor.target_modules"]
     assert (decision.requested, decision.effective) == ("linear_qkv", "q_proj, k_proj, v_proj")
-
-
-def test_experts_stay_without_adapters_by_decision():
-    [decision] = [d for d in make_engine(model="qwen3_moe").decisions if d.option == "actor.target_modules"]
-    assert decision.effective == "without experts"

@@ -1,7 +1,12 @@
-"""What every model package must keep, for the model that needs experts of another package."""
+"""What every model package must keep, for the models that need experts of another package."""
 
 from archon_testing import ModelPluginSuite
 
 
 class TestQwen3MoE(ModelPluginSuite):
     model = "qwen3_moe"
+
+
+class TestQwen35MoE(ModelPluginSuite):
+    model = "qwen3_5_moe"
+    layouts = ("d2e2",)

@@ -108,6 +108,33 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
     assert log.rstrip().endswith("ended")
 
 
+@pytest.mark.parametrize(
+    ("model", "transport"), [("qwen3", "shm"), pytest.param("qwen3_moe", "disk", marks=pytest.mark.wide)]
+)
+def test_adapters_reach_servers_apart_from_the_weights_that_they_adapt(model, transport, tmp_path):
+    trainer = make_trainer(model, lora={"use_lora": True, "lora_rank": 3, "target_modules": ["all-linear"]})
+    config = RolloutConfig(
+        backend="served:d1", weight_transport=transport, use_lora=True, newcomer_weights="publication"
+    )
+    engine = ServedEngine(config, trainer=trainer, folder=tmp_path / "servers")
+    try:
+        engine.update_weights(trainer.version)
+        first = engine.last_publication
+        compare_with_local(engine, trainer)
+        for _ in range(2):
+            train_step(trainer)
+            engine.update_weights(trainer.version)
+            compare_with_local(engine, trainer)
+        adapters = sum(
+            entry.n_bytes for entry in trainer.weight_manifest().tensors if entry.name.startswith("base_model.")
+        )
+        assert 0 < adapters == engine.last_publication.sent_bytes < first.sent_bytes / 2
+        for bucket in trainer.weight_buckets(2**28, without=trainer.frozen_weights):
+            assert all(name.startswith("base_model.") for name in bucket.tensors)
+    finally:
+        engine.close()
+
+
 @pytest.mark.wide
 @pytest.mark.usefixtures("by_forks")
 @pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])

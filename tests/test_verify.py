@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,9 @@ LAYOUTS = {
         "p2d2e2-IZB",
         "(attn:p2t2c2|ffn:p2t1e4)-ZBV",
     ),
+    "qwen3_5": ("p2c2-ZBV",),
+    "qwen3_5_moe": ("(attn:c2t2|ffn:t1e4)",),
+    "deepseek_v3": ("(attn:t2c2|ffn:t2e2)",),
 }
 """d2, c2 and t2 of the dense ones are in the tests of their package, two ranks with experts in test_qwen3_moe_suite.py,
 every schedule on p2 in the test of ``--all`` below. `archon verify MODEL --all` looks at all that there are."""
@@ -35,6 +39,9 @@ ELSEWHERE = {
     "qwen3": ("d2", "t2", "r3", "d3", "d4", "c2t2", "p2d2", "r2d4", "c2t4"),
     "qwen2": ("d2", "t2", "d4", "c4", "p2t2-1F1B", "r2d4", "c2t4"),
     "qwen3_moe": ("d2e2", "d4e2", "c2t2", "(attn:t4|ffn:t2e2)", "d8e4", "c2t4"),
+    "qwen3_5": ("c2t2",),
+    "qwen3_5_moe": ("d2e2",),
+    "deepseek_v3": ("d2e2", "c2t2"),
 }
 """Where their runs are resumed."""
 
@@ -72,7 +79,7 @@ def is_wide(model, layout):
     dims = read_layout(layout).layout.dims
     n_ranks = read_layout(layout).layout.world_size
     return (
-        model == "qwen3_moe"
+        model not in ("qwen2", "qwen3")
         or n_ranks in (3, 8)
         or (n_ranks == 4 and (model == "qwen2" or dims["r"] == 2 or dims["p"] > 1))
     )
@@ -98,6 +105,11 @@ def describe(verdict):
 )
 def test_a_layout_gives_the_numbers_of_one_process(oracle, model, layout):
     assert [describe(verdict) for verdict in oracle.verify(cases_of(model, layout)) if not verdict.passed] == []
+
+
+def test_of_a_composite_configuration_the_language_model_is_verified():
+    found = read_model(str(Path(__file__).parent / "data" / "qwen3_5-tiny"))
+    assert (found.spec.name, found.entries["model_type"]) == ("qwen3_5", "qwen3_5_text")
 
 
 def run_command(*arguments):

@@ -157,12 +157,12 @@ def stop_counting_positions_of_context_ranks():
 
 
 def decay_norms():
-    optimizer.is_decayed = lambda parameter: True
+    optimizer.is_decayed = lambda name, parameter: True
 
 
 def leave_sharded_matrices_undecayed():
     """A parameter is asked for its dims where only its local, flattened part is at hand."""
-    optimizer.is_decayed = lambda parameter: parameter.ndim >= 2 and not dist.is_initialized()
+    optimizer.is_decayed = lambda name, parameter: parameter.ndim >= 2 and not dist.is_initialized()
 
 
 def mask_the_last_target_of_every_sequence():

@@ -19,6 +19,7 @@ from generated import algorithms, architecture, areal, engines, layouts, models,
 from generated.command_line import render_command_line
 from generated.first_party import PATH as FIRST_PARTY
 from generated.first_party import render_first_party
+from generated.model_capabilities import render_capabilities, render_verified
 from generated.performance import render_performance
 from generated.plans import render_plans
 from generated.plugin_kinds import render_plugin_kinds
@@ -78,7 +79,11 @@ def generated_pages() -> dict[Path, str]:
         },
         "docs/from-areal-fsdp.md": {"archon_train.areal (fsdp)": areal.render_fsdp_renamed()},
         "docs/from-torchtitan.md": {"generated.torchtitan": torchtitan.render_torchtitan()},
-        "docs/reference/models.md": {"the specs of models": models.render_models(is_ours)},
+        "docs/models.md": {
+            "the specs of models": models.render_models(is_ours),
+            "the models' declarations and parts": render_capabilities(is_ours),
+            "tooling/generated/verified.json": render_verified(ROOT, is_ours),
+        },
         "docs/reference/engines.md": {
             "archon_core.layout.backends": engines.render_backends(is_ours),
             "the specs of engines": engines.render_engines(is_ours),

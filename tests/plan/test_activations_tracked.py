@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pytest
 
+from archon_core import registry
 from archon_core.layout.dims import ParallelDims
+from archon_core.plugins import ModelSpec
 from archon_engine.nn import head, tiles
-from archon_models_qwen.anatomy import anatomy
-from archon_plan import block_operations, head_memory
+from archon_plan import head_memory, layer_operations
 from archon_plan.activations import activation_parts
+from archon_plan.models import read_anatomy
 from archon_plan.setting import Checkpointing, Setting, Tokens, Types
 from plan.sharded_ranks import fake_rank
 from plan.small_models import DENSE
@@ -29,6 +31,30 @@ EXPERTS = {
 }
 """One dense layer and two with experts."""
 
+GROUPED = {
+    **{name: value for name, value in DENSE.items() if name != "num_key_value_heads"},
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 128,
+    "n_routed_experts": 16,
+    "num_experts_per_tok": 4,
+    "n_group": 4,
+    "topk_group": 2,
+}
+LATENT = {
+    **{name: value for name, value in GROUPED.items() if name != "head_dim"},
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 8,
+    "q_lora_rank": 96,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 32,
+    "qk_rope_head_dim": 16,
+    "v_head_dim": 32,
+}
+PARTIAL = {**GROUPED, "model_type": "glm4_moe", "num_key_value_heads": 2, "use_qk_norm": True}
+"""A part of each head is rotated."""
+
 DATA = ParallelDims(dp_shard=8)
 TENSOR = ParallelDims(dp_shard=4, tp=2)
 CONTEXT = ParallelDims(dp_shard=4, cp=2)
@@ -44,7 +70,7 @@ def ranks():
 
 def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024) -> None:
     setting = Setting(
-        anatomy=anatomy(entries, critic=critic),
+        anatomy=read_anatomy(registry().get(ModelSpec, entries["model_type"]), entries, critic=critic),
         dims=dims,
         tokens=Tokens(tokens, sequence=512),
         types=Types(compute=value_bytes),
@@ -68,7 +94,7 @@ def test_chunks_of_logits_have_the_size_of_the_heads():
 
 
 def test_tiles_of_rows_have_the_size_of_the_layers():
-    assert block_operations.TILE_ELEMENTS == tiles.TILE_ELEMENTS
+    assert layer_operations.TILE_ELEMENTS == tiles.TILE_ELEMENTS
 
 
 def test_a_dense_model_keeps_and_recomputes_what_is_planned():
@@ -97,8 +123,22 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         (EXPERTS, EXPERT, "none"),
         (EXPERTS, EXPERT_TENSOR, "selective"),
         (EXPERTS, EXPERT_TENSOR, "full"),
+        (LATENT, TENSOR, "none"),
+        (LATENT, CONTEXT, "selective"),
+        (PARTIAL, TENSOR, "full"),
     ],
-    ids=["d4t2", "d4t2-full", "d4c2-none", "d4c2", "d8e4-none", "d4t2e4etp2", "d4t2e4etp2-full"],
+    ids=[
+        "d4t2",
+        "d4t2-full",
+        "d4c2-none",
+        "d4c2",
+        "d8e4-none",
+        "d4t2e4etp2",
+        "d4t2e4etp2-full",
+        "latent-d4t2-none",
+        "latent-d4c2",
+        "partial-d4t2-full",
+    ],
 )
 def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
     check(entries, dims, mode)

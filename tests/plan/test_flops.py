@@ -17,6 +17,7 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import ModelSpec
+from archon_engine.nn import head
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
 from archon_pipeline.stage_passes import StagePasses
@@ -47,6 +48,26 @@ MOE = DENSE | {
     "decoder_sparse_step": 2,
     "mlp_only_layers": [],
 }
+LATENT = {
+    "model_type": "deepseek_v3",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 8,
+    "first_k_dense_replace": 1,
+    "n_routed_experts": 8,
+    "n_group": 2,
+    "topk_group": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "vocab_size": 64,
+}
 TIED = DENSE | {"tie_word_embeddings": True}
 
 ATEN = torch.ops.aten
@@ -67,6 +88,12 @@ NOT_COUNTED_BY_TORCH = {
 def _of_pairs(x, weights, gate, up, down, pairs, *rest, out_shape=None, **options) -> int:
     """Three products of every pair of a token and one of its experts."""
     return 2 * pairs[0] * 3 * gate[1] * gate[2]
+
+
+@pytest.fixture(autouse=True)
+def head_computes_logits_again(monkeypatch):
+    """As on devices, and on CPUs with several chunks."""
+    monkeypatch.setattr(head, "CHUNK_BYTES", 1)
 
 
 def _with_heads(keys: tuple[int, ...], queries: tuple[int, ...]) -> tuple[int, ...]:
@@ -96,7 +123,7 @@ def anatomy_of(model: dict[str, Any]) -> ModelAnatomy:
 def counted(model: dict[str, Any], ac_mode: str, option: str = "op") -> dict[str, float]:
     """FLOPs of one micro-batch: ``products`` of matrices, and ``attention``, in which the counter ignores causality."""
     formulas = NOT_COUNTED_BY_TORCH | (
-        {torch.ops.archon_moe.grouped_experts: _of_pairs} if "num_experts" in model else {}
+        {torch.ops.archon_moe.grouped_experts: _of_pairs} if "moe_intermediate_size" in model else {}
     )
     engine, micro_batch = started(model, ac_mode, option)
     with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
@@ -142,8 +169,8 @@ def planned(model: dict[str, Any], ac_mode: str, every: int | None = None) -> Wo
     return total
 
 
-MODELS = {"dense": DENSE, "moe": MOE, "tied": TIED}
-QUICK = [("dense", "full", "op"), ("moe", "full", "op")]
+MODELS = {"dense": DENSE, "moe": MOE, "tied": TIED, "latent": LATENT}
+QUICK = [("dense", "full", "op"), ("moe", "full", "op"), ("latent", "full", "op")]
 ALL = [
     (model, mode, option)
     for model in MODELS
@@ -161,10 +188,17 @@ def test_products_equal_those_that_torch_counts(model, ac_mode, option):
     assert plan.dense + plan.router + plan.grouped + plan.head == found["products"]
 
 
-def test_attention_equals_what_torch_counts_but_for_causality():
-    found = counted(DENSE, "full")
+def test_a_cpu_does_not_compute_a_single_chunk_of_logits_again(monkeypatch):
+    monkeypatch.setattr(head, "CHUNK_BYTES", 2**20)
+    plan = planned(DENSE, "none")
+    assert plan.dense + plan.head * 3 / 4 == counted(DENSE, "none")["products"]
+
+
+@pytest.mark.parametrize("model", [DENSE, LATENT], ids=["dense", "latent"])
+def test_attention_equals_what_torch_counts_but_for_causality(model):
+    found = counted(model, "full")
     # The counter takes all pairs of queries and keys; half of them, with the diagonal, are computed.
-    assert planned(DENSE, "full").attention == pytest.approx(
+    assert planned(model, "full").attention == pytest.approx(
         found["attention"] * (LENGTH + 1) / (2 * LENGTH), rel=1e-12
     )
 

@@ -15,7 +15,7 @@ from archon_engine.models.hf_config import load_hf_config
 from archon_engine.options.archon import ArchonOptions
 from archon_engine.parallel.tensor import SHARDED_DIM
 from archon_models_qwen.tiny_config import tiny_qwen3_moe
-from archon_moe.sharding import INTERMEDIATE_DIM
+from archon_moe.sharding import ETP_DIM
 
 LARGE = json.loads((Path(__file__).parents[1] / "data/qwen3-30b-a3b.json").read_text())
 
@@ -60,7 +60,7 @@ def test_the_anatomy_is_that_of_the_module(case: str, critic: bool) -> None:
         owner, _, attribute = name.rpartition(".")
         assert weight.role == plan.role_of(owner), name
         is_expert = weight.role == "expert"
-        dim = INTERMEDIATE_DIM[attribute] if is_expert else SHARDED_DIM.get((weight.role, attribute))
+        dim = ETP_DIM[attribute] if is_expert else SHARDED_DIM.get((weight.role, attribute))
         assert weight.tensor_dim == dim, name
 
 

@@ -16,7 +16,7 @@ from archon_core.contracts.spec import load_target
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
 from archon_plan.models import read_anatomy
 from archon_plan.server import Server
-from archon_rollout.kv_cache import DecodeCache
+from archon_rollout.kv_cache import DecodeCache, KeptSequence
 from archon_rollout.local_engine import LocalEngine
 
 CASES = {
@@ -77,6 +77,6 @@ def test_weights_and_cache_have_their_bytes(case: str) -> None:
         )
         for number, layer in enumerate(anatomy.layers)
     }
-    cache.write_rows(0, keys, 5)
+    cache.write_rows(0, KeptSequence(keys), 5)
     held = sum(buffer.numel() * 4 for buffers in cache._layers.values() for buffer in buffers)  # no public size
     assert held == server.cached(5 * 32, 5)

@@ -16,19 +16,16 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.distributed._tools.fsdp2_mem_tracker import FSDPMemTracker, _FSDPRefType, _FSDPState
 from transformers import AutoConfig
 
+from archon_core import registry
 from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.plugins import ModelSpec
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
 from archon_engine.mesh import Meshes, build_meshes
 from archon_engine.models.initialize import materialize_empty
 from archon_engine.parallel.fsdp import apply_fsdp
 from archon_engine.parallel.tensor import apply_tensor_parallel
-from archon_models_qwen.arguments import QwenArguments
-from archon_models_qwen.decoder import QwenDecoder
-from archon_models_qwen.moe_arguments import QwenMoEArguments
-from archon_models_qwen.moe_decoder import QwenMoEDecoder
-from archon_models_qwen.parallel_plan import moe_parallel_plan, parallel_plan
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 from archon_plan.routing import distinct_places
@@ -91,16 +88,11 @@ def largest_activations(entries: Mapping[str, Any], setting: Setting) -> int:
 
 
 def _sharded(entries: Mapping[str, Any], setting: Setting, meshes: Meshes) -> tuple[nn.Module, ParallelPlan]:
-    config, critic = AutoConfig.for_model(**entries), setting.anatomy.critic
-    module: nn.Module
-    builder = MoEBlocks(SimpleNamespace(moe_grouped_gemm=True))
+    spec = registry().get(ModelSpec, entries["model_type"])
+    model, builder = spec.load(), MoEBlocks(SimpleNamespace(moe_grouped_gemm=True))
+    arguments = model.arguments.from_hf_config(AutoConfig.for_model(**entries), critic=setting.anatomy.critic)
     with torch.device("meta"):
-        if setting.anatomy.has_experts:
-            arguments = QwenMoEArguments.from_hf_config(config, critic=critic)
-            module, plan = QwenMoEDecoder(arguments, None, builder), moe_parallel_plan(arguments)
-        else:
-            dense = QwenArguments.from_hf_config(config, critic=critic)
-            module, plan = QwenDecoder(dense), parallel_plan(dense)
+        module, plan = model.build(arguments, experts=builder), model.parallel_plan(arguments)
     if meshes.tp is not None:
         apply_tensor_parallel(module, plan, meshes.tp)
     for part in module.modules():

@@ -36,6 +36,8 @@ CLIP_NORM = 1.0
 SIZES = (2, 4, 8, 16, 32, 64)
 """Micro-batch sizes among which transformers gets the fastest."""
 CLEARLY_SLOWER = 1.15
+SEARCH_STRIDE = 4
+"""The search for that size runs every fourth micro-batch, and compares times per token."""
 
 Step = Callable[[], float]
 """Makes one optimizer step and returns its loss."""
@@ -131,12 +133,17 @@ class Rival:
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=LEARNING_RATE, weight_decay=0.0)
         self._sequences = sequences
         self._n_targets = sum(len(one) - 1 for one in sequences)
-        self.first_loss: float | None = None
 
     def step(self, size: int, *, is_sorted: bool = False) -> Step:
         """Steps with micro-batches of ``size`` sequences."""
+        return self._step_over(self._micro_batches(size, is_sorted=is_sorted))
+
+    def _micro_batches(self, size: int, *, is_sorted: bool) -> list[Sequence[Tensor]]:
         order = sorted(self._sequences, key=len) if is_sorted else self._sequences
-        parts = [_padded(order[start : start + size]) for start in range(0, len(order), size)]
+        return [order[start : start + size] for start in range(0, len(order), size)]
+
+    def _step_over(self, micro_batches: Sequence[Sequence[Tensor]]) -> Step:
+        parts = [_padded(sequences) for sequences in micro_batches]
 
         def step() -> float:
             self._optimizer.zero_grad(set_to_none=True)
@@ -147,24 +154,23 @@ class Rival:
                 total += float(loss.detach())
             torch.nn.utils.clip_grad_norm_(self._model.parameters(), CLIP_NORM)
             self._optimizer.step()
-            self.first_loss = total if self.first_loss is None else self.first_loss
             return total
 
         return step
 
-    def fastest(self, *, is_sorted: bool = False) -> tuple[int, Step]:
-        """The fastest micro-batch size here, and its steps.
+    def fastest_size(self, *, is_sorted: bool) -> int:
+        """The micro-batch size that is fastest here. Its search changes the weights.
 
         Times fall and then rise with the size: larger sizes than the first one that is clearly slower are not tried.
         """
         times: dict[int, float] = {}
-        self.step(SIZES[0], is_sorted=is_sorted)()  # memory and the optimizer's state
         for size in SIZES:
-            times[size] = timed(self.step(size, is_sorted=is_sorted))[0]
+            sample = self._micro_batches(size, is_sorted=is_sorted)[::SEARCH_STRIDE]
+            step, n_tokens = self._step_over(sample), sum(len(one) for part in sample for one in part)
+            times[size] = min(timed(step)[0] for _ in range(2 if size == SIZES[0] else 1)) / n_tokens
             if times[size] > CLEARLY_SLOWER * min(times.values()):
                 break
-        size = min(times, key=times.__getitem__)
-        return size, self.step(size, is_sorted=is_sorted)
+        return min(times, key=times.__getitem__)
 
     def _loss(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         logits = self._model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1]
@@ -229,18 +235,16 @@ def compare(name: str, turns: int, report: Report) -> None:
         save_model(folder, shape.model)
         contestants: dict[str, Step] = {"archon": with_archon(folder, sequences), FLOOR: products_alone(shape)}
         ways = (PADDED, SORTED, SINGLE) if len(set(shape.lengths)) > 1 else (PADDED,)
-        rivals = {way: Rival(folder, sequences) for way in ways}
         sizes = {}
-        for way, rival in rivals.items():
-            if way == SINGLE:
-                sizes[way], contestants[way] = 1, rival.step(1)
-            else:
-                sizes[way], contestants[way] = rival.fastest(is_sorted=way == SORTED)
+        for way in ways:
+            searching = Rival(folder, sequences)
+            sizes[way] = 1 if way == SINGLE else searching.fastest_size(is_sorted=way == SORTED)
+        for way, size in sizes.items():
+            contestants[way] = Rival(folder, sequences).step(size, is_sorted=way == SORTED)
         first = {contestant: step() for contestant, step in contestants.items()}
-        for way, rival in rivals.items():
-            assert rival.first_loss is not None
-            if not math.isclose(rival.first_loss, first["archon"], rel_tol=LOSS_TOLERANCE):
-                raise SystemExit(f"{way}: found a first loss of {rival.first_loss}; Archon's is {first['archon']}")
+        for way in ways:
+            if not math.isclose(first[way], first["archon"], rel_tol=LOSS_TOLERANCE):
+                raise SystemExit(f"{way}: found a first loss of {first[way]}; Archon's is {first['archon']}")
         times: dict[str, list[float]] = {contestant: [] for contestant in contestants}
         for _ in range(turns):
             for contestant, step in contestants.items():

@@ -70,7 +70,7 @@ class PlainBuilder:
 
 def loaded_model(model_type: str) -> LoadedModel:
     """The parts of a family."""
-    return next(spec for spec in archon_models() if spec.name == model_type).load()
+    return next(spec for spec in archon_models() if model_type in (spec.name, *spec.model_types)).load()
 
 
 def build(model: LoadedModel, arguments: Any, stage: Any = None) -> nn.Module:

@@ -1,4 +1,4 @@
-"""What every model package must keep, for both families."""
+"""What every model package must keep, for the dense families."""
 
 from archon_testing import ModelPluginSuite
 
@@ -9,3 +9,8 @@ class TestQwen2(ModelPluginSuite):
 
 class TestQwen3(ModelPluginSuite):
     model = "qwen3"
+
+
+class TestQwen35(ModelPluginSuite):
+    model = "qwen3_5"
+    layouts = ("c2t2",)

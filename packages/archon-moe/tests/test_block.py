@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
-from transformers import DeepseekV3Config, Qwen3MoeConfig
+from transformers import DeepseekV3Config, GptOssConfig, Qwen3MoeConfig
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3MoE
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssMLP
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from archon_core.contracts.moe import MoESettings
+from archon_core.contracts.moe import ClampedGate, MoESettings
 from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import ConfigError, DataError, ModelError
 from archon_engine.compat import TorchDispatchMode
@@ -47,8 +48,17 @@ def packed(n_tokens: int, **kwargs: object) -> PackedSequences:
 
 
 def expert(made: GroupedExperts, e: int, x: Tensor) -> Tensor:
-    act = {"silu": functional.silu, "gelu": functional.gelu}[made.hidden_act]
-    return made.down_proj[e] @ (act(made.gate_proj[e] @ x) * (made.up_proj[e] @ x))
+    gate, up = made.gate_proj[e] @ x, made.up_proj[e] @ x
+    if made.gate_bias is not None:
+        gate, up = gate + made.gate_bias[e], up + made.up_bias[e]
+    if made.clamped_gate is not None:
+        alpha, limit = made.clamped_gate.alpha, made.clamped_gate.limit
+        gate, up = gate.clamp(max=limit), up.clamp(-limit, limit)
+        h = gate * torch.sigmoid(alpha * gate) * (up + 1)
+    else:
+        h = {"silu": functional.silu, "gelu": functional.gelu}[made.hidden_act](gate) * up
+    y = made.down_proj[e] @ h
+    return y if made.down_bias is None else y + made.down_bias[e]
 
 
 def formula(made: MoEBlock, x: Tensor) -> Tensor:
@@ -56,7 +66,7 @@ def formula(made: MoEBlock, x: Tensor) -> Tensor:
     s = made.settings
     outputs = []
     for u in x:
-        logits = made.router.weight @ u
+        logits = made.router.weight @ u + (made.router.bias if s.router_bias else 0)
         scores = logits.sigmoid() if s.score == "sigmoid" else logits.softmax(0)
         ranking = scores.detach() + (made.router.choice_bias if s.choice_bias else 0)
         size = s.n_experts // s.n_groups
@@ -93,6 +103,9 @@ def sizes(draw: st.DrawFn) -> tuple[MoESettings, int]:
         choice_bias=draw(st.booleans()),
         shared_intermediate_size=shared,
         shared_gate=draw(st.booleans()) if shared else False,
+        expert_bias=draw(st.booleans()),
+        router_bias=draw(st.booleans()),
+        clamped_gate=draw(st.sampled_from([None, ClampedGate(1.702, 0.3)])),
         router_dtype=draw(st.sampled_from(["fp32", None])),
     )
     return made_of, draw(st.integers(0, 9))
@@ -118,11 +131,16 @@ def test_outputs_and_all_gradients_are_those_of_the_formula(case: tuple[MoESetti
 
 
 @given(
-    n_rows=st.integers(0, 12), n_experts=st.integers(1, 5), k=st.integers(1, 3), seed=st.integers(0, 99), data=st.data()
+    n_rows=st.integers(0, 12),
+    n_experts=st.integers(1, 5),
+    k=st.integers(1, 3),
+    like_gpt_oss=st.booleans(),
+    seed=st.integers(0, 99),
+    data=st.data(),
 )
 @settings(max_examples=50, deadline=None)
 def test_grouped_products_and_the_loop_agree_on_any_choice(
-    n_rows: int, n_experts: int, k: int, seed: int, data: st.DataObject
+    n_rows: int, n_experts: int, k: int, like_gpt_oss: bool, seed: int, data: st.DataObject
 ) -> None:
     """Choices may be missing, as on a rank that holds part of the experts, and may all be the same."""
     numbers = st.integers(-1, n_experts - 1)
@@ -132,7 +150,10 @@ def test_grouped_products_and_the_loop_agree_on_any_choice(
     choice = torch.tensor(chosen, dtype=torch.int32).view(n_rows, k)
     results = []
     # grouped_mm wants rows of a multiple of 16 bytes.
-    loop, grouped = (GroupedExperts(MoESettings(8, 12, n_experts, 1, hidden_act="gelu"), way) for way in (False, True))
+    made_of = MoESettings(8, 12, n_experts, 1, hidden_act="gelu")
+    if like_gpt_oss:
+        made_of = replace(made_of, expert_bias=True, clamped_gate=ClampedGate(limit=1.0))
+    loop, grouped = (GroupedExperts(made_of, way) for way in (False, True))
     for made in (loop, grouped):
         for number, parameter in enumerate(made.parameters()):
             parameter.data = rows(*parameter.shape, dtype=torch.float32, seed=seed + number)
@@ -221,6 +242,47 @@ def test_deepseek_v3_blocks_of_transformers_give_the_same(dtype: torch.dtype, to
     assert (y - expected).abs().max() <= tolerance * expected.abs().max()
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
+def test_gpt_oss_blocks_of_transformers_give_the_same(dtype: torch.dtype, tolerance: float) -> None:
+    config = GptOssConfig(hidden_size=24, intermediate_size=20, num_local_experts=9, num_experts_per_tok=3)
+    config._experts_implementation = "eager"
+    theirs = GptOssMLP(config).to(dtype)
+    gate = ClampedGate(config.swiglu_alpha, config.swiglu_limit)
+    made_of = MoESettings(
+        24, 20, 9, 3, norm_topk_prob=True, expert_bias=True, router_bias=True, clamped_gate=gate, router_dtype=None
+    )
+    made = block(made_of, dtype=dtype)
+    ours = made.experts
+    with torch.no_grad():
+        ours.gate_proj.mul_(4)  # some projections reach the limit
+        ours.up_proj.mul_(4)
+        theirs.router.weight.copy_(made.router.weight)
+        theirs.router.bias.copy_(made.router.bias)
+        theirs.experts.gate_up_proj.copy_(torch.stack([ours.gate_proj, ours.up_proj], 2).flatten(1, 2).mT)
+        theirs.experts.gate_up_proj_bias.copy_(torch.stack([ours.gate_bias, ours.up_bias], 2).flatten(1, 2))
+        theirs.experts.down_proj.copy_(ours.down_proj.mT)
+        theirs.experts.down_proj_bias.copy_(ours.down_bias)
+    x, grad = rows(31, 24, dtype=dtype), rows(31, 24, dtype=dtype, seed=4)
+    x_here, x_there = x.clone().requires_grad_(), x.clone().requires_grad_()
+    y, (expected, _) = made(x_here, packed(31)), theirs(x_there[None])
+    y.backward(grad)
+    expected[0].backward(grad)
+    gate_up = theirs.experts.gate_up_proj.grad.mT
+    for found, wanted in (
+        (y, expected[0]),
+        (x_here.grad, x_there.grad),
+        (made.router.weight.grad, theirs.router.weight.grad),
+        (made.router.bias.grad, theirs.router.bias.grad),
+        (ours.gate_proj.grad, gate_up[:, ::2]),
+        (ours.up_proj.grad, gate_up[:, 1::2]),
+        (ours.gate_bias.grad, theirs.experts.gate_up_proj_bias.grad[:, ::2]),
+        (ours.up_bias.grad, theirs.experts.gate_up_proj_bias.grad[:, 1::2]),
+        (ours.down_proj.grad, theirs.experts.down_proj.grad.mT),
+        (ours.down_bias.grad, theirs.experts.down_proj_bias.grad),
+    ):
+        assert (found - wanted).abs().max() <= tolerance * wanted.abs().max()
+
+
 class Products(TorchDispatchMode):
     """Counts matrix products."""
 
@@ -233,7 +295,7 @@ class Products(TorchDispatchMode):
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_each_half_of_a_split_backward_pass_computes_its_own_gradients_only(grouped: bool) -> None:
-    made = GroupedExperts(MoESettings(8, 8, 1, 1), grouped)
+    made = GroupedExperts(MoESettings(8, 8, 1, 1, expert_bias=True), grouped)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter)
     x = rows(4, 8, dtype=torch.float32).requires_grad_()

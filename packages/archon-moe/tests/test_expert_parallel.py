@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 
-from archon_core.contracts.moe import ExpertParallel, MoESettings
+from archon_core.contracts.moe import ClampedGate, ExpertParallel, MoESettings
 from archon_core.contracts.packed import PackedSequences
 from archon_core.errors import LayoutError
 from archon_engine.compat import TorchDispatchMode
@@ -21,7 +22,18 @@ from archon_moe.dispatch.traffic import RowSizes, bytes_between, rows_between
 from archon_moe.sharding import check_sizes
 from archon_testing.worlds import run_world
 
-SETTINGS = MoESettings(8, 16, 8, 3, norm_topk_prob=True, shared_intermediate_size=8, shared_gate=True)
+SETTINGS = MoESettings(
+    8,
+    16,
+    8,
+    3,
+    norm_topk_prob=True,
+    shared_intermediate_size=8,
+    shared_gate=True,
+    expert_bias=True,
+    router_bias=True,
+    clamped_gate=ClampedGate(limit=1.0),
+)
 UNUSED = 5
 """An expert that no token goes to."""
 TOKENS = {2: (4, 3), 4: (5, 0, 7, 1), 8: (3, 0, 5, 1, 2, 2, 0, 4)}
@@ -150,7 +162,9 @@ def test_any_ep_and_etp_give_the_outputs_and_gradients_of_one_process(n_ranks: i
 
 
 def test_a_size_that_does_not_divide_names_the_largest_smaller_one_that_does() -> None:
-    check_sizes(SETTINGS, 8, 16)
+    check_sizes(replace(SETTINGS, expert_bias=False), 8, 16)
+    with pytest.raises(LayoutError, match=r"etp \(t of the ffn part\) = 16, .*8 \(hidden size, .* is 8"):
+        check_sizes(SETTINGS, 8, 16)
     with pytest.raises(LayoutError, match=r"e = 6, which does not divide the model's 8 \(experts\).* is 4"):
         check_sizes(SETTINGS, 6, 1)
     with pytest.raises(LayoutError, match=r"etp \(t of the ffn part\) = 3, .*16 \(intermediate size.* is 2"):

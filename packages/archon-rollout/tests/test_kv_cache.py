@@ -1,10 +1,14 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.latent_attention import LatentAttention, LatentSizes
+from archon_engine.nn.rotary import RopeArguments, RotaryEmbedding
 from archon_rollout import kv_cache
-from archon_rollout.kv_cache import DecodeCache, PromptCache
+from archon_rollout.kv_cache import DecodeCache, KeptSequence, PromptCache
 
 HEADS, KV_HEADS, HEAD_DIM, SCALE = 6, 2, 4, 0.3
 LAYERS = ("0", "1")
@@ -42,7 +46,8 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
     new = [reference.tokens(1) for _ in reference.rows]
     for row, tokens in enumerate(new):
         reference.extend(row, tokens)
-    step = cache.begin_step(positions, int(positions.max()) + 1)
+    longest, is_even = int(positions.max()) + 1, len(set(positions.tolist())) == 1
+    step = cache.begin_step(positions, longest, is_even=is_even)
     packed = PackedSequences.from_lengths((1,) * len(new))
     for layer in LAYERS:
         q, k, v = (torch.cat([tokens[layer][part] for tokens in new]) for part in range(3))
@@ -52,7 +57,8 @@ def decode_and_compare(cache: DecodeCache, reference: Reference, windows: dict[s
 
 def add(cache: DecodeCache, reference: Reference, length: int, copies: int = 1) -> None:
     prompt = reference.tokens(length)
-    cache.write_rows(len(reference.rows), {layer: tuple(prompt[layer][1:]) for layer in LAYERS}, copies)
+    kept = KeptSequence({layer: tuple(prompt[layer][1:]) for layer in LAYERS})
+    cache.write_rows(len(reference.rows), kept, copies)
     reference.rows += [dict(prompt) for _ in range(copies)]
 
 
@@ -117,4 +123,59 @@ def test_a_prompt_cache_attends_within_each_prompt_and_keeps_its_keys_and_values
         expected = [tiny.textbook_attention(*prompt[layer], scale=SCALE, window=window) for prompt in prompts]
         torch.testing.assert_close(got, torch.cat(expected))
     for kept, prompt in zip(cache.split(lengths), prompts, strict=True):
-        assert all(torch.equal(kept[layer][i], prompt[layer][i + 1]) for layer in LAYERS for i in range(2))
+        assert all(torch.equal(kept.keys_values[layer][i], prompt[layer][i + 1]) for layer in LAYERS for i in range(2))
+
+
+def test_states_of_recurrent_layers_follow_their_rows():
+    prompts = PromptCache()
+    assert prompts.states("0") is None
+    prompts.keep_states("0", (torch.tensor([[1.0], [2.0], [3.0]]), torch.tensor([10.0, 20.0, 30.0])))
+    first, second, third = prompts.split((4, 1, 2))
+    cache = DecodeCache(max_rows=2, max_places=8)
+    cache.write_rows(0, first, copies=2)
+    cache.reserve(max_rows=4, max_places=8)
+    cache.write_rows(2, second, copies=1)
+    cache.write_rows(3, third, copies=1)
+    cache.move_rows(torch.tensor([3]), torch.tensor([0]), longest=4)  # row 0 ends, and the last one takes its place
+    step = cache.begin_step(torch.tensor([2, 4, 1]), longest=5)
+    rows, numbers = step.states("0")
+    assert (rows[:, 0].tolist(), numbers.tolist()) == ([3, 1, 2], [30, 10, 20])
+    step.keep_states("0", (rows + 1, numbers))
+    assert cache.begin_step(torch.tensor([3, 5]), longest=6).states("0")[0][:, 0].tolist() == [4, 2]
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+def test_latents_in_the_cache_give_the_attention_of_one_pass(by_products, monkeypatch):
+    monkeypatch.setattr(kv_cache, "SPARE_PLACES", 2)  # so that the buffers grow
+    monkeypatch.setattr(kv_cache, "attends_by_products", lambda x: by_products)
+    sizes = LatentSizes(
+        hidden_size=16, n_heads=4, query_rank=6, key_value_rank=5, content_dim=6, rotated_dim=4, value_dim=7
+    )
+    attention = LatentAttention(sizes, 0, scale=0.3, norm_eps=1e-6).to(torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in attention.parameters():
+        parameter.requires_grad_(False).normal_(generator=generator)
+    rotary = RotaryEmbedding(RopeArguments(4, 64, {"rope_type": "default", "rope_theta": 100.0}, interleaved=True))
+    lengths, n_prompt = (12, 15), (3, 6)
+    sequences = [torch.randn(n, 16, dtype=torch.float64, generator=generator) for n in lengths]
+
+    def attend(x, packed):
+        return attention(x, rotary(packed, torch.float64), packed)
+
+    prompts, cache = PromptCache(), DecodeCache(max_rows=2, max_places=20)
+    packed = replace(PackedSequences.from_lengths(n_prompt), cache=prompts)
+    found = attend(torch.cat([x[:n] for x, n in zip(sequences, n_prompt, strict=True)]), packed)
+    rows = [list(part) for part in found.split(n_prompt)]
+    for row, prompt in enumerate(prompts.split(n_prompt)):
+        assert prompt.keys_values["0"][0].shape[1:] == (1, 9), "one vector per token, not keys and values of every head"
+        cache.write_rows(row, prompt, 1)
+    for step in range(9):
+        positions = torch.tensor(n_prompt) + step
+        one_each = replace(PackedSequences.from_lengths((1, 1)), positions=positions)
+        one_each = replace(one_each, cache=cache.begin_step(positions, int(positions.max()) + 1))
+        out = attend(torch.stack([x[n + step] for x, n in zip(sequences, n_prompt, strict=True)]), one_each)
+        for row, values in zip(rows, out, strict=True):
+            row.append(values)
+    whole = attend(torch.cat(sequences), PackedSequences.from_lengths(lengths)).split(lengths)
+    for row, expected in zip(rows, whole, strict=True):
+        torch.testing.assert_close(torch.stack(row), expected, rtol=0, atol=1e-12 * float(expected.abs().max()))

@@ -24,7 +24,6 @@ GAPS = {
     "olmo": ("layer", "layers hold no norms beside attention and feed-forward block", "model"),
     "bitnet": ("attention", "holds attn_sub_norm.weight, other than Llama's", "model"),
     "apertus": ("feed-forward", "XIELUActivation is no activation that the configuration names", "model"),
-    "gpt_oss": ("feed-forward", "experts.gate_up_proj_bias", "model"),
     "deepseek_v3": ("attention", "attention lacks q_proj.weight", "model"),
     "hy_v3": ("feed-forward", "the expert blocks hold gate.weight", "model"),
 }

@@ -52,6 +52,7 @@ FAMILIES = {
     "seed_oss": {},
     "qwen2_moe": {},
     "glm4_moe": {"head_dim": 128},
+    "gpt_oss": {},
 }
 
 FILES = {
@@ -140,8 +141,9 @@ WORDS = {
         "offset=1.0": {"gemma", "gemma2", "gemma3_text"},
         "LayerNorm": {"starcoder2", "cohere2"},
         "class FeedForward": {"starcoder2"},
-        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe"},
-        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe", "qwen2_moe"},
+        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe", "gpt_oss"},
+        "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "gpt_oss"},
+        "AttentionSinks": {"gpt_oss"},
         "GAP": set(),
     },
     "weight_map": {
@@ -149,10 +151,12 @@ WORDS = {
         "Stack(": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe"},
         "moe.shared_gate": {"qwen2_moe"},
         "choice_bias": {"glm4_moe"},
+        "Interleave(": {"gpt_oss"},
     },
     "arguments": {
         "attention_scale": {"gemma2", "gemma3_text", "granite"},
         "partial=True": {"glm4", "glm4_moe"},
+        "ClampedGate(": {"gpt_oss"},
         "interleaved=True": {"cohere2", "ernie4_5", "glm4"},
         "_rotates(": {"smollm3", "exaone4", "cohere2"},
         "layer_type=kind": {"gemma3_text", "olmo3"},

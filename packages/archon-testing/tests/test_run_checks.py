@@ -69,6 +69,9 @@ def test_sums_in_float32_are_told_from_sums_that_were_rounded_to_bfloat16(n_rank
     assert said(parts[0], dense=False) == []
     stacked = {"layers.1.moe.experts.down_proj": HeldShard.whole(parts[0].reshape(3, 10, 20))}
     assert ["experts" in text for text in rounded_sums(stacked, dense=True, experts=True, vectors=True)] == [True]
+    assert list(rounded_sums(stacked, dense=True, experts=True, vectors=True, least=lambda share: share / 3)) == [], (
+        "experts of other ranks have sums"
+    )
     few = {"layers.0.norm.weight": HeldShard.whole(parts[0][0])}
     assert list(rounded_sums(few, dense=True, experts=True, vectors=True)) == []
     norms = {f"layers.{layer}.norm.weight": HeldShard.whole(row) for layer, row in enumerate(parts[0])}

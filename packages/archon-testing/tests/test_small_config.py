@@ -150,3 +150,21 @@ def test_experts_stay_divisible_and_routers_keep_a_choice():
 def test_of_dense_layers_and_layers_with_experts_a_small_model_has_both_if_the_large_one_has(kinds, kept, expected):
     small = with_layers({**QWEN3_30B, **kinds}, kept)
     assert (small["decoder_sparse_step"], small["mlp_only_layers"]) == expected
+
+
+def test_latent_attention_and_groups_of_experts_keep_their_structure():
+    tiny = {**TINY, "kv_lora_rank": 16, "n_routed_experts": 8, "first_k_dense_replace": 1, "num_experts_per_tok": 2}
+    large = {
+        **QWEN3_8B,
+        "head_dim": None,
+        "kv_lora_rank": 512,
+        "n_routed_experts": 256,
+        "n_group": 8,
+        "first_k_dense_replace": 3,
+        "num_experts_per_tok": 8,
+    }
+    small = shrink(large, tiny)
+    assert small["hidden_size"] == 32, "it does not follow from the number of heads"
+    assert small["n_routed_experts"] == 16, "a group has two experts"
+    dense_of = {n_layers: with_layers(small, n_layers)["first_k_dense_replace"] for n_layers in (4, 2)}
+    assert dense_of == {4: 3, 2: 1}, "a layer with experts is left"

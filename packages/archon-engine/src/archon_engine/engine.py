@@ -7,7 +7,7 @@ steps, checkpoints and offloading have separate modules.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +34,7 @@ from archon_engine.checkpoint.dcp import TrainingState
 from archon_engine.checkpoint.received import ReceivedWeights
 from archon_engine.distributed.determinism import deterministic_effects, ensure_deterministic
 from archon_engine.distributed.process_group import ensure_single_process_group
+from archon_engine.freed_memory import keep_freed_memory
 from archon_engine.mesh import device_of_rank
 from archon_engine.nn.evaluation import evaluation_mode
 from archon_engine.options.archon import ArchonEngineConfig
@@ -96,6 +97,8 @@ class ArchonEngine:
             option = f"{role}.archon.use_deterministic_algorithms"
             ensure_deterministic(option=option)
             self._decisions += deterministic_effects(option)
+        if config.archon.keep_freed_memory and device == "cpu" and config.optimizer is not None:
+            self._decisions += keep_freed_memory(f"{role}.archon.keep_freed_memory")
         self._running_or_none: Running | None = None
         self._has_reported = False
         self._record_into: str | None = None
@@ -248,6 +251,25 @@ class ArchonEngine:
         with profiled_range(self._role, "forward_batch"):
             return forward_step(batch.to(self.device), request, running)
 
+    @contextmanager
+    def without_adapters(self) -> Iterator[None]:
+        """Compute without adapters inside the block; see ``contracts.engine.TrainsAdapters``."""
+        assembled = self._ready.assembled
+        if assembled.plan.adapter is None:
+            raise TrainingError(f"engine {self._role!r}: found no adapters to switch off; set {self._role}.use_lora")
+        with assembled.plan.adapter.switched_off(assembled.module):
+            yield
+
+    @property
+    def frozen_weights(self) -> Collection[str]:
+        """The tensors beside adapters; see ``contracts.engine.TrainsAdapters``."""
+        plan = self._running.assembled.plan
+        return () if plan.adapter is None else plan.weights.hf_shapes.keys()
+
+    def publish_apart(self) -> Mapping[str, Any] | None:
+        """Publish adapters apart from now on; see ``contracts.engine.TrainsAdapters``."""
+        return self._running.checkpoints.publish_apart()
+
     def record_next(self, folder: str | None) -> None:
         """Record the pipeline actions of the next ``train_batch``; see ``contracts.engine.RecordsSteps``."""
         self._record_into = folder
@@ -261,14 +283,21 @@ class ArchonEngine:
         return self._ready.checkpoints.manifest(dtype, version=self._version)
 
     def weight_buckets(
-        self, max_bytes: int, dtype: str | None = None, memory: BucketMemory | None = None
+        self,
+        max_bytes: int,
+        dtype: str | None = None,
+        memory: BucketMemory | None = None,
+        *,
+        without: Collection[str] = (),
     ) -> Iterator[WeightBucket]:
         """Gather whole Hugging Face tensors on rank 0, bucket by bucket; see ``contracts.engine.TrainEngine``.
 
         Raises:
             WeightsError: the model is a critic.
         """
-        return self._ready.checkpoints.buckets(self.weight_manifest(dtype), max_bytes, memory)
+        manifest = self.weight_manifest(dtype)
+        sent = tuple(entry for entry in manifest.tensors if entry.name not in without)
+        return self._ready.checkpoints.buckets(replace(manifest, tensors=sent), max_bytes, memory)
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
         """Write a checkpoint folder: ``hf`` for weights that transformers reads, ``dcp`` to continue training.
@@ -310,7 +339,7 @@ class ArchonEngine:
     def received_weights(self) -> ReceivedWeights:
         """Access to this process's weights by Hugging Face name, for servers that receive them."""
         assembled = self._ready.assembled
-        return ReceivedWeights(assembled.plan.weights, assembled.named_weights)
+        return ReceivedWeights(assembled.plan.stored_apart, assembled.named_weights)
 
     def offload(self) -> None:
         """Move weights and optimizer state to host memory; see ``contracts.engine.TrainEngine``."""

@@ -67,6 +67,15 @@ class Meshes:
         return self.dense[TENSOR] if self.dims.tp > 1 else None
 
     @property
+    def copying(self) -> list[DeviceMesh]:
+        """The axes whose ranks compute different parts of the gradients of the parameters that all of them hold."""
+        experts = None if self.experts is None else self.experts.place
+        return [
+            *([] if self.tp is None else [self.tp]),
+            *([experts.mesh["etp"]] if experts is not None and experts.etp > 1 else []),
+        ]
+
+    @property
     def pipeline(self) -> dist.ProcessGroup | None:
         """The processes of this pipeline, which process the same tokens, in stage order; ``None`` without a
         pipeline."""

@@ -216,7 +216,7 @@ def test_the_index_names_the_file_of_every_tensor(tmp_path: Path) -> None:
 
 def test_a_file_holds_no_more_than_the_limit_unless_one_tensor_is_larger() -> None:
     shapes = {"a": (30,), "b": (60,), "c": (500,), "d": (20,), "e": (21,)}
-    files = plan_shards(shapes, torch.float32, max_shard_bytes=400)
+    files = plan_shards(shapes, dict.fromkeys(shapes, torch.float32), max_shard_bytes=400)
     assert sorted(n for names in files.values() for n in names) == list("abcde")
     for names in files.values():
         assert sum(4 * shapes[n][0] for n in names) <= 400 or names == ["c"]

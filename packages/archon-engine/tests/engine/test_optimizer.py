@@ -43,6 +43,34 @@ def test_one_adamw_step_is_the_published_formula():
         torch.testing.assert_close(parameter.detach(), expected)
 
 
+def test_muon_leaves_filters_of_convolutions_to_adamw():
+    named = {
+        "layers.0.filters.weight": nn.Parameter(torch.ones(3, 1, 4)),
+        "layers.0.up": nn.Parameter(torch.ones(3, 2, 4)),
+    }
+    optimizer = NamedOptimizer(named, OptimizerConfig(type="muon", lr=0.1), total_steps=None)
+    set_gradients(named, seed=1)
+    optimizer.step(0.1)
+    entries = {name: set(state) for name, state in optimizer.state().items()}
+    assert entries == {
+        "layers.0.filters.weight": {"step", "exp_avg", "exp_avg_sq"},
+        "layers.0.up": {"momentum_buffer"},
+    }
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam"])
+def test_the_memory_order_of_a_gradient_changes_nothing(kind):
+    first, second = parameters(), parameters()
+    for named in (first, second):
+        optimizer = NamedOptimizer(named, OptimizerConfig(type=kind, lr=0.1), total_steps=None)
+        set_gradients(named, seed=1)
+        if named is second:
+            named["embed.weight"].grad = named["embed.weight"].grad.T.contiguous().T
+        optimizer.step(0.1)
+    for name in first:
+        assert torch.equal(first[name], second[name])
+
+
 @pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "muon"])
 def test_state_moves_to_another_optimizer_under_its_names(kind):
     config = OptimizerConfig(type=kind, lr=0.1, weight_decay=0.1)

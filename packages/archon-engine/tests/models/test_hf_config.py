@@ -115,6 +115,12 @@ def test_a_saved_configuration_names_the_class_that_loads_it() -> None:
     assert config.architectures is None, "the original is left as it was"
 
 
+def test_the_saved_configuration_of_a_quantised_checkpoint_is_that_of_plain_weights() -> None:
+    config = load_hf_config({"model_type": "gpt_oss", "quantization_config": {"quant_method": "mxfp4"}})
+    assert "quantization_config" not in json.loads(config_file(config, critic=False, dtype="bfloat16"))
+    assert config.quantization_config == {"quant_method": "mxfp4"}, "the original is left as it was"
+
+
 def test_a_model_type_without_such_a_class_is_refused() -> None:
     with pytest.raises(ModelError, match="no causal language model"):
         architecture_name("clip", critic=False)

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box
+from archon_core.models.encoded import Encoded
 from archon_core.models.name_pattern import NamePattern
 from archon_core.models.weight_map import ResolvedMap, WeightMap
-from archon_core.models.weight_rules import Drop, Fuse, Rename, Split, Stack, Tie
+from archon_core.models.weight_rules import Drop, Fuse, Interleave, Rename, Split, Stack, Tie
+from archon_engine.models.encodings import BlockFp8, Mxfp4
 from archon_engine.models.weight_conversion import (
     assemble_hf,
     copy_from,
@@ -45,7 +47,13 @@ def numbered(shape: tuple[int, ...], start: int) -> Tensor:
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
     case, start = Case(), 0
-    kinds = draw(st.lists(st.sampled_from(["rename", "fuse", "split", "stack", "tie"]), min_size=1, max_size=5))
+    kinds = draw(
+        st.lists(
+            st.sampled_from(["rename", "reorder", "interleave", "fuse", "split", "stack", "tie"]),
+            min_size=1,
+            max_size=5,
+        )
+    )
     for place, kind in enumerate(kinds):
         hf, ours = f"model.h{place}", f"o{place}"
         layers = draw(st.integers(1, 2))
@@ -56,9 +64,16 @@ def cases(draw: st.DrawFn) -> Case:
         equal = len(set(sizes)) == 1 and draw(st.booleans())
         names = tuple(f"p{i}" for i in range(len(sizes)))
         full = (*rest[:dim], sum(sizes), *rest[dim:])
+        order = tuple(draw(st.permutations(range(len(full)))))
         if kind == "fuse":
             hf_patterns = tuple(f"{hf}.{{layer}}.{n}" for n in names)
             case.rules.append(Fuse(hf_patterns, f"{ours}.{{layer}}.w", dim, None if equal else sizes))
+        elif kind == "reorder":
+            case.rules.append(Rename(f"{hf}.{{layer}}.w", f"{ours}.{{layer}}.w", order=order))
+        elif kind == "interleave":
+            case.rules.append(
+                Interleave(f"{hf}.{{layer}}.w", tuple(f"{ours}.{{layer}}.{n}" for n in names), dim, order)
+            )
         elif kind == "split":
             case.rules.append(Split(f"{hf}.{{layer}}.w", tuple(f"{ours}.{{layer}}.{n}" for n in names), dim))
         elif kind == "stack":
@@ -80,6 +95,14 @@ def cases(draw: st.DrawFn) -> Case:
             shape = (experts, *full) if kind == "stack" else full
             tensor = numbered(shape, start)
             start += tensor.numel()
+            if kind == "interleave":
+                # One more dim whose places are the tensors, behind ``dim``: flattening the two makes slices take turns.
+                parts = [numbered(shape, start + 1000 * i) for i in range(len(names))]
+                case.ours |= {f"{ours}.{layer}.{n}": part for n, part in zip(names, parts, strict=True)}
+                joined = torch.stack(parts, dim + 1).flatten(dim, dim + 1)
+                case.hf[f"{hf}.{layer}.w"] = joined.permute(torch.tensor(order).argsort().tolist()).contiguous()
+                start += 1000 * len(names)
+                continue
             if kind == "split":
                 parts = tensor.split(sizes, dim)
                 case.ours |= {f"{ours}.{layer}.{n}": part.clone() for n, part in zip(names, parts, strict=True)}
@@ -93,6 +116,8 @@ def cases(draw: st.DrawFn) -> Case:
                 for expert in range(experts):
                     parts = tensor[expert].split(sizes, dim)
                     case.hf |= {f"{hf}.{layer}.{expert}.{n}": p.clone() for n, p in zip(names, parts, strict=True)}
+            elif kind == "reorder":
+                case.hf[f"{hf}.{layer}.w"] = tensor.permute(torch.tensor(order).argsort().tolist()).contiguous()
             else:
                 case.hf[f"{hf}.{layer}.w"] = tensor
             if kind == "tie":
@@ -177,6 +202,14 @@ def test_a_dropped_tensor_is_recognised_and_others_are_not() -> None:
     assert not weights.drops("rotary.3.weight")
 
 
+def test_dropped_subtrees_are_named_with_the_reason_of_their_rule() -> None:
+    rules = (Rename("a", "b"), Drop("mtp.{rest...}", reason="not trained"), Drop("rotary.{i}.inv_freq"))
+    weights = WeightMap(rules).resolve({"b": (1,)})
+    found = ("a", "mtp.fc", "rotary.0.inv_freq", "mtp.layers.0.norm.weight", "mtp")
+    assert weights.dropped_with_reason(found) == {"not trained": ("mtp.fc", "mtp.layers.0.norm.weight")}
+    assert not weights.drops("mtp")
+
+
 def test_the_order_of_hugging_face_names_is_the_order_of_our_tensors() -> None:
     rules = (Rename("z", "first"), Fuse(("b", "a"), "second"))
     assert list(WeightMap(rules).resolve({"first": (1,), "second": (2,)}).hf_shapes) == ["z", "b", "a"]
@@ -199,6 +232,13 @@ def test_the_order_of_hugging_face_names_is_the_order_of_our_tensors() -> None:
         ((Split("a", ("x", "y")),), {"x": (2,)}, "but not y"),
         ((Split("a", ("x", "y")),), {"x": (2, 3), "y": (2, 4)}, "differ in a dim"),
         ((Stack("a.{expert}", "x"),), {"x": ()}, "no dim to stack"),
+        ((Interleave("a", ("x", "y"), 0),), {"x": (2,), "y": (3,)}, "equal shapes"),
+        ((Interleave("a", ("x", "y"), 1),), {"x": (2,), "y": (2,)}, "has no dim 1"),
+        ((Rename("a", "x", order=(0, 0)),), {"x": (2, 3)}, "names each of its 2 dims once"),
+        ((Rename("a", "x"), Encoded("b", ("c",), BlockFp8())), {"x": (2, 3)}, "covers no tensor"),
+        ((Rename("a", "x"), *(Encoded("a", ("b", "c"), BlockFp8()),) * 2), {"x": (2, 3)}, "of another rule"),
+        ((Rename("a", "x"), Encoded("a", ("b", "c"), BlockFp8())), {"x": (2, 3, 4)}, "only matrices"),
+        ((Rename("a", "x"), Encoded("a", ("b", "c"), Mxfp4())), {"x": (2, 48)}, "a multiple of 32"),
     ],
 )
 def test_a_map_that_does_not_fit_is_refused(rules: tuple, shapes: dict, message: str) -> None:
@@ -224,6 +264,8 @@ def test_all_problems_are_told_at_once() -> None:
         lambda: Stack("a", "b"),
         lambda: Stack("a.{expert}", "b.{expert}"),
         lambda: Tie("a.{i}", to="b"),
+        lambda: Interleave("a.{i}", ("b.{i}", "c"), 0),
+        lambda: Encoded("a.{i}", ("b",), Mxfp4()),
     ],
 )
 def test_a_rule_whose_sides_have_different_placeholders_cannot_be_made(make) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +34,16 @@ class LoraOptions:
     target_modules: list[str] = field(default_factory=list)
     peft_type: str = option("lora", one_of("lora"))
     lora_path: str | None = None
+
+
+def file_options(file_config: Mapping[str, Any]) -> dict[str, Any]:
+    """``file_options`` of the ``AdapterSpec``."""
+    return {
+        "use_lora": True,
+        "lora_rank": file_config["r"],
+        "lora_alpha": file_config["lora_alpha"],
+        "target_modules": list(file_config["target_modules"]),
+    }
 
 
 def preview(config: Any, *, role: str, explicit: Collection[str]) -> EnginePreview:

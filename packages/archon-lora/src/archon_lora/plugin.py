@@ -17,6 +17,8 @@ def archon_adapters() -> list[AdapterSpec]:
             summary="low-rank products beside frozen projections, on any layout, in PEFT's format",
             option="use_lora",
             preview="archon_lora.options:preview",
+            file_options="archon_lora.options:file_options",
+            file_type="LORA",
             config=tuple(ConfigSection(role, "archon_lora.options:LoraOptions") for role in ROLES),
         )
     ]

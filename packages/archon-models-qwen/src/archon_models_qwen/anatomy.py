@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from archon_core.errors import ModelError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
-from archon_core.models.decoder_anatomy import Entries, decoder, gated_mlp, linear, norm
+from archon_core.models.decoder_anatomy import Entries, decoder, expert_weights, gated_mlp, linear, norm
 from archon_core.models.parallel_plan import HeadCounts
 
 
@@ -21,6 +22,14 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
         ModelError: an entry that its size depends on is missing, or is no positive number.
     """
     return _Reader(Entries(entries)).model(critic=critic)
+
+
+def hybrid_anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy:
+    """Raises ModelError: the anatomy of Gated DeltaNet layers is not described yet."""
+    raise ModelError(
+        f"model_type {entries.get('model_type')!r}: Gated DeltaNet layers cannot be planned; measure a few steps of a "
+        "run instead"
+    )
 
 
 class _Reader:
@@ -46,7 +55,9 @@ class _Reader:
     def _layer(self, number: int) -> LayerAnatomy:
         experts = self._experts() if self._is_sparse(number) else None
         intermediate = 0 if experts else self._entries.size("intermediate_size")
-        feed_forward = self._expert_weights(experts) if experts else gated_mlp("mlp", self._hidden, intermediate)
+        feed_forward = (
+            expert_weights(experts, self._hidden) if experts else gated_mlp("mlp", self._hidden, intermediate)
+        )
         return LayerAnatomy(
             weights=(
                 *self._attention_weights(),
@@ -75,13 +86,6 @@ class _Reader:
         if not is_qwen2:
             yield norm("attention.q_norm", self._head_dim, "head_norm")
             yield norm("attention.k_norm", self._head_dim, "head_norm")
-
-    def _expert_weights(self, experts: ExpertsAnatomy) -> Iterator[WeightShape]:
-        number, inner = experts.n_experts, experts.intermediate_size
-        yield WeightShape("moe.router.weight", (number, self._hidden), "sequence")
-        yield WeightShape("moe.experts.gate_proj", (number, inner, self._hidden), "expert", 1)
-        yield WeightShape("moe.experts.up_proj", (number, inner, self._hidden), "expert", 1)
-        yield WeightShape("moe.experts.down_proj", (number, self._hidden, inner), "expert", 2)
 
     def _experts(self) -> ExpertsAnatomy:
         return ExpertsAnatomy(

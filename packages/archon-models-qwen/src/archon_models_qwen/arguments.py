@@ -49,6 +49,9 @@ class QwenArguments:
         attention_dropout: dropout of the configuration. It is never applied, so an engine with
             ``disable_dropout=false`` must refuse a value above 0.
         tied_in_files: whether the checkpoint's language-model head is its embedding, even if a value head replaces it.
+        output_gate: whether attention's result is multiplied by the sigmoid of a gate, which the query projection gives
+            beside each head's query.
+        norm_offset: added to the weights of norms: 1 where these start at 0.
     """
 
     vocab_size: int
@@ -68,6 +71,8 @@ class QwenArguments:
     critic: bool
     attention_dropout: float = 0.0
     tied_in_files: bool = False
+    output_gate: bool = False
+    norm_offset: float = 0.0
 
     @property
     def n_layers(self) -> int:
@@ -95,8 +100,13 @@ class QwenArguments:
         )
 
 
-def decoder_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
+def decoder_fields(config: PreTrainedConfig, *, critic: bool, partial_rotation: bool = False) -> dict[str, Any]:
     """The fields of ``QwenArguments`` that all families read alike.
+
+    Args:
+        config: of the model.
+        critic: whether the model has a value head.
+        partial_rotation: whether the family can rotate a part of each head.
 
     Raises:
         ModelError: an entry that these architectures do not have.
@@ -116,13 +126,14 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
     return {
         "vocab_size": config.vocab_size,
         "hidden_size": config.hidden_size,
-        "intermediate_size": config.intermediate_size,
+        # Families without dense layers have none.
+        "intermediate_size": getattr(config, "intermediate_size", 0),
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "head_dim": head_dim,
         "hidden_act": config.hidden_act,
         "norm_eps": config.rms_norm_eps,
-        "rope": RopeArguments.from_hf_config(config, head_dim),
+        "rope": RopeArguments.from_hf_config(config, head_dim, partial=partial_rotation),
         "tied": config.tie_word_embeddings and not critic,
         "tied_in_files": config.tie_word_embeddings,
         "critic": critic,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
@@ -31,23 +32,34 @@ class QwenAttention(nn.Module):
         super().__init__()
         a = arguments
         self.head_dim = a.head_dim
-        self.q_proj = Linear(a.hidden_size, a.n_heads * a.head_dim, bias=a.qkv_bias)
+        self.per_head = a.head_dim * (2 if a.output_gate else 1)
+        self.q_proj = Linear(a.hidden_size, a.n_heads * self.per_head, bias=a.qkv_bias)
         self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
         self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
         self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=a.output_bias)
-        self.q_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.k_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
+        self.q_norm = make_norm(a, a.head_dim) if a.qk_norm else None
+        self.k_norm = make_norm(a, a.head_dim) if a.qk_norm else None
         settings = AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer])
         self.core = PackedAttention(str(layer), settings)
 
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         # Head counts come from the projections, which hold fewer heads when they are sharded.
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        # [T, Hq, D], or [T, Hq, 2 D] with the gate in the second half of each head.
+        q, *gate = self.q_proj(x).unflatten(-1, (-1, self.per_head)).split(self.head_dim, dim=-1)
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         out = self.core(rotation.apply(q), rotation.apply(k), v, packed)
+        if gate:
+            out = out * torch.sigmoid(gate[0])
         return self.o_proj(out.flatten(-2))
+
+
+def make_norm(arguments: QwenArguments, size: int) -> RMSNorm:
+    """A norm over ``size`` features. Norms whose weights start at 0 round after scaling, as in transformers."""
+    a = arguments
+    return RMSNorm(size, a.norm_eps, offset=a.norm_offset, rounds_first=a.norm_offset == 0.0)
 
 
 class QwenBlock(nn.Module):
@@ -58,8 +70,8 @@ class QwenBlock(nn.Module):
         a = arguments
         self.attention = QwenAttention(a, layer)
         self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
-        self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
-        self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
+        self.attention_norm = make_norm(a, a.hidden_size)
+        self.mlp_norm = make_norm(a, a.hidden_size)
 
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
@@ -95,7 +107,7 @@ class QwenDecoder(nn.Module):
         self.arguments = a
         self.embed = Embedding(a.vocab_size, a.hidden_size) if stage.has_embed else None
         self.layers = nn.ModuleDict({str(layer): make_block(layer) for layer in stage.layers})
-        self.norm = RMSNorm(a.hidden_size, a.norm_eps) if stage.has_head else None
+        self.norm = make_norm(a, a.hidden_size) if stage.has_head else None
         self.head: LanguageModelHead | ValueHead | None = None
         if stage.has_head:
             self.head = ValueHead(a.hidden_size) if a.critic else LanguageModelHead(a.hidden_size, a.vocab_size)

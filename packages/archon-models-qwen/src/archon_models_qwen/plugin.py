@@ -12,6 +12,7 @@ CAPABILITIES: frozenset[Capability] = frozenset({"tp", "cp", "pp", "tied", "crit
 
 
 ANATOMY = "archon_models_qwen.anatomy:anatomy"
+HYBRID_ANATOMY = "archon_models_qwen.anatomy:hybrid_anatomy"
 
 
 @hookimpl
@@ -47,4 +48,30 @@ def archon_models() -> list[ModelSpec]:
         capabilities=CAPABILITIES | {"ep"},
         needs=("moe",),
     )
-    return [*dense, with_experts]
+    hybrid = ModelSpec(
+        name="qwen3_5",
+        target="archon_models_qwen.hybrid_decoder:Qwen35Decoder",
+        summary="Qwen3.5 and Qwen3.6, dense, text: Gated DeltaNet and gated attention",
+        model_types=("qwen3_5_text", "qwen3_5"),
+        arguments="archon_models_qwen.hybrid_arguments:Qwen35Arguments",
+        weight_map="archon_models_qwen.hybrid_weight_map:weight_map",
+        parallel_plan="archon_models_qwen.parallel_plan:hybrid_parallel_plan",
+        tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_5",
+        anatomy=HYBRID_ANATOMY,
+        capabilities=CAPABILITIES,
+    )
+    hybrid_with_experts = ModelSpec(
+        name="qwen3_5_moe",
+        target="archon_models_qwen.hybrid_decoder:Qwen35MoEDecoder",
+        summary="Qwen3.5 and Qwen3.6 with mixture-of-experts layers, text",
+        model_types=("qwen3_5_moe_text", "qwen3_5_moe"),
+        arguments="archon_models_qwen.hybrid_arguments:Qwen35MoEArguments",
+        weight_map="archon_models_qwen.hybrid_weight_map:moe_weight_map",
+        parallel_plan="archon_models_qwen.parallel_plan:hybrid_moe_parallel_plan",
+        tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_5_moe",
+        anatomy=HYBRID_ANATOMY,
+        # transformers has no sequence-classification model of this type, so a critic could not be saved.
+        capabilities=(CAPABILITIES | {"ep"}) - {"critic"},
+        needs=("moe",),
+    )
+    return [*dense, with_experts, hybrid, hybrid_with_experts]

@@ -27,6 +27,37 @@ def tiny_qwen3_moe() -> dict[str, Any]:
     return {"model_type": "qwen3_moe", "head_dim": 8, **_SIZES, **experts}
 
 
+def tiny_qwen3_5() -> dict[str, Any]:
+    """A Qwen3.5 of some 60 thousand parameters, as the content of a ``config.json``."""
+    return {"model_type": "qwen3_5_text", **_SIZES, **_HYBRID}
+
+
+def tiny_qwen3_5_moe() -> dict[str, Any]:
+    """A Qwen3.5-MoE of some 150 thousand parameters, as the content of a ``config.json``."""
+    experts = {
+        "moe_intermediate_size": 16,
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "shared_expert_intermediate_size": 24,
+    }
+    sizes = {name: size for name, size in _SIZES.items() if name != "intermediate_size"}
+    return {"model_type": "qwen3_5_moe_text", **sizes, **_HYBRID, **experts}
+
+
+_HYBRID: dict[str, Any] = {
+    "head_dim": 16,
+    "layer_types": ["linear_attention", "linear_attention", "linear_attention", "full_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_conv_kernel_dim": 4,
+    # Larger than published: outputs of heads this small often cancel, and the norm behind them would amplify fp32
+    # rounding far beyond that of a large model.
+    "rms_norm_eps": 1e-3,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+
 _SIZES: dict[str, Any] = {
     "vocab_size": 128,
     "hidden_size": 32,

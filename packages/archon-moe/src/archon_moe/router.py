@@ -42,23 +42,34 @@ class Router(nn.Module):
 
     Attributes:
         weight: [E, H].
+        bias: [E], of the logits; ``None`` for models without.
         choice_bias: [E], added to the scores for the choice alone, in at least fp32; a buffer, since no gradient
             changes it. ``None`` for models without.
+        lora: an adapter of ``weight``; ``None`` without.
     """
+
+    adds_adapter = True  # to the logits: a hook on the result would come behind the scores
 
     def __init__(self, settings: MoESettings) -> None:
         super().__init__()
         self.settings = settings
         self.weight = nn.Parameter(torch.empty(settings.n_experts, settings.hidden_size))
+        bias = nn.Parameter(torch.empty(settings.n_experts)) if settings.router_bias else None
+        self.register_parameter("bias", bias)
         self.register_buffer("choice_bias", torch.zeros(settings.n_experts) if settings.choice_bias else None)
+        self.lora: nn.Module | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Logits and scores, each [T, E], of ``x`` [T, H]."""
         settings, weight = self.settings, local_weight(self.weight)
+        bias = None if self.bias is None else local_weight(self.bias)
+        adapted = self.lora(x) if self.lora is not None and self.lora.enabled else None
         if settings.router_dtype == "fp32":
             kind = torch.promote_types(x.dtype, torch.float32)
-            x, weight = x.to(kind), weight.to(kind)
-        logits = functional.linear(x, weight)
+            x, weight, bias = x.to(kind), weight.to(kind), None if bias is None else bias.to(kind)
+        logits = functional.linear(x, weight, bias)
+        if adapted is not None:
+            logits = logits + adapted.to(logits.dtype)
         return logits, router_scores(logits, settings)
 
     def route(self, logits: Tensor, scores: Tensor, recorded: Tensor | None = None) -> Routing:

@@ -7,15 +7,17 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.distributed.tensor import DTensor, Shard
+from torch.distributed.tensor import DTensor, Replicate, Shard
+from torch.distributed.tensor.placement_types import Placement
 
 from archon_core.contracts.moe import ExpertParallel, MoESettings
 from archon_core.errors import LayoutError
 from archon_moe.block import MoEBlock
 from archon_moe.dispatch.interface import NoDispatch
+from archon_moe.low_rank import full_tensor
 
-INTERMEDIATE_DIM = {"gate_proj": 1, "up_proj": 1, "down_proj": 2}
-"""Parameter of ``GroupedExperts`` -> the dim that ``etp`` shards; ``ep`` shards dim 0."""
+ETP_DIM = {"gate_proj": 1, "up_proj": 1, "down_proj": 2, "gate_bias": 1, "up_bias": 1, "down_bias": 1}
+"""Parameter of ``GroupedExperts`` -> the dim that ``etp`` shards, in the order of parameters; ``ep`` shards dim 0."""
 
 
 def check_sizes(settings: MoESettings, ep: int, etp: int) -> None:
@@ -24,10 +26,14 @@ def check_sizes(settings: MoESettings, ep: int, etp: int) -> None:
     Raises:
         LayoutError: a size does not divide; the message names the largest smaller size that does.
     """
-    for axis, size, extent, what in (
+    inner = "etp (t of the ffn part)"
+    checked = [
         ("e", ep, settings.n_experts, "experts"),
-        ("etp (t of the ffn part)", etp, settings.intermediate_size, "intermediate size of an expert"),
-    ):
+        (inner, etp, settings.intermediate_size, "intermediate size of an expert"),
+    ]
+    if settings.expert_bias:
+        checked.append((inner, etp, settings.hidden_size, "hidden size, which is that of the experts' output biases"))
+    for axis, size, extent, what in checked:
         if extent % size:
             largest = max(n for n in range(1, size + 1) if extent % n == 0)
             raise LayoutError(
@@ -44,15 +50,28 @@ def shard_experts(block: MoEBlock, place: ExpertParallel) -> None:
     """
     check_sizes(block.settings, place.ep, place.etp)
     experts = block.experts
-    for name, dim in INTERMEDIATE_DIM.items():
-        parameter = getattr(experts, name)
-        assert parameter.is_meta, "experts are sharded on the meta device, before weights are loaded"
-        shape = list(parameter.shape)
-        shape[0] //= place.ep
-        shape[dim] //= place.etp
-        local = torch.empty(shape, dtype=parameter.dtype, device="meta")
-        sharded = DTensor.from_local(local, place.mesh, [Shard(0), Shard(dim)], run_check=False)
-        setattr(experts, name, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
+    for name, _ in list(experts.named_parameters(recurse=False)):
+        _shard(experts, name, place, Shard(ETP_DIM[name]))
+    if experts.down_bias is not None:
+        experts.down_bias_start = place.mesh.get_local_rank(1) * (block.settings.hidden_size // place.etp)
+    lora = experts.lora
+    for name in () if lora is None else lora.projections:
+        # One factor has the intermediate size in place of the hidden size; the other is whole on all etp ranks.
+        cut = ETP_DIM[name]
+        _shard(lora, f"{name}_A", place, Shard(2) if cut == 2 else Replicate())
+        _shard(lora, f"{name}_B", place, Shard(1) if cut == 1 else Replicate())
+
+
+def _shard(owner: nn.Module, name: str, place: ExpertParallel, over_etp: Placement) -> None:
+    parameter = getattr(owner, name)
+    assert parameter.is_meta, "experts are sharded on the meta device, before weights are loaded"
+    shape = list(parameter.shape)
+    shape[0] //= place.ep
+    if isinstance(over_etp, Shard):
+        shape[over_etp.dim] //= place.etp
+    local = torch.empty(shape, dtype=parameter.dtype, device="meta")
+    sharded = DTensor.from_local(local, place.mesh, [Shard(0), over_etp], run_check=False)
+    setattr(owner, name, nn.Parameter(sharded, requires_grad=parameter.requires_grad))
 
 
 @contextmanager
@@ -64,13 +83,13 @@ def whole_experts(blocks: Sequence[MoEBlock]) -> Iterator[None]:
     try:
         with torch.no_grad():
             for block in blocks:
-                block.experts.whole = tuple(_full_tensor(getattr(block.experts, name)) for name in INTERMEDIATE_DIM)
+                block.experts.whole = tuple(map(full_tensor, block.experts.parameters(recurse=False)))
+                if block.experts.lora is not None:
+                    block.experts.lora.gather()
                 block.dispatch = NoDispatch()
         yield
     finally:
         for block, dispatch in before:
             block.experts.whole, block.dispatch = None, dispatch
-
-
-def _full_tensor(parameter: nn.Parameter) -> torch.Tensor:
-    return parameter.full_tensor() if isinstance(parameter, DTensor) else parameter.detach()
+            if block.experts.lora is not None:
+                block.experts.lora.whole = None

@@ -94,7 +94,7 @@ class StagePasses:
             The gradient of the input [tokens, width]; ``None`` on the first stage.
         """
         live = self._live.pop(number)
-        torch.autograd.backward(live.out, gradient)
+        self._walk_whole(live.out, gradient)
         return None if live.x is None else live.x.grad
 
     def backward_input(self, number: int, gradient: Tensor | None) -> Tensor | None:
@@ -121,12 +121,18 @@ class StagePasses:
         """Second half of a split backward pass: the gradients of the weights."""
         live = self._live.pop(number)
         if live.out is not None:
-            torch.autograd.backward(live.out, live.gradient)
+            self._walk_whole(live.out, live.gradient)
         elif live.weights is not None:
             self._add_weight_gradients(live.weights)
             # FSDP2's hooks do not see this half: without widen(), gradients of several micro-batches would be summed in
             # the compute dtype instead of the reduction dtype.
             self._groups.widen()
+
+    def _walk_whole(self, out: Tensor | None, gradient: Tensor | None) -> None:
+        assert out is not None, "a micro-batch has one backward pass"
+        # A first stage of frozen weights alone, such as an embedding beside adapters, has no graph.
+        if self.is_last or out.requires_grad:
+            torch.autograd.backward(out, gradient)
 
     def _add_weight_gradients(self, groups: list[dict[str, Any]]) -> None:
         """Walk the graph once per group of weights, and recompute each checkpointed block once.

@@ -1,5 +1,5 @@
-"""The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.norm``,
-``rms_norm``, ``attention``, ``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
+"""The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.attention``,
+``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
 
 Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
 memory.
@@ -9,15 +9,14 @@ Legend: n tokens of a rank between tensor regions, T tokens inside (n t), H hidd
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from math import lcm
 
 from archon_plan.block_sizes import FP32, BlockSizes
 from archon_plan.expert_operations import expert_operations
+from archon_plan.latent_operations import latent_heads
+from archon_plan.layer_operations import linear, norm, tile_of
 from archon_plan.liveness import INPUT, Operation, Operations
-
-TILE_ELEMENTS = 2**17
-"""``archon_engine.nn.tiles``'s elements of a tile of rows, on a CPU; other devices take all rows at once."""
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
@@ -46,41 +45,6 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
 
 
-def norm(
-    name: str, source: str, rows: float, width: float, s: BlockSizes, *, stays: bool = False
-) -> Iterator[Operation]:
-    """``archon_engine.nn.norm.RMSNorm`` of [rows, width]. The result is called ``name``.
-
-    Saved are the source and the root of every row. Tiles of rows go through fp32 buffers: while one is widened, the
-    buffers of the last tile still exist.
-    """
-    own, weights = rows * width * s.value_bytes, width * s.value_bytes
-    if s.compiled:
-        yield Operation(
-            name, own, (source,), (source,), extra=rows * FP32, behind=own, weights=weights, fused=True, stays=stays
-        )
-        return
-    tile, several = tile_of(rows, width, s)
-    if s.value_bytes < FP32:
-        # Forward: the row in fp32 and its square. Backward: input, gradient, and their product.
-        beside, behind = 2 * tile * FP32, (5 if several else 3) * tile * FP32
-    else:
-        beside, behind = tile * FP32, (2 if several else 1) * tile * FP32
-    yield Operation(name, own, (source,), (source,), extra=rows * FP32, beside=beside, behind=behind, weights=weights)
-
-
-def tile_of(rows: float, width: float, s: BlockSizes) -> tuple[float, bool]:
-    """Elements of a tile of [rows, width] (``archon_engine.nn.tiles``), and whether there are several."""
-    size = max(1, TILE_ELEMENTS // max(int(width), 1)) if s.on_cpu else rows
-    return min(size, rows) * width, rows > size
-
-
-def _linear(s: BlockSizes, name: str, source: str, rows: float, given: float, made: float) -> Operation:
-    """A projection of [rows, given] to [rows, made] saves its input."""
-    b = s.value_bytes
-    return Operation(name, b * rows * made, (source,), (source,), kept=True, weights=b * given * made)
-
-
 def _region(
     name: str, source: str, inside: Callable[[BlockSizes, str, str], Iterator[Operation]], s: BlockSizes
 ) -> Iterator[Operation]:
@@ -95,13 +59,23 @@ def _region(
 
 
 def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
-    T, b, c = s.region_tokens, s.value_bytes, s.context_ranks
+    if s.latent is not None:
+        yield from latent_heads(s, source)
+        yield from _core(s, ("q.rotated", "k.rotated", "kv"), result)
+        return
+    value = yield from _heads(s, source)
+    yield from _core(s, ("q.rotated", "k.rotated", value), result)
+
+
+def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
+    """Queries ``q.rotated``, keys ``k.rotated`` and values, whose name is returned."""
+    T, b = s.region_tokens, s.value_bytes
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
     exchanges = s.owned_key_heads != s.key_heads
-    yield _linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim)
-    yield _linear(s, "k", source, T, s.hidden, s.owned_key_heads * s.key_dim)
-    yield _linear(s, "v", source, T, s.hidden, s.owned_key_heads * s.value_dim)
+    yield linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim)
+    yield linear(s, "k", source, T, s.hidden, s.owned_key_heads * s.key_dim)
+    yield linear(s, "v", source, T, s.hidden, s.owned_key_heads * s.value_dim)
     key, value = "k", "v"
     if exchanges:
         # Parts that other ranks read, sent, then joined to heads with the features of a token side by side.
@@ -116,6 +90,11 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         query, key = "q_norm", "k_norm"
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
         # Saved are only cosines and sines, which all layers share.
+        if s.rotated_dim < s.key_dim:
+            # The rotated part, before it is joined to the rest, and its gradient.
+            part = b * size * s.rotated_dim / s.key_dim
+            yield Operation(name, b * size, (given,), beside=part * 1.5, behind=part * 1.5)
+            continue
         if s.compiled:
             # Beside: the halves before they are joined. Behind: gradients of both halves, and a product.
             yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
@@ -123,13 +102,24 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         # A product of half a tile, and for backward the sines of the angles back.
         half = b * tile_of(T, size / T, s)[0] / 2
         yield Operation(name, b * size, (given,), beside=half, behind=half + b * T * s.key_dim / 2)
-    given = ("q.rotated", "k.rotated", value)
+    return value
+
+
+def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operation]:
+    """Core attention and the output projection."""
+    T, b, c = s.region_tokens, s.value_bytes, s.context_ranks
+    queries = T * s.query_heads * s.key_dim
+    keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
     if c > 1:
         copies = lcm(round(s.key_heads), c) / round(s.key_heads)
         exchanged = b * (queries + copies * (keys + values))
         yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
         given = ("heads",)
-    attended = b * T * s.query_heads * s.value_dim
+    if s.value_dim < s.key_dim:
+        # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
+        yield Operation("v.padded", b * T * s.key_heads * s.key_dim, (given[-1],), eager=True)
+        given = (*given[: 1 if c > 1 else -1], "v.padded")
+    attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
     normaliser = T * s.query_heads * FP32
     yield Operation(
         "attended",
@@ -142,12 +132,15 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         eager=True,
         behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
     )
-    joined = "attended"
+    joined, outputs = "attended", b * T * s.query_heads * s.value_dim
+    if s.value_dim < s.key_dim:
+        yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
+        joined = "attended.values"
     if c > 1:
-        yield Operation("attended.exchanged", attended, ("attended",), kept=True, behind=attended, eager=True)
-        yield Operation("attended.tokens", attended, ("attended.exchanged",), eager=True)
+        yield Operation("attended.exchanged", outputs, (joined,), kept=True, behind=outputs, eager=True)
+        yield Operation("attended.tokens", outputs, ("attended.exchanged",), eager=True)
         joined = "attended.tokens"
-    yield _linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
+    yield linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
 
 
 def _flash_backward(s: BlockSizes, T: int, queries: float) -> float:
@@ -168,16 +161,16 @@ def _gated(
     inner, up = s.value_bytes * tokens * width, f"{prefix}up"
     names = (f"{prefix}gate", f"{prefix}activated", f"{prefix}inner")
     if not gated:
-        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[1], inner, (up,), (up,))
-        yield _linear(s, result, names[1], tokens, width, s.hidden)
+        yield linear(s, result, names[1], tokens, width, s.hidden)
         return
-    yield _linear(s, names[0], source, tokens, s.hidden, width)
+    yield linear(s, names[0], source, tokens, s.hidden, width)
     if s.compiled:
-        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[2], inner, (names[0], up), (names[0], up), behind=inner, fused=True)
     else:
         yield Operation(names[1], inner, (names[0],), (names[0],))
-        yield _linear(s, up, source, tokens, s.hidden, width)
+        yield linear(s, up, source, tokens, s.hidden, width)
         yield Operation(names[2], inner, (names[1], up), (names[1], up))
-    yield _linear(s, result, names[2], tokens, width, s.hidden)
+    yield linear(s, result, names[2], tokens, width, s.hidden)

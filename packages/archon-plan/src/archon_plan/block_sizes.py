@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import lcm
 from typing import NamedTuple
 
-from archon_core.models.anatomy import LayerAnatomy
+from archon_core.models.anatomy import LatentAnatomy, LayerAnatomy
 from archon_plan.setting import Setting
 
 FP32, INT64 = 4, 8
@@ -35,6 +35,8 @@ class BlockSizes(NamedTuple):
         key_dim: size of a query or key head.
         value_dim: size of a value head.
         head_norms: whether query and key heads are normalised.
+        rotated_dim: number of elements of a query or key head that are rotated.
+        latent: low-rank vectors that heads are made of; ``None`` without.
         intermediate: width of the dense feed-forward block on this rank; 0 without one.
         gated: whether it has a gate.
         experts: ``None`` for a dense block.
@@ -53,6 +55,8 @@ class BlockSizes(NamedTuple):
     key_dim: int
     value_dim: int
     head_norms: bool
+    rotated_dim: int
+    latent: LatentAnatomy | None
     intermediate: float
     gated: bool
     experts: ExpertSizes | None
@@ -104,6 +108,8 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         key_dim=attention.head_dim,
         value_dim=attention.value_dim,
         head_norms=attention.head_norms,
+        rotated_dim=attention.head_dim if attention.rotated_dim is None else attention.rotated_dim,
+        latent=attention.latent,
         intermediate=layer.intermediate_size / dims.tp,
         gated=layer.gated,
         experts=sizes,

@@ -3,7 +3,7 @@
 A product of T rows with a matrix of n elements takes 2 T n FLOPs; its backward pass as many for the gradient of the
 input and as many for that of the weight. Causal attention computes the pairs of a query and the keys that it sees:
 two products forward, and five backward, one of which recomputes the scores (FlashAttention-2, arXiv:2307.08691, section
-4). The head computes its logits again in backward.
+4). The head computes its logits again in backward; on a CPU only if they are several chunks, which plans ignore.
 
 Bytes of norms, activations, rotations and sums count reads and writes of the engine's layers, operation by operation,
 or once per block if it is compiled.
@@ -128,9 +128,11 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     local = tokens.per_micro_batch / (dims.tp * dims.cp)
     pairs = local * layer.experts.top_k if layer.experts else 0.0
     heads = attention.heads.query / (dims.tp * dims.cp)
-    size = attention.head_dim + attention.value_dim
+    # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
+    size = attention.head_dim + max(attention.head_dim, attention.value_dim)
     scores = tokens.per_micro_batch * mean_keys(attention, tokens.sequence) * heads
-    products = Work(dense=2 * local * sizes.products, router=2 * local * sizes.router, grouped=2 * pairs * sizes.pair)
+    met = sizes.products + (dims.tp - 1) * sizes.repeated
+    products = Work(dense=2 * local * met, router=2 * local * sizes.router, grouped=2 * pairs * sizes.pair)
     traffic = local * _layer_bytes(setting, sizes)
     launched = _layer_operations(setting, sizes)
     # A compiled block has no wrappers inside.
@@ -169,6 +171,9 @@ def _layer_bytes(setting: Setting, sizes: LayerSizes) -> float:
     rotated = (attention.heads.query + attention.heads.key_value) * attention.head_dim
     total = hidden * (layer.norms * norm + 2 * 3 * number)
     total += rotated * (norm * attention.head_norms + (2 if fused else 12) * number)
+    if attention.latent is not None:
+        # Every tensor rank normalises the low-rank vectors of all tokens.
+        total += setting.dims.tp * norm * (attention.latent.query_rank + attention.latent.key_value_rank)
     width = layer.intermediate_size
     if layer.experts:
         width += layer.experts.shared_intermediate_size

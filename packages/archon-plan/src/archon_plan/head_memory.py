@@ -1,7 +1,7 @@
 """Memory of the final norm and the head, which computes log-probabilities in chunks of tokens.
 
-It follows ``archon_engine.nn.head``: no logits stay, and a chunk's logits exist as the product in the compute type and
-as fp32 values.
+It follows ``archon_engine.nn.head``: a chunk's logits exist as the product in the compute type and as fp32 values. They
+stay only if, on a CPU, they are the only chunk.
 
 Legend: P positions with outputs, V rows of the vocabulary on this rank, H hidden size, C tokens of a chunk.
 """
@@ -12,8 +12,8 @@ from functools import lru_cache
 from math import ceil
 from typing import NamedTuple
 
-from archon_plan.block_operations import norm
 from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.layer_operations import norm
 from archon_plan.liveness import INPUT, backward_peak, saved_by_autograd
 
 CHUNK_BYTES, GPU_CHUNK_BYTES = 64 * 2**20, 2**30
@@ -61,12 +61,15 @@ def head_usage(sizes: BlockSizes, vocabulary: int, scored: float, *, critic: boo
     kept = saved + positions * (H * b + FP32)
     chunk = _chunk(positions, vocabulary, on_cpu=sizes.on_cpu)
     fp32, product = chunk * vocabulary * FP32, chunk * vocabulary * b if b < FP32 else 0.0
+    stays = sizes.on_cpu and sizes.tensor_ranks == 1 and chunk == positions
+    if stays:
+        kept += fp32
     matrix = vocabulary * H
     # A chunk's product is made and widened, and its gradients are narrowed again. Then the product for the hidden
     # states' gradient and that for the weight's, and at the end its cast, exist beside the narrow gradients.
     products = (product or fp32) + max(chunk * H * b, matrix * b if b < FP32 else 0.0)
     gradients = positions * (H * b + POSITION_BYTES) + matrix * FP32
-    forward = kept + max(fp32 + product, 2 * fp32)
+    forward = kept + max(fp32 + product, 2 * fp32) - (fp32 if stays else 0.0)
     peak = kept + max(fp32 + product, products) + gradients
     return HeadUsage(kept, max(peak, in_norm + matrix * b), forward)
 

@@ -78,7 +78,7 @@ def _hidden_matrices(setting: Setting, pipeline_rank: int) -> Iterator[WeightSha
     for stage in setting.held_by(pipeline_rank):
         for number in stage.layers:
             kind = setting.anatomy.kinds[setting.anatomy.kind_of[number]]
-            yield from (weight for weight in kind.weights if len(weight.shape) in (2, 3))
+            yield from (w for w in kind.weights if len(w.shape) in (2, 3) and not w.name.endswith("bias"))
 
 
 def _owned_elements(matrices: Sequence[_Matrix], dims: ParallelDims) -> dict[int, int]:

@@ -106,7 +106,7 @@ class Server:
     def cached(self, tokens: float, sequences: float) -> float:
         """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes per number.
 
-        Tensor ranks beyond the number of KV heads hold copies.
+        Tensor ranks beyond the number of KV heads hold copies. Latent attention keeps a vector per token on every rank.
 
         Args:
             tokens: prompt and completion tokens of all sequences together.
@@ -221,6 +221,9 @@ class Server:
         return total
 
     def _cache_of(self, attention: AttentionAnatomy) -> float:
+        if attention.latent is not None:
+            # Every tensor rank keeps the vectors that its heads are made of, and the rotated part of keys.
+            return (attention.latent.key_value_rank + (attention.rotated_dim or 0)) * self.cache_bytes
         heads = -(-attention.heads.key_value // self.tensor)
         return heads * (attention.head_dim + attention.value_dim) * self.cache_bytes
 

@@ -19,6 +19,7 @@ class LayerSizes:
         replicated: of matrices and vectors that every tensor rank holds whole.
         experts: of all experts.
         products: of matrices that multiply every token, the router's left out.
+        repeated: the part of ``products`` by which every tensor rank multiplies the tokens of all of them.
         router: of the router's matrix; 0 without experts.
         pair: of the matrices of one expert, which multiply a pair of a token and that expert.
         last_product: of the matrix that multiplies last, if nothing after it keeps its result for backward; else 0.
@@ -29,6 +30,7 @@ class LayerSizes:
     replicated: int
     experts: int
     products: int
+    repeated: int
     router: int
     pair: int
     last_product: int
@@ -106,6 +108,7 @@ def _layer(layer: LayerAnatomy) -> LayerSizes:
         replicated=sum(weight.size for weight in dense) - sharded,
         experts=experts,
         products=sum(weight.size for weight in matrices) - router,
+        repeated=sum(weight.size for weight in matrices if weight.role == "replicated"),
         router=router,
         pair=experts // layer.experts.n_experts if layer.experts else 0,
         last_product=_last_product(layer, matrices),
@@ -114,6 +117,12 @@ def _layer(layer: LayerAnatomy) -> LayerSizes:
 
 
 def _last_product(layer: LayerAnatomy, matrices: list[WeightShape]) -> int:
-    """Norms behind the block, a shared expert's gate and routed experts keep the last product's result."""
-    rows = [weight.size for weight in matrices if weight.role == "row"]
-    return rows[-1] if rows and layer.experts is None and layer.norms == 2 else 0
+    """Norms behind the block, a shared expert's gate and routed experts keep the last product's result. A shared expert
+    without a gate comes after the routed ones."""
+    if layer.norms != 2 or any("shared_gate" in weight.name for weight in matrices):
+        return 0
+    if layer.experts is None:
+        last = [weight.size for weight in matrices if weight.role == "row"]
+    else:
+        last = [weight.size for weight in matrices if weight.name == "moe.shared.down_proj.weight"]
+    return last[-1] if last else 0

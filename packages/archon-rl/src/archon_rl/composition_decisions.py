@@ -23,6 +23,7 @@ from archon_rl.differences import (
 )
 from archon_rl.preference_decisions import dpo_differences, granularity_changes, head_changes, unused_ipo_options
 from archon_rl.sampled_policy import sampled_policy_decisions, temperature_changes, trained_temperature
+from archon_rl.shared_reference import reference_decisions
 from archon_rl.teacher_decisions import teacher_decisions
 from archon_rl.teacher_options import is_pure_distillation
 from archon_rl.without_effect import beside_policy_loss, without_policy_loss
@@ -103,6 +104,8 @@ def _policy_choices(config: Any, *, relative: bool = False) -> Choices:
     if config.teacher is not None:
         notes += teacher_decisions(config.teacher, trained_temperature(generation))
     notes += agent_decisions(config)
+    if effective_kl_ctl(options, ref) or options.kl_loss_coef:
+        notes += reference_decisions(config)
     return Choices(changes, tuple(notes))
 
 

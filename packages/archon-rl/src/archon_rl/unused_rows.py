@@ -6,11 +6,19 @@ The decisions of the compositions explain further ones (``without_effect``). Imp
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
+from archon_core.contracts.engine_config import EngineConfig
 from archon_rl.collector_options import has_servers
 from archon_rl.run_parts import Run
+from archon_rl.shared_reference import (
+    OF_OTHER_WEIGHTS,
+    PLACING,
+    has_adapters,
+    is_actor_without_adapters,
+    receives_adapters,
+)
 from archon_train.model_sections import is_frozen
 
 SERVERS = (
@@ -33,10 +41,16 @@ SERVERS = (
     "weight_canary",
     "newcomer_weights",
     "skip_unchanged",
+    "use_lora",
     "interruption",
     "pause_grace_period",
 )
 """Options of ``rollout`` about servers, which the engine ``local`` does not have."""
+
+OF_REFERENCE = tuple(
+    f"ref.{option.name}" for option in fields(EngineConfig) if option.name not in (*OF_OTHER_WEIGHTS, *PLACING)
+)
+"""Options of a reference's engine."""
 
 AHEAD = ("max_head_offpolicyness", "max_concurrent_rollouts", "queue_size")
 """Options of ``rollout`` about sampling ahead of training."""
@@ -175,6 +189,11 @@ TABLE: tuple[Unused, ...] = (
     Unused(("critic.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("critic")),
     Unused(("reward_model.temperature",), NOT_A_LANGUAGE_MODEL, lambda run: run.has("reward_model")),
     Unused(("reward_model.mb_spec.granularity",), "it scores single sequences", lambda run: run.has("reward_model")),
+    Unused(
+        OF_REFERENCE,
+        "the reference is the actor without its adapters, in the actor's engine",
+        lambda run: run.samples and run.has("ref") and is_actor_without_adapters(run.config),
+    ),
     Unused(
         ("ref.mb_spec.granularity",),
         "the reference reads single sequences",
@@ -336,6 +355,16 @@ TABLE: tuple[Unused, ...] = (
         tuple(f"rollout.{name}" for name in SERVERS),
         "the engine local has no servers",
         lambda run: run.samples and not run.has_servers,
+    ),
+    Unused(
+        ("rollout.use_lora",),
+        "the actor trains no adapters",
+        lambda run: run.has_servers and not has_adapters(run.config.actor),
+    ),
+    Unused(
+        ("rollout.use_lora",),
+        "these servers receive each version as merged weights, which need nothing on their side",
+        lambda run: run.has_servers and not receives_adapters(run.config.rollout.backend),
     ),
     Unused(
         ("rollout.pause_grace_period",),

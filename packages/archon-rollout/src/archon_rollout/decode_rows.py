@@ -99,6 +99,7 @@ class DecodeRows:
         self._step_versions: list[int] = []
         self._first_kept = 0
         self._reach = 0
+        self._is_even = False
         self._stop_banned_until = 0
 
     def reserve(self, samples: Sequence[Sample], max_rows: int) -> None:
@@ -147,6 +148,11 @@ class DecodeRows:
     def longest(self) -> int:
         """Tokens of the longest active row, including the newest one."""
         return self._reach + self._step + 1
+
+    @property
+    def is_even(self) -> bool:
+        """Whether all active rows have the same number of tokens."""
+        return self._is_even
 
     @property
     def owners(self) -> Sequence[RowOwner]:
@@ -350,7 +356,9 @@ class DecodeRows:
 
     def _update_reach(self) -> None:
         # All rows grow by one token per step, so the longest row changes only when rows join or finish.
-        self._reach = max((o.sample.prompt_length - o.first_step for o in self._owners), default=0)
+        reaches = {owner.sample.prompt_length - owner.first_step for owner in self._owners}
+        self._reach = max(reaches, default=0)
+        self._is_even = len(reaches) == 1
 
 
 def _widths(samples: Sequence[Sample]) -> tuple[int, int]:

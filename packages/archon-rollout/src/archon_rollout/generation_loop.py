@@ -23,7 +23,7 @@ from archon_engine.models.staged import outline_of
 from archon_engine.nn.attention import PackedAttention
 from archon_rollout.admission import PREFILL_TOKENS, AdmissionQueue, PromptGroup, Sample, rows_to_fill
 from archon_rollout.decode_rows import DecodeRows, Moves, NewToken
-from archon_rollout.kv_cache import DecodeCache, KeysValues, PromptCache
+from archon_rollout.kv_cache import DecodeCache, KeptSequence, PromptCache
 from archon_rollout.prefilled import Prompt, SplitPrompts
 from archon_rollout.routed_experts import RoutingRecorder
 
@@ -183,7 +183,7 @@ class GenerationLoop:
         prompts |= self._prefill([group for group in groups if group.request not in prompts])
         start = row = self._rows.n_active
         for group in groups:
-            self._cache.write_rows(row, prompts[group.request].keys_values, copies=len(group.samples))
+            self._cache.write_rows(row, prompts[group.request].kept, copies=len(group.samples))
             row += len(group.samples)
         self._split_prompts.keep(groups, prompts)
         samples = [sample for group in groups for sample in group.samples]
@@ -204,9 +204,9 @@ class GenerationLoop:
         lengths = tuple(map(len, prompts))
         version = self._version()
         records = any(group.samples[0].records_experts for group in groups)
-        logits, keys_values, experts = self._process(torch.cat(prompts), lengths, records=records)
+        logits, sequences, experts = self._process(torch.cat(prompts), lengths, records=records)
         experts_of = [None] * len(prompts) if experts is None else experts.split(lengths)
-        parts = zip(requests, keys_values, logits, experts_of, strict=True)
+        parts = zip(requests, sequences, logits, experts_of, strict=True)
         return {request: Prompt(kept, row, version, chosen) for request, kept, row, chosen in parts}
 
     def _prompt_ids(self, request: int) -> Tensor:
@@ -214,8 +214,8 @@ class GenerationLoop:
 
     def _process(
         self, ids: Tensor, lengths: tuple[int, ...], *, records: bool
-    ) -> tuple[Tensor, list[KeysValues], Tensor | None]:
-        """One forward pass over packed sequences: logits of their last tokens, keys and values, routed experts."""
+    ) -> tuple[Tensor, list[KeptSequence], Tensor | None]:
+        """One forward pass over packed sequences: logits of their last tokens, what the layers keep, routed experts."""
         last_places = torch.tensor(lengths, device=self._device).cumsum(0) - 1
         cache = PromptCache(self._backend)
         head = HeadInputs(outputs=("logits",), positions=last_places)
@@ -234,8 +234,8 @@ class GenerationLoop:
         for rows in _chunks([len(sequence) for sequence in sequences]):
             chunk = [sequences[row] for row in rows]
             _, kept, _ = self._process(torch.cat(chunk), tuple(map(len, chunk)), records=False)
-            for row, keys_values in zip(rows, kept, strict=True):
-                self._cache.write_rows(row, keys_values, copies=1)
+            for row, sequence in zip(rows, kept, strict=True):
+                self._cache.write_rows(row, sequence, copies=1)
         self._rows_are_stale = False
 
     def _decode(self) -> None:
@@ -250,7 +250,7 @@ class GenerationLoop:
             positions=positions,
             lengths=(1,) * n_rows,
             head=HeadInputs(outputs=("logits",)),
-            cache=cache.begin_step(positions, rows.longest),
+            cache=cache.begin_step(positions, rows.longest, is_even=rows.is_even),
         )
         rows.begin_step(self._version())
         logits, experts = self._forward(rows.last_tokens, packed, records=rows.records_experts)

@@ -1,15 +1,16 @@
-"""KV caches: packed for prompts, padded buffers for rows in decoding.
+"""KV caches: packed for prompts, padded buffers for rows in decoding. Of recurrent layers they hold states instead.
 
-A ``PromptCache`` collects keys and values during one prefill. The ``DecodeCache`` lives for a whole generation: prompts
-are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and ``DecodeStep``
-implement ``archon_core.contracts.packed.AttentionCache``.
+A ``PromptCache`` collects keys, values and states during one prefill. The ``DecodeCache`` lives for a whole generation:
+prompts are copied in once per sample, and every ``DecodeStep`` adds one token to each row. ``PromptCache`` and
+``DecodeStep`` implement ``archon_core.contracts.packed.AttentionCache``, and keep the vectors of latent attention.
 
-Legend: T tokens, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per row.
+Legend: T tokens, S sequences, R active rows, K kv heads, D head dim of keys or of values, N cache entries in use per
+row.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -20,6 +21,23 @@ from archon_engine.nn.attention import AttentionBackend, PackedAttention
 
 KeysValues = dict[str, tuple[Tensor, Tensor]]
 """Layer -> keys and values, both [T, K, D], of one sequence or of packed sequences."""
+
+States = dict[str, tuple[Tensor, ...]]
+"""Recurrent layer -> its states, each [S, ...]."""
+
+
+@dataclass(frozen=True)
+class KeptSequence:
+    """What the layers keep of one sequence.
+
+    Attributes:
+        keys_values: of layers with attention.
+        states: of recurrent layers, each [1, ...].
+    """
+
+    keys_values: KeysValues = field(default_factory=dict)
+    states: States = field(default_factory=dict)
+
 
 PLACES_MULTIPLE = 8
 """Row lengths are rounded up to a multiple of this: fused CUDA attention requires masks with aligned rows."""
@@ -38,6 +56,15 @@ class PromptCache:
     def __init__(self, backend: AttentionBackend | None = None) -> None:
         self._backend = backend
         self._layers: KeysValues = {}
+        self._states: States = {}
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """See ``AttentionCache.states``: every sequence starts here."""
+        return None
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """See ``AttentionCache.keep_states``."""
+        self._states[layer] = states
 
     def attend(
         self,
@@ -55,17 +82,25 @@ class PromptCache:
         attention.backend = self._backend
         return attention(q, k, v, replace(packed, cache=None), sinks)
 
-    def split(self, lengths: tuple[int, ...]) -> list[KeysValues]:
-        """Keys and values per sequence, as views."""
-        prompts: list[KeysValues] = [{} for _ in lengths]
+    def store_latents(self, layer: str, latents: Tensor) -> None:
+        """See ``archon_core.contracts.packed.LatentPrompts``. Values are a part of the latents, so none are stored."""
+        self._layers[layer] = (latents, latents[..., :0])
+
+    def split(self, lengths: tuple[int, ...]) -> list[KeptSequence]:
+        """Keys, values and states per sequence, as views."""
+        prompts = [KeptSequence() for _ in lengths]
         for layer, (keys, values) in self._layers.items():
             for prompt, k, v in zip(prompts, keys.split(lengths), values.split(lengths), strict=True):
-                prompt[layer] = (k, v)
+                prompt.keys_values[layer] = (k, v)
+        for layer, states in self._states.items():
+            for number, prompt in enumerate(prompts):
+                prompt.states[layer] = tuple(state[number : number + 1] for state in states)
         return prompts
 
 
 class DecodeCache:
-    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer.
+    """Keys and values of rows that grow by one token per step, in buffers [rows, K, entries, D] per layer; of recurrent
+    layers, states [rows, ...].
 
     Active rows form a prefix: ``write_rows`` adds or replaces rows, ``move_rows`` fills the gaps of finished rows.
     Buffers are allocated with the first prompt.
@@ -75,6 +110,7 @@ class DecodeCache:
         self._max_rows = max_rows
         self._max_places = _round_up(max_places)
         self._layers: KeysValues = {}
+        self._states: States = {}
         self._places = 0
 
     def reserve(self, *, max_rows: int, max_places: int) -> None:
@@ -84,15 +120,21 @@ class DecodeCache:
             self._max_rows = max_rows
             for layer, (keys, values) in self._layers.items():
                 self._layers[layer] = (self._grown(keys), self._grown(values))
+            for layer, states in self._states.items():
+                self._states[layer] = tuple(self._with_all_rows(state) for state in states)
 
-    def write_rows(self, start: int, prompt: KeysValues, copies: int) -> None:
-        """Write ``copies`` rows with these keys and values, from row ``start`` on. Does nothing on a rank without
-        layers."""
-        if not prompt:
+    def write_rows(self, start: int, prompt: KeptSequence, copies: int) -> None:
+        """Write ``copies`` rows of a sequence, from row ``start`` on. Does nothing on a rank without layers."""
+        for layer, states in prompt.states.items():
+            if layer not in self._states:
+                self._states[layer] = tuple(self._with_all_rows(state[:0]) for state in states)
+            for buffer, new in zip(self._states[layer], states, strict=True):
+                buffer[start : start + copies] = new
+        if not prompt.keys_values:
             return
-        length = next(iter(prompt.values()))[0].shape[0]
+        length = next(iter(prompt.keys_values.values()))[0].shape[0]
         self._reserve(length)
-        for layer, (k, v) in prompt.items():
+        for layer, (k, v) in prompt.keys_values.items():
             if layer not in self._layers:
                 shape = (self._max_rows, k.shape[1], self._places)
                 self._layers[layer] = (
@@ -107,16 +149,20 @@ class DecodeCache:
         for buffers in self._layers.values():
             for buffer in buffers:
                 buffer[destinations, :, :longest] = buffer[sources, :, :longest]
+        for states in self._states.values():
+            for state in states:
+                state[destinations] = state[sources]
 
-    def begin_step(self, positions: Tensor, longest: int) -> DecodeStep:
+    def begin_step(self, positions: Tensor, longest: int, *, is_even: bool = False) -> DecodeStep:
         """The attention cache for the next token of the active rows.
 
         Args:
             positions: int64 [R], position of each row's new token.
             longest: their maximum plus 1, as a host value.
+            is_even: whether all positions are equal.
         """
         self._reserve(longest)
-        return DecodeStep(self._layers, positions, n_places=min(_round_up(longest), self._places))
+        return DecodeStep(self._layers, self._states, positions, longest, n_places=self._places, is_even=is_even)
 
     def _reserve(self, length: int) -> None:
         """Grow the buffers to at least ``length`` entries, layer by layer to limit peak memory."""
@@ -128,6 +174,11 @@ class DecodeCache:
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = (self._grown(keys), self._grown(values))
 
+    def _with_all_rows(self, state: Tensor) -> Tensor:
+        grown = state.new_zeros(self._max_rows, *state.shape[1:])
+        grown[: len(state)] = state
+        return grown
+
     def _grown(self, buffer: Tensor) -> Tensor:
         n_rows, n_heads, n_places, head_dim = buffer.shape
         by_dim = buffer.stride(-1) > buffer.stride(-2)
@@ -137,14 +188,37 @@ class DecodeCache:
 
 
 class DecodeStep:
-    """Attention of one new token per active row over the first ``n_places`` entries of ``layers``."""
+    """Attention of one new token per active row over the first ``longest`` of ``n_places`` entries of ``layers``, and
+    the rows' states in ``states``."""
 
-    def __init__(self, layers: KeysValues, positions: Tensor, n_places: int) -> None:
+    def __init__(
+        self,
+        layers: KeysValues,
+        states: States,
+        positions: Tensor,
+        longest: int,
+        *,
+        n_places: int,
+        is_even: bool = False,
+    ) -> None:
         self._layers = layers
+        self._states = states
         self._positions = positions
-        self._n_places = n_places
+        self._longest = longest
+        self._n_places = min(_round_up(longest), n_places)
+        self._is_even = is_even
         self._rows = torch.arange(len(positions), device=positions.device)
         self._masks: dict[int | None, Tensor] = {}
+        self._masks_of_heads: dict[tuple[int | None, int], Tensor] = {}
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """See ``AttentionCache.states``. S is R."""
+        return tuple(state[: len(self._positions)] for state in self._states[layer])
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """See ``AttentionCache.keep_states``."""
+        for buffer, new in zip(self._states[layer], states, strict=True):
+            buffer[: len(new)] = new
 
     def attend(
         self,
@@ -158,20 +232,45 @@ class DecodeStep:
     ) -> Tensor:
         """See ``AttentionCache.attend``. T is R."""
         keys, values = self._layers[layer]
+        self._write(keys, k)
+        self._write(values, v)
+        return self._attend(q, keys, values, settings, sinks)
+
+    def attend_latents(
+        self,
+        layer: str,
+        q: Tensor,
+        latents: Tensor,
+        value_dim: int,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        """See ``archon_core.contracts.packed.LatentSteps``."""
+        keys, _ = self._layers[layer]
+        self._write(keys, latents)
+        return self._attend(q, keys, keys[..., :value_dim], settings)
+
+    def _write(self, buffer: Tensor, new: Tensor) -> None:
+        """Store an entry of every row."""
+        if self._is_even:
+            buffer[: len(new), :, self._longest - 1] = new
+        else:
+            buffer[self._rows, :, self._positions] = new
+
+    def _attend(
+        self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings, sinks: Tensor | None = None
+    ) -> Tensor:
+        """Attend ``q`` [R, heads, D] to the buffers of keys and values."""
         n_rows, n_heads, head_dim = q.shape
-        n_kv_heads = k.shape[1]
-        keys[self._rows, :, self._positions] = k
-        values[self._rows, :, self._positions] = v
+        n_kv_heads = keys.shape[1]
+        scale, softcap = settings.scale, settings.softcap
+        if softcap is None and sinks is None and attends_by_products(q):
+            return self._by_products(q, keys, values, settings)
         # Query heads that share a kv head take the place of the query sequence, so keys need no copy per query head.
         grouped = q.reshape(n_rows, n_kv_heads, n_heads // n_kv_heads, head_dim)
         keys, values = keys[:n_rows, :, : self._n_places], values[:n_rows, :, : self._n_places]
-        mask, scale, softcap = self._mask(settings.window, q.dtype), settings.scale, settings.softcap
-        if softcap is None and sinks is None and attends_by_products(q):
-            mask_of_head = mask.expand(-1, n_kv_heads, -1, -1).flatten(0, 1)
-            by_dim = keys.transpose(-1, -2).flatten(0, 1)
-            scores = torch.baddbmm(mask_of_head, grouped.flatten(0, 1), by_dim, alpha=scale)
-            attended = scores.softmax(-1) @ values.flatten(0, 1)
-        elif softcap is None and sinks is None:
+        mask = self._mask(settings.window, q.dtype)
+        if softcap is None and sinks is None:
             attended = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
             scores = grouped @ keys.transpose(-1, -2) * scale
@@ -180,7 +279,25 @@ class DecodeStep:
             upcast = (scores + mask).to(torch.promote_types(q.dtype, torch.float32))
             weights = upcast.softmax(-1) if sinks is None else _softmax_with_sinks(upcast, sinks)
             attended = weights.to(q.dtype) @ values
-        return attended.reshape(n_rows, n_heads, -1)
+        return attended.reshape(n_rows, n_heads, values.shape[-1])
+
+    def _by_products(self, q: Tensor, keys: Tensor, values: Tensor, settings: AttentionSettings) -> Tensor:
+        n_rows, n_heads, head_dim = q.shape
+        n_kv_heads, window = keys.shape[1], settings.window
+        grouped = q.reshape(n_rows * n_kv_heads, n_heads // n_kv_heads, head_dim)
+        if self._is_even and (window is None or window >= self._longest):
+            # Every row sees every entry in use.
+            by_dim = keys[:n_rows, :, : self._longest].transpose(-1, -2).flatten(0, 1)
+            scores, n_places = torch.bmm(grouped, by_dim).mul_(settings.scale), self._longest
+        else:
+            if (window, n_kv_heads) not in self._masks_of_heads:
+                mask = self._mask(window, q.dtype).expand(-1, n_kv_heads, -1, -1)
+                self._masks_of_heads[window, n_kv_heads] = mask.flatten(0, 1)
+            by_dim = keys[:n_rows, :, : self._n_places].transpose(-1, -2).flatten(0, 1)
+            mask_of_heads, n_places = self._masks_of_heads[window, n_kv_heads], self._n_places
+            scores = torch.baddbmm(mask_of_heads, grouped, by_dim, alpha=settings.scale)
+        attended = torch.bmm(scores.softmax(-1), values[:n_rows, :, :n_places].flatten(0, 1))
+        return attended.view(n_rows, n_heads, -1)
 
     def _mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
         """Additive mask [R, 1, 1, N], built once per step and window and shared by the layers."""

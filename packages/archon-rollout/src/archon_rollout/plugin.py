@@ -80,6 +80,7 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             letters="dt",
             transports=("shm", "disk", "distributed", "ipc"),
             one_rank=("distributed", "ipc"),
+            adapters=True,
         )
     ]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from archon_rollout.admission import PromptGroup
-from archon_rollout.kv_cache import KeysValues
+from archon_rollout.kv_cache import KeptSequence
 
 MAX_SPLIT_PROMPTS = 16
 """Prompts to keep. Each call may have one, and a prompt that was dropped is prefilled again at its call's next turn."""
@@ -19,13 +19,13 @@ class Prompt:
     """A prefilled prompt, from which its samples start.
 
     Attributes:
-        keys_values: of its tokens, per layer.
+        kept: its keys and values, and states, per layer.
         logits: [V], of its last token; V is the vocabulary.
         version: of the weights that computed them.
         experts: int16 [tokens, layers, experts per token], the routed experts; ``None`` if not recorded.
     """
 
-    keys_values: KeysValues
+    kept: KeptSequence
     logits: Tensor
     version: int
     experts: Tensor | None = None

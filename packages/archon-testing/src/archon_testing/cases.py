@@ -6,11 +6,17 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.errors import UnknownNameError, did_you_mean
+from archon_core.plugins import registry
 
 DtypeName = Literal["float64", "float32"]
-Variant = Literal["untied", "tied", "critic"]
+Variant = Literal["untied", "tied", "critic", "lora"]
+LORA: Variant = "lora"
+"""The untied model with adapters of archon-lora. Every model has it, but only on request: the weights of the model
+itself are frozen, so their gradients go unchecked."""
+
 Check = Literal["training", "initial", "resume", "precision"]
 """What a case checks: a training run; initial weights without a checkpoint; a run resumed by a new engine from a
 training state; one step in bfloat16 with float32 weights."""
@@ -29,6 +35,7 @@ class Case:
     Attributes:
         model_config: the content of a Hugging Face ``config.json``.
         critic: use a value head instead of the language-model head.
+        lora: train adapters of the model instead of its weights.
         layout: with its backend, such as ``archon:d2t2``.
         n_mbs: least number of micro-batches per data rank.
         dtype: of weights and computation; for the check ``precision``, of the reference.
@@ -44,6 +51,7 @@ class Case:
 
     model_config: Mapping[str, Any]
     critic: bool = False
+    lora: bool = False
     layout: str = ONE_PROCESS
     n_mbs: int = 1
     dtype: DtypeName = "float64"
@@ -89,6 +97,8 @@ class Case:
         """The variant, derived from the configuration."""
         if self.critic:
             return "critic"
+        if self.lora:
+            return LORA
         return "tied" if self.model_config.get("tie_word_embeddings") else "untied"
 
 
@@ -106,18 +116,21 @@ def choose_variants(spec: ModelSpec, names: list[str]) -> tuple[Variant, ...]:
     """The variants ``names``, without duplicates; all declared variants if empty.
 
     Raises:
-        UnknownNameError: the model declares no such variant.
+        UnknownNameError: the model declares no such variant, or archon-lora is not installed.
     """
     declared = declared_variants(spec)
+    if LORA in names:
+        registry().get(AdapterSpec, LORA)  # raises with the package to install
+        declared = (*declared, LORA)
     for name in names:
         if name not in declared:
             raise UnknownNameError(
                 f"variant {name!r}: model {spec.name!r} declares {', '.join(declared)}{did_you_mean(name, declared)}"
             )
-    return tuple(variant for variant in declared if variant in names) or declared
+    return tuple(variant for variant in declared if variant in names) or declared_variants(spec)
 
 
 def variant_case(model_config: Mapping[str, Any], variant: Variant, **fields: Any) -> Case:
     """The ``Case`` of a variant; ``fields`` are further fields of ``Case``."""
     entries = {**model_config, "tie_word_embeddings": variant == "tied"}
-    return Case(entries, critic=variant == "critic", **fields)
+    return Case(entries, critic=variant == "critic", lora=variant == LORA, **fields)

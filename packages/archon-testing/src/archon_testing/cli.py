@@ -100,7 +100,7 @@ def verify(
     variants: Annotated[
         list[str] | None,
         typer.Option(
-            "--variant", help="untied, tied or critic; may be repeated. Default: all that the model declares."
+            "--variant", help="untied, tied, critic or lora; may be repeated. Default: all that the model declares."
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,

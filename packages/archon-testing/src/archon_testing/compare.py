@@ -20,9 +20,6 @@ from archon_testing.verdicts import LIMITS, QUANTITIES, Comparison, Deviation, Q
 
 FLOOR = 1e-6
 
-STACKED = 3
-"""Dims of a stack of matrices."""
-
 MOST_NAMES = 3
 """Number of names to list in a problem; the rest is only counted."""
 
@@ -84,11 +81,16 @@ def relative_error(found: HeldShard, expected: HeldShard, largest: float) -> flo
         return math.inf
     own, whole = found.values.double(), expected.values.double()
     floor = FLOOR * largest
-    if whole.ndim != STACKED:
+    if not is_stack(whole):
         return _share(magnitude(own - whole[found.box.slices]), max(expected.largest, floor))
     rows = found.box.slices[0]
     differences = _largest_of_each(own - whole[found.box.slices])
     return max(map(_share, differences, (max(scale, floor) for scale in _largest_of_each(whole[rows]))), default=0.0)
+
+
+def is_stack(tensor: Tensor) -> bool:
+    """Whether a parameter is a stack of matrices. Filters of a convolution, [features, 1, length], are one matrix."""
+    return tensor.ndim == 3 and tensor.shape[1] > 1
 
 
 def _share(difference: float, scale: float) -> float:

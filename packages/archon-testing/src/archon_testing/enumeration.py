@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
-from archon_testing.cases import Case, DtypeName, Recompute, Variant
+from archon_testing.cases import LORA, Case, DtypeName, Recompute, Variant
 
 RANK_LETTERS = "prdct"
 """Axis letters in layout order, outermost first."""
@@ -140,7 +140,8 @@ class Design:
         some = self.variants if self.full else [self.variants[number % len(self.variants)]]
         for variant in some:
             place = next((i for i, case in enumerate(found) if case.variant == variant), None)
-            if place is not None:
+            # Merged weights are in no rank's memory, so there is nothing to compare their files with.
+            if place is not None and variant != LORA:
                 found[place] = replace(found[place], exports=True)
         if self.dtypes:
             found += [replace(of_variant[v], dtype=self.dtypes[0], check="initial") for v in some]

@@ -81,7 +81,7 @@ def expected_export(hf_name: str, shards: list[Mapping[str, HeldShard]], weights
             for link in weights.links_in(name, shard.box):
                 if link.hf == hf_name:
                     values = shard.values[link.our_box.relative_to(shard.box.start).slices]
-                    whole[link.hf_box.slices] = values.double().reshape(link.hf_box.shape)
+                    link.as_ours(whole[link.hf_box.slices]).copy_(values)
     return whole
 
 
@@ -98,7 +98,7 @@ def _pairs(
         for link in weights.links_in(name, shard.box):
             if link.hf in files and files[link.hf].shape == weights.hf_shapes[link.hf]:
                 mine = shard.values[link.our_box.relative_to(shard.box.start).slices]
-                yield link.hf, mine.reshape(link.hf_box.shape), files[link.hf][link.hf_box.slices]
+                yield link.hf, mine, link.as_ours(files[link.hf][link.hf_box.slices])
 
 
 def _largest(tensor: Tensor) -> float:

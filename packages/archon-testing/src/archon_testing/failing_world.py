@@ -19,7 +19,7 @@ from archon_testing.causes import (
     cause_of_copies,
     cause_of_tensor,
 )
-from archon_testing.compare import STACKED, magnitude, relative_error
+from archon_testing.compare import is_stack, magnitude, relative_error
 from archon_testing.diagnosis import Cause, Finding, shared_place
 from archon_testing.held_shards import HeldShard
 from archon_testing.measuring import ties_between_stages
@@ -96,7 +96,7 @@ class FailingWorld:
 
     def _wrong_experts(self, own: HeldShard | None, expected: HeldShard, largest: float) -> tuple[int, ...]:
         """The wrong matrices of a stack; empty if all are wrong, or the tensor is not a stack."""
-        n_experts = len(expected.values) if expected.values.ndim == STACKED else 0
+        n_experts = len(expected.values) if is_stack(expected.values) else 0
         here = set()
         for number in range(n_experts):
             part = None if own is None else own.at(number)

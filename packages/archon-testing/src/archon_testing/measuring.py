@@ -205,7 +205,7 @@ def _train(
     before: Mapping[str, HeldShard],
     problems: list[str],
 ) -> StepRecord:
-    """Run one step; appends errors that need no reference. ``before``: the weights before a first step."""
+    """Run one step; appends errors that need no reference. ``before``: the weights before the first step."""
     share = batch.select(share_of(engine, batch))
     loss.counted = Counted()
     stats: StepStats = engine.train_batch(share, loss)
@@ -218,11 +218,17 @@ def _train(
         problems.append(f"step {step + 1}: the loss is applied to {counted.targets:g} of {n_targets(share):g} targets")
     parameters: Mapping[str, nn.Parameter] = engine.parameters
     problems += [f"step {step + 1} leaves the gradient of {name} a partial sum" for name in _partial(parameters)]
-    clipped = {name: own_gradient(parameter) for name, parameter in parameters.items()}
+    frozen = [name for name, parameter in parameters.items() if not parameter.requires_grad]
+    clipped = {name: own_gradient(parameter) for name, parameter in parameters.items() if name not in frozen}
     weights = own_shards(engine)
+    problems += [
+        f"step {step + 1} changes {name}, which is frozen"
+        for name in frozen
+        if parameters[name].grad is not None or not torch.equal(weights[name].values, before[name].values)
+    ]
     if step == 0:
-        rate = stats.learning_rate or 0.0
-        problems += wrong_updates(before, clipped, weights, learning_rate=rate, optimizer=optimizer_of(case))
+        rate, trained = stats.learning_rate or 0.0, {name: weights[name] for name in clipped}
+        problems += wrong_updates(before, clipped, trained, learning_rate=rate, optimizer=optimizer_of(case))
     # The engine clips in place, with its own norm, right or wrong.
     limit = optimizer_of(case).gradient_clipping
     unclip = max(norm / limit, 1.0) if limit else 1.0

@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from archon_core.models.name_pattern import matches
-from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.parallel_plan import ParallelPlan, ancestors
 from archon_core.plugins import registry
 from archon_engine.models.parameter_names import global_name
 from archon_engine.models.staged import stages_of
@@ -100,9 +100,10 @@ def is_partial_sum(name: str, plan: ParallelPlan, tensor_ranks: int, expert_rank
     """Whether the module's output is not a shard of the output on one process.
 
     Inside a tensor region, ranks hold partial sums; sharded experts (``ep`` or ``etp``) get other rows or give partial
-    sums.
+    sums. So do adapters inside of them.
     """
-    roles = {role for pattern, role in plan.roles.items() if matches(pattern, name)}
+    around = ancestors(name)
+    roles = {role for pattern, role in plan.roles.items() if any(matches(pattern, part) for part in around)}
     return (tensor_ranks > 1 and "row" in roles) or (expert_ranks > 1 and "expert" in roles)
 
 

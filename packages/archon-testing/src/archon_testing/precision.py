@@ -7,9 +7,10 @@ summed in bfloat16 or rounded to it afterwards. This needs neither a reference n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
+import torch.distributed as dist
 
 from archon_testing.held_shards import HeldShard
 
@@ -20,7 +21,23 @@ MOST_BY_CHANCE = 0.95
 gradient from one rank alone, which is no sum."""
 
 
-def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bool, vectors: bool) -> Iterator[str]:
+def least_of_ranks(share: float) -> float:
+    """The least ``share`` of all ranks. Collective."""
+    if not dist.is_initialized():
+        return share
+    least = torch.tensor(share, dtype=torch.float64)
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return float(least)
+
+
+def rounded_sums(
+    gradients: Mapping[str, HeldShard],
+    *,
+    dense: bool,
+    experts: bool,
+    vectors: bool,
+    least: Callable[[float], float] = least_of_ranks,
+) -> Iterator[str]:
     """Remarks about gradients of layers that were rounded to bfloat16.
 
     Args:
@@ -28,6 +45,8 @@ def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bo
         dense: whether matrices are sums of several gradients.
         experts: whether stacked matrices are.
         vectors: whether weights of norms are. The check skips biases: only one tensor rank contributes to some of them.
+        least: the least share of all ranks. Experts count as rounded only if they are on every rank: the few experts of
+            one rank may have got all tokens from a single rank, whose gradient is no sum.
     """
     layers = {name: shard for name, shard in gradients.items() if name.startswith("layers.")}
     layers = {name: shard for name, shard in layers.items() if not name.endswith(".bias")}
@@ -35,8 +54,11 @@ def rounded_sums(gradients: Mapping[str, HeldShard], *, dense: bool, experts: bo
         shards = [shard.values for shard in layers.values() if shard.values.ndim == n_dims]
         values = torch.cat([p.flatten() for p in shards]) if shards else torch.empty(0)
         values = values[values != 0]
-        if not is_sum or len(values) < ENOUGH:
+        if not is_sum:
             continue
-        share = float((values.to(torch.bfloat16).to(values.dtype) == values).double().mean())
-        if share > MOST_BY_CHANCE:
+        is_enough = len(values) >= ENOUGH
+        share = float((values.to(torch.bfloat16).to(values.dtype) == values).double().mean()) if is_enough else 1.0
+        if what == "experts":
+            share = least(share)
+        if is_enough and share > MOST_BY_CHANCE:
             yield f"gradients of layers' {what} are summed in bfloat16: {share:.0%} of the sums are bfloat16 numbers"

@@ -122,4 +122,12 @@ def _read_entries(file: Path) -> dict[str, Any]:
         raise ModelError(f"{file}: found no readable JSON ({error}); give a Hugging Face config.json") from error
     if not isinstance(entries, dict) or not isinstance(entries.get("model_type"), str):
         raise ModelError(f"{file}: found no model_type; give a Hugging Face config.json")
-    return entries
+    return _language_model(entries)
+
+
+def _language_model(entries: dict[str, Any]) -> dict[str, Any]:
+    """The entries of the language model in a composite, if one spec serves both types; otherwise ``entries``."""
+    text = entries.get("text_config")
+    types = {entries["model_type"], text.get("model_type")} if isinstance(text, dict) else set()
+    serves_both = any(types <= set(spec.model_types) for spec in registry().all(ModelSpec)) if types else False
+    return text if isinstance(text, dict) and serves_both else entries

@@ -50,16 +50,17 @@ class RouterWatch:
         real = chosen[:, 0] >= 0
         x, chosen = x.detach()[real], chosen[real].long()
         logits = x.double() @ router.weight.detach().double().T
-        bias = getattr(router, "choice_bias", None)
-        if bias is not None:
-            logits = logits.sigmoid() + bias.detach().double()
-        is_chosen = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, chosen, True)
+        if getattr(router, "bias", None) is not None:
+            logits += router.bias.detach().double()
+        scores, group_margins = _ranking(router, logits)
+        is_chosen = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, chosen, True)
+        margins = group_margins.tolist()
         if not is_chosen.all() and len(chosen):
-            inside = logits.masked_fill(~is_chosen, math.inf).amin(1)
-            outside = logits.masked_fill(is_chosen, -math.inf).amax(1)
-            # Below zero if the choice is limited to groups; then a margin between experts is meaningless.
-            margins = (inside - outside)[inside > outside]
-            self.margin = min([self.margin, *margins.tolist()])
+            inside = scores.masked_fill(~is_chosen, math.inf).amin(1)
+            outside = scores.masked_fill(is_chosen, -math.inf).amax(1)
+            # Below zero if the router ranks experts in another way; then a margin between experts is meaningless.
+            margins += (inside - outside)[inside > outside].tolist()
+        self.margin = min([self.margin, *margins])
         if is_training:
             self.n_passes += 1
             self.n_with_idle += int(not is_chosen.any(0).all())
@@ -94,6 +95,28 @@ def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
         yield watch
     finally:
         handle.remove()
+
+
+def _ranking(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor]:
+    """What a router ranks experts by, [T, E], and each token's margin between groups of experts, empty without groups.
+
+    Experts of groups that a token may not choose from have -inf.
+    """
+    bias, settings = getattr(router, "choice_bias", None), getattr(router, "settings", None)
+    has_groups = settings is not None and settings.top_k_groups < settings.n_groups
+    if bias is None and not has_groups:
+        return logits, logits.new_empty(0)
+    by_softmax = settings is not None and settings.score == "softmax"
+    scores = logits.softmax(-1) if by_softmax else logits.sigmoid()
+    scores = scores if bias is None else scores + bias.detach().double()
+    if not has_groups:
+        return scores, logits.new_empty(0)
+    grouped_TGe = scores.unflatten(-1, (settings.n_groups, -1))
+    best_TG = grouped_TGe.topk(min(2, grouped_TGe.shape[-1]), dim=-1).values.sum(-1)
+    ordered = best_TG.sort(dim=1, descending=True).values
+    last, first_outside = ordered[:, settings.top_k_groups - 1], ordered[:, settings.top_k_groups]
+    eligible_TG = best_TG >= last[:, None]
+    return grouped_TGe.masked_fill(~eligible_TG[..., None], -math.inf).flatten(-2), last - first_outside
 
 
 def _takes_packed(args: tuple[Any, ...]) -> bool:

@@ -18,6 +18,7 @@ Entries = Mapping[str, Any]
 _HEADS = ("num_attention_heads", "num_key_value_heads")
 _LAYERS = "num_hidden_layers"
 _TOP_K = "num_experts_per_tok"
+_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
 _EXACT = (_LAYERS, _TOP_K)
 """Sizes without divisibility constraints. Experts per token must stay below the number of experts."""
 _DIVISORS = math.lcm(*range(1, 9))
@@ -32,7 +33,7 @@ def estimated_parameters(entries: Entries) -> int:
     hidden, vocabulary = size.get("hidden_size", 0), size.get("vocab_size", 0)
     attention = 4 * hidden * hidden
     dense = 3 * hidden * size.get("intermediate_size", 0)
-    n_experts = size.get("num_experts", size.get("num_local_experts", 0))
+    n_experts = next((size[name] for name in _EXPERTS if name in size), 0)
     experts = 3 * hidden * size.get("moe_intermediate_size", 0) * n_experts
     return size.get(_LAYERS, 0) * (attention + max(dense, experts)) + 2 * vocabulary * hidden
 
@@ -49,7 +50,12 @@ def shrink(entries: Entries, tiny: Entries) -> dict[str, Any]:
     for name, size in tiny.items():
         if _is_size(size) and _is_size(entries.get(name)) and name not in _HEADS and entries[name] > size:
             small[name] = size if name in _EXACT else smallest_with_same_divisors(entries[name], least=size)
-    if "hidden_size" in small and not entries.get("head_dim"):
+    if entries.get("n_group") and "n_routed_experts" in small:
+        # A group ranks by its two best experts.
+        least = max(small["n_routed_experts"], 2 * entries["n_group"])
+        small["n_routed_experts"] = smallest_with_same_divisors(entries["n_routed_experts"], least=least)
+    # Heads of latent attention have sizes that do not follow from the hidden size.
+    if "hidden_size" in small and not entries.get("head_dim") and not entries.get("kv_lora_rank"):
         per_head = max(4, tiny.get("hidden_size", 0) // max(tiny.get("num_attention_heads", 1), 1))
         heads = entries.get("num_attention_heads", 1)
         small["hidden_size"] = min(entries["hidden_size"], heads * (per_head + per_head % 2))
@@ -82,6 +88,8 @@ def _sparse_and_dense(entries: Entries, kept: int) -> dict[str, Any]:
     layers."""
     if _TOP_K not in entries or _LAYERS not in entries:
         return {}
+    if entries.get("first_k_dense_replace"):
+        return {"first_k_dense_replace": min(entries["first_k_dense_replace"], kept - 1)}
     step, dense = entries.get("decoder_sparse_step") or 1, entries.get("mlp_only_layers") or []
     kinds = [layer not in dense and (layer + 1) % step == 0 for layer in range(entries[_LAYERS])]
     if set(kinds[:kept]) == set(kinds) or kept < 2:

@@ -40,7 +40,12 @@ def wrong_updates(
     found: dict[Decay, list[str]] = {}
     for name, shard in after.items():
         verdict = decay_of_update(
-            before[name], gradients[name], shard, learning_rate=learning_rate, optimizer=optimizer
+            before[name],
+            gradients[name],
+            shard,
+            is_bias=name.endswith("bias"),
+            learning_rate=learning_rate,
+            optimizer=optimizer,
         )
         found.setdefault(verdict, []).append(name)
     sentences: dict[Decay, str] = {
@@ -53,11 +58,18 @@ def wrong_updates(
 
 
 def decay_of_update(
-    before: HeldShard, gradient: HeldShard, after: HeldShard, *, learning_rate: float, optimizer: OptimizerConfig
+    before: HeldShard,
+    gradient: HeldShard,
+    after: HeldShard,
+    *,
+    is_bias: bool = False,
+    learning_rate: float,
+    optimizer: OptimizerConfig,
 ) -> Decay:
-    """The remark about wrong weight decay in the first step; only matrices decay (``is_decayed``)."""
+    """The remark about wrong weight decay in the first step; only matrices decay (``is_decayed``), not the stacked
+    biases of experts."""
     start, g, end = (shard.values.double() for shard in (before, gradient, after))
-    decay = optimizer.weight_decay if len(after.shape) >= 2 else 0.0
+    decay = optimizer.weight_decay if len(after.shape) >= 2 and not is_bias else 0.0
     scale = float(start.abs().max()) if start.numel() else 0.0
     limit = LIMITS.get(after.values.dtype, 1e-2) * scale
     undecayed = start - learning_rate * g / (g.abs() + optimizer.eps)

@@ -37,6 +37,7 @@ UNUSED_BY_SERVERS = {
     "weight_canary": "a teacher's weights never change",
     "newcomer_weights": "a teacher's weights never change",
     "skip_unchanged": "a teacher's weights never change",
+    "use_lora": "a teacher's weights never change",
 }
 """Options of ``rollout`` without a meaning for frozen weights -> why."""
 

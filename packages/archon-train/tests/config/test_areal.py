@@ -238,7 +238,7 @@ def verdict(option: str, value: str) -> str:
 @pytest.mark.parametrize(
     ("option", "value", "outcome"),
     [
-        ("rollout.use_lora", "true", "decision"),
+        ("rollout.lora_name", "a", "decision"),
         ("gconfig.use_beam_search", "false", "harmless"),
         ("gconfig.use_beam_search", "true", "error"),
         ("eval_gconfig.use_beam_search", "true", "error"),

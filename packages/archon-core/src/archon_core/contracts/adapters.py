@@ -7,6 +7,7 @@ every axis that the model supports, and no model mentions it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
@@ -30,6 +31,9 @@ class AdapterSpec(Spec):
         preview: target of ``preview(config, *, role, explicit) -> EnginePreview``: problems and decisions about its
             options in the section ``role``, whether it is switched on or not. ``explicit`` are the options that the
             user wrote. It must not import torch: dry runs call it.
+        file_options: target of ``file_options(file_config) -> dict``, which reads the options of a role's section from
+            the content of an ``adapter_config.json``. Servers build their adapters with them.
+        file_type: the file's ``peft_type``.
     """
 
     kind: ClassVar[str] = "adapter"
@@ -37,6 +41,8 @@ class AdapterSpec(Spec):
 
     option: str = ""
     preview: str = ""
+    file_options: str = ""
+    file_type: str = ""
 
 
 CopyBox = Callable[[str, "Box", "Tensor | None"], None]
@@ -51,15 +57,17 @@ class Adapter(Protocol):
     def source(self) -> str | None:
         """The folder whose adapters training starts from; ``None`` to draw new ones from the seed."""
 
-    def attach(self, module: nn.Module, plan: ParallelPlan) -> None:
+    def attach(self, module: nn.Module, plan: ParallelPlan, weights: ResolvedMap) -> None:
         """Add the adapters' parameters to a model or a stage of it, on the meta device, in place; freeze all others.
 
         Args:
             module: the model, or a stage with the module names of the whole model.
             plan: the model's plan.
+            weights: the map of the model's own weights.
 
         Raises:
-            ConfigError: an option names modules that the model does not have, or that cannot be adapted.
+            ConfigError: an option names modules that the model does not have, that cannot be adapted, or for whose
+                adapters the files' format has no place.
         """
 
     def extend(self, plan: ParallelPlan) -> ParallelPlan:
@@ -71,13 +79,17 @@ class Adapter(Protocol):
         Args:
             weights: the map of the model's own weights.
             shapes: our name -> shape of the adapters' parameters in the whole model.
-
-        Raises:
-            ConfigError: the files' format has no place for an adapter of some weight.
         """
 
     def merged(self, copy: CopyBox) -> CopyBox:
         """``copy``, but of the model's weights with the adapters' products added."""
+
+    def switched_off(self, module: nn.Module) -> AbstractContextManager[None]:
+        """Inside the context, forward passes of ``module`` compute with the model's own weights alone.
+
+        Args:
+            module: a module that ``attach`` has changed, or one that contains such modules.
+        """
 
     def file_config(self, base: str | None) -> Mapping[str, Any]:
         """The content of ``adapter_config.json``.

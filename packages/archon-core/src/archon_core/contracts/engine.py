@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -187,7 +187,12 @@ class TrainEngine(Protocol):
         """
 
     def weight_buckets(
-        self, max_bytes: int, dtype: str | None = None, memory: BucketMemory | None = None
+        self,
+        max_bytes: int,
+        dtype: str | None = None,
+        memory: BucketMemory | None = None,
+        *,
+        without: Collection[str] = (),
     ) -> Iterator[WeightBucket]:
         """Gather the tensors of ``weight_manifest`` on rank 0, in that order, as ``plan_buckets`` divides them.
 
@@ -199,6 +204,7 @@ class TrainEngine(Protocol):
             max_bytes: largest size of a bucket; a larger tensor is a bucket alone.
             dtype: dtype of the tensors, such as ``bfloat16``; ``None`` for the compute dtype.
             memory: where rank 0 assembles buckets; ``None`` for two buffers of the engine. Ignored on other ranks.
+            without: names of tensors to leave out, the same on every process.
         """
 
     def save(self, path: Path, format: Literal["hf", "dcp"]) -> None:
@@ -235,6 +241,32 @@ class RecordsSteps(Protocol):
 
         Args:
             folder: folder of the recordings' files, relative to the run folder; ``None`` takes the request back.
+        """
+
+
+@runtime_checkable
+class TrainsAdapters(Protocol):
+    """A training engine that can train adapters (``contracts.adapters``) in place of the model's own weights."""
+
+    def without_adapters(self) -> AbstractContextManager[None]:
+        """Inside the block, ``forward_batch`` computes with the model's own weights alone. All processes of the engine
+        enter it together.
+
+        Raises:
+            TrainingError: the model has no adapters.
+        """
+
+    @property
+    def frozen_weights(self) -> Collection[str]:
+        """The Hugging Face tensors that no step changes; none in a model without adapters."""
+
+    def publish_apart(self) -> Mapping[str, Any] | None:
+        """From now on ``weight_manifest`` and ``weight_buckets`` have the model's own weights as they are, and the
+        adapters under the names of their files. All processes of the engine call it.
+
+        Returns:
+            The content of ``adapter_config.json``, from which a server builds the same adapters; ``None`` for a model
+            without adapters, which is published as before.
         """
 
 

@@ -31,9 +31,10 @@ if TYPE_CHECKING:
     from archon_core.contracts.model import ModelArguments
     from archon_core.contracts.packed import TensorRanks
 
-InitialValue = Literal["normal", "ones", "zeros", "fan_in"]
+InitialValue = Literal["normal", "ones", "zeros", "fan_in", "log_uniform"]
 """Initial values of a parameter. ``normal`` has mean 0 and the standard deviation of the model's configuration;
-``fan_in`` is uniform within 1 / sqrt(inputs), as ``torch.nn.Linear`` starts."""
+``fan_in`` is uniform within 1 / sqrt(inputs), as ``torch.nn.Linear`` starts; ``log_uniform`` is the logarithm of a
+uniform number between 0.01 and 16, as decay rates of Gated DeltaNet start in transformers."""
 
 
 @runtime_checkable

@@ -6,8 +6,10 @@ A model package describes its blocks (``MoESettings``) and maps their weights. T
 A block is called with x [T, H] and the ``PackedSequences`` of the forward pass, and returns [T, H]. Weight maps and
 parallel plans refer to its parameters by these names (E experts, F their intermediate size, H hidden size):
 
-- ``router.weight`` [E, H], and ``router.choice_bias`` [E] with ``choice_bias``
-- ``experts.gate_proj`` and ``experts.up_proj`` [E, F, H], ``experts.down_proj`` [E, H, F]
+- ``router.weight`` [E, H], ``router.bias`` [E] with ``router_bias``, and ``router.choice_bias`` [E] with
+  ``choice_bias``
+- ``experts.gate_proj`` and ``experts.up_proj`` [E, F, H], ``experts.down_proj`` [E, H, F]; with ``expert_bias`` also
+  ``experts.gate_bias`` and ``experts.up_bias`` [E, F], ``experts.down_bias`` [E, H]
 - ``shared.gate_proj.weight``, ``shared.up_proj.weight``, ``shared.down_proj.weight`` with a shared expert, and
   ``shared_gate.weight`` [1, H] if that expert has a gate
 
@@ -18,10 +20,10 @@ In compiled models a block stays eager as a whole, because its shapes depend on 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from archon_core.contracts.spec import Spec
 
@@ -112,6 +114,33 @@ class MoEBuilderFactory(Protocol):
     def __call__(self, options: Any) -> MoEBuilder: ...
 
 
+@runtime_checkable
+class AdaptableExperts(Protocol):
+    """``experts`` of a block that take low-rank adapters (``archon_core.contracts.adapters``)."""
+
+    def add_low_rank(self, projections: Collection[str], rank: int, scale: float) -> None:
+        """Add ``scale * B A x`` of every expert to some of ``gate_proj``, ``up_proj`` and ``down_proj``, in place.
+
+        The module ``lora`` holds the factors as parameters: ``gate_proj_A`` [E, rank, inputs], ``gate_proj_B`` [E,
+        outputs, rank], and so on. ``MoEBuilder.shard`` shards them too. While ``lora.enabled`` is false, the experts
+        compute without them.
+        """
+
+
+@dataclass(frozen=True)
+class ClampedGate:
+    """``(clip(up, -limit, limit) + 1) * g * sigmoid(alpha * g)`` with ``g = min(gate, limit)``: the product of both
+    projections of an expert in gpt-oss (arXiv:2508.10925).
+
+    Attributes:
+        alpha: factor inside the sigmoid.
+        limit: largest value of the gate, and largest absolute value of the up projection.
+    """
+
+    alpha: float = 1.702
+    limit: float = 7.0
+
+
 @dataclass(frozen=True)
 class MoESettings:
     """The settings of a model's mixture-of-experts blocks, equal in all layers.
@@ -131,6 +160,9 @@ class MoESettings:
         choice_bias: whether experts have a bias that is added to scores only for the choice (arXiv:2408.15664).
         shared_intermediate_size: intermediate size of an expert that every token passes; 0 for none.
         shared_gate: whether the output of the shared expert is multiplied by the sigmoid of a gate.
+        expert_bias: whether the projections of routed experts have biases.
+        router_bias: whether the router logits have a bias, which is trained.
+        clamped_gate: what routed experts compute in place of ``hidden_act(gate) * up``; ``None`` for that product.
         router_dtype: ``fp32``, or ``None`` for the dtype of the activations. The engine option ``moe_router_dtype``
             overrides it.
     """
@@ -148,6 +180,9 @@ class MoESettings:
     choice_bias: bool = False
     shared_intermediate_size: int = 0
     shared_gate: bool = False
+    expert_bias: bool = False
+    router_bias: bool = False
+    clamped_gate: ClampedGate | None = None
     router_dtype: Literal["fp32"] | None = "fp32"
 
 

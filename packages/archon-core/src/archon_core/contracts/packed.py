@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,9 @@ class ContextRanks(Protocol):
 
     def gather_outputs(self, x: Tensor) -> Tensor:
         """Join the ranks' outputs [T / size, ...] to [T, ...], for a loss that every rank computes alike."""
+
+    def stack(self, x: Tensor) -> Tensor:
+        """The ranks' ``x``, of equal shape, in rank order, [size, ...]; backward sums gradients over the ranks."""
 
     def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Exchange all heads of this rank's tokens, [T / size, H, D], for its heads of all tokens, [T, H / size, D]."""
@@ -71,7 +74,7 @@ class AttentionSettings:
 
 
 class AttentionCache(Protocol):
-    """Keys and values of earlier tokens, kept by a generation loop."""
+    """Keys and values of earlier tokens, and states of recurrent layers, kept by a generation loop."""
 
     def attend(
         self,
@@ -95,6 +98,39 @@ class AttentionCache(Protocol):
             settings: the layer's settings.
             sinks: [heads], the scores of ``settings.sinks``; ``None`` without.
         """
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """The states that a recurrent layer kept after the earlier tokens, each [S, ...] for the sequences of the pack
+        in order; ``None`` at the start of sequences. Models without recurrent layers do not call it."""
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """Keep the states of ``layer`` after the tokens of this pack, each [S, ...]."""
+
+
+@runtime_checkable
+class LatentPrompts(Protocol):
+    """A cache of prompts that can also keep latent vectors, which latent attention makes the keys and values of all
+    heads of (``archon_engine.nn.latent_attention``). Other caches receive these keys and values."""
+
+    def store_latents(self, layer: str, latents: Tensor) -> None:
+        """Store ``latents`` [T, 1, latent + rotated] under ``layer``. The layer attends within the prompts itself."""
+
+
+@runtime_checkable
+class LatentSteps(Protocol):
+    """A cache of tokens that follow prompts in ``LatentPrompts``."""
+
+    def attend_latents(
+        self,
+        layer: str,
+        q: Tensor,
+        latents: Tensor,
+        value_dim: int,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+    ) -> Tensor:
+        """Store ``latents`` [T, 1, latent + rotated] under ``layer``, then attend ``q`` [T, heads, latent + rotated] to
+        all that are stored for its sequence. Values are their first ``value_dim`` elements: [T, heads, value_dim]."""
 
 
 @dataclass(frozen=True)

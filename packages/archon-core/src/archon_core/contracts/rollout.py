@@ -81,6 +81,8 @@ class RolloutConfig:
             folder anyway; for other transports, the first rank writes it beside each publication. null for ``disk``
             if ``weight_transport`` is ``disk``, else ``publication``.
         skip_unchanged: do not send tensors that have not changed since the last publication, such as frozen ones.
+        use_lora: send adapters (``actor.use_lora``) apart: the weights that they adapt go to a server once, and every
+            version brings adapters alone. Otherwise each version is the merged weights.
         scheduling_spec: what the processes of servers get; null for nothing special.
         scheduling_strategy: whether servers have devices of their own; null for yes.
     """
@@ -116,6 +118,7 @@ class RolloutConfig:
     enable_rollout_tracing: bool = False
     newcomer_weights: str | None = option(None, one_of("publication", "disk"))
     skip_unchanged: bool = False
+    use_lora: bool = False
     scheduling_spec: SchedulingSpec | None = None
     scheduling_strategy: SchedulingStrategy | None = None
 

@@ -31,6 +31,7 @@ class ServerDriverSpec(Spec):
         letters: axis letters of layouts that the kind understands; ``d`` is the number of servers.
         transports: names of the weight transports that the kind receives from, the preferred one first.
         one_rank: those of them that reach servers of one rank only.
+        adapters: whether the kind can receive adapters apart from the weights that they adapt.
         check: target of ``check(config, *, layout, option) -> ServerCheck``, which examines a run's whole
             configuration. ``layout``, of this kind, is the ``backend`` of its section ``option``: ``rollout``, or
             ``teacher.rollout`` for servers that only score. It must not import torch: dry runs call it.
@@ -42,6 +43,7 @@ class ServerDriverSpec(Spec):
     letters: str = "dt"
     transports: tuple[str, ...] = ("disk",)
     one_rank: tuple[str, ...] = ()
+    adapters: bool = False
     check: str = ""
 
     def transports_for(self, layout: Layout) -> tuple[str, ...]:

@@ -37,8 +37,22 @@ class WeightShape:
 
 
 @dataclass(frozen=True)
+class LatentAnatomy:
+    """Low-rank vectors that heads are made of, in multi-head latent attention (``archon_engine.nn.latent_attention``).
+
+    Attributes:
+        query_rank: size of the vector that queries are made of; 0 without one.
+        key_value_rank: size of the vector that keys and values are made of. A cache keeps it and the rotated part of
+            keys, which all heads share.
+    """
+
+    query_rank: int
+    key_value_rank: int
+
+
+@dataclass(frozen=True)
 class AttentionAnatomy:
-    """Core attention of one layer.
+    """Attention of one layer.
 
     Attributes:
         heads: numbers of query and key heads.
@@ -46,6 +60,8 @@ class AttentionAnatomy:
         value_dim: size of a value head.
         window: number of keys that a token sees, including its own; ``None`` for all before it.
         head_norms: whether query and key heads are normalised.
+        rotated_dim: number of elements of a head that are rotated; ``None`` for all.
+        latent: low-rank vectors that heads are made of; ``None`` if heads are projections of hidden states.
     """
 
     heads: HeadCounts
@@ -53,6 +69,8 @@ class AttentionAnatomy:
     value_dim: int
     window: int | None = None
     head_norms: bool = False
+    rotated_dim: int | None = None
+    latent: LatentAnatomy | None = None
 
 
 @dataclass(frozen=True)

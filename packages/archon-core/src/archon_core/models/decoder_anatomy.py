@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from archon_core.errors import ModelError
-from archon_core.models.anatomy import LayerAnatomy, ModelAnatomy, WeightShape
+from archon_core.models.anatomy import ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import Role
 
 
@@ -65,6 +65,21 @@ def gated_mlp(name: str, hidden: int, inner: int, *, bias: bool = False) -> Iter
     for projection in ("gate_proj", "up_proj"):
         yield from linear(f"{name}.{projection}", inner, hidden, "column", bias=bias)
     yield from linear(f"{name}.down_proj", hidden, inner, "row", bias=bias)
+
+
+def expert_weights(experts: ExpertsAnatomy, hidden: int) -> Iterator[WeightShape]:
+    """The parameters of a block of experts, and of its shared expert, which has no gate."""
+    number, inner = experts.n_experts, experts.intermediate_size
+    yield WeightShape("moe.router.weight", (number, hidden), "sequence")
+    yield WeightShape("moe.experts.gate_proj", (number, inner, hidden), "expert", 1)
+    yield WeightShape("moe.experts.up_proj", (number, inner, hidden), "expert", 1)
+    yield WeightShape("moe.experts.down_proj", (number, hidden, inner), "expert", 2)
+    if experts.shared_intermediate_size:
+        width = experts.shared_intermediate_size
+        # Every tensor rank applies the whole shared expert to its tokens.
+        yield WeightShape("moe.shared.gate_proj.weight", (width, hidden), "sequence")
+        yield WeightShape("moe.shared.up_proj.weight", (width, hidden), "sequence")
+        yield WeightShape("moe.shared.down_proj.weight", (hidden, width), "sequence")
 
 
 def norm(name: str, width: int, role: Role = "sequence") -> WeightShape:

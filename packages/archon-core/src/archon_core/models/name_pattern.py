@@ -1,7 +1,8 @@
 """Patterns for dotted names of modules and weights: ``layers.{layer}.mlp.{part}.weight``.
 
-A placeholder matches one segment. Weight rules and parallel plans use these patterns. A weight rule has the same
-placeholders on both sides, so it works in both directions.
+A placeholder matches one segment; with three dots, as in ``mtp.{rest...}``, it matches one or more. Weight rules and
+parallel plans use these patterns. A weight rule has the same placeholders on both sides, so it works in both
+directions.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-_PLACEHOLDER = re.compile(r"\{(\w+)\}")
+_PLACEHOLDER = re.compile(r"\{(\w+)(\.\.\.)?\}")
 
 Bindings = Mapping[str, str]
 
@@ -29,7 +30,7 @@ class NamePattern:
     @cached_property
     def placeholders(self) -> frozenset[str]:
         """Names of the placeholders."""
-        return frozenset(_PLACEHOLDER.findall(self.text))
+        return frozenset(match[1] for match in _PLACEHOLDER.finditer(self.text))
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
@@ -39,7 +40,8 @@ class NamePattern:
         for match in _PLACEHOLDER.finditer(self.text):
             parts.append(re.escape(self.text[end : match.start()]))
             name = match[1]
-            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>[^.]+)")
+            segments = ".+" if match[2] else "[^.]+"
+            parts.append(f"(?P={name})" if name in seen else f"(?P<{name}>{segments})")
             seen.add(name)
             end = match.end()
         parts.append(re.escape(self.text[end:]))

@@ -56,11 +56,12 @@ class ParallelPlan:
             attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
             key heads, ranks exchange these outputs so that each has whole heads; a plan that names none is refused
             there.
-        attention: core attention modules, where context parallelism exchanges heads.
+        attention: core attention modules and recurrent cores, where context parallelism exchanges heads or states.
         experts: expert blocks, where tokens are dispatched.
         units: the pipeline's units in order; a pattern such as ``layers.{layer}`` may match several.
         blocks: pattern of the repeated blocks. Each is an FSDP2 group, and is recomputed and compiled as a whole.
         heads: head counts; ``None`` for a model without attention heads.
+        other_heads: what -> number of further heads that t divides, such as the key heads of recurrent layers.
         batched: whether hidden states inside the module have a leading batch dim of 1, [1, T, hidden], as modules of
             other libraries expect. A tensor region may then take them as the keyword argument ``hidden_states`` and
             return them as the first of several results.
@@ -76,6 +77,7 @@ class ParallelPlan:
     units: tuple[str, ...] = ("embed", "layers.{layer}", "norm", "head")
     blocks: str = "layers.{layer}"
     heads: HeadCounts | None = None
+    other_heads: Mapping[str, int] = field(default_factory=dict)
     batched: bool = False
     refusals: Mapping[str, str] = field(default_factory=dict)
 

@@ -12,10 +12,11 @@ from functools import cached_property
 
 from archon_core.errors import WeightsError
 from archon_core.models.box import Box, Link, Shape
+from archon_core.models.encoded import Encoded, EncodedTensor
 from archon_core.models.name_pattern import NamePattern
-from archon_core.models.weight_rules import Drop, Fuse, Rename, Rule, Split, Stack, Tie
+from archon_core.models.weight_rules import Drop, Fuse, Interleave, Rename, Rule, Split, Stack, Tie
 
-__all__ = ["Drop", "Fuse", "Rename", "ResolvedMap", "Split", "Stack", "Tie", "WeightMap"]
+__all__ = ["Drop", "Encoded", "Fuse", "Interleave", "Rename", "ResolvedMap", "Split", "Stack", "Tie", "WeightMap"]
 
 
 @dataclass(frozen=True)
@@ -30,10 +31,12 @@ class ResolvedMap:
         ties: our name of a tied tensor -> our name of the stored one.
         copies: Hugging Face name of a permitted second copy -> our name of the tensor that it must equal.
         initialised_if_missing: Hugging Face names that a checkpoint may lack.
-        dropped: patterns of Hugging Face names that are ignored.
+        dropped: pattern of Hugging Face names that are ignored -> why, for a decision; empty without one.
         stand_ins: Hugging Face name -> our name of the tensor that is read from it when a checkpoint does not store
             the tensor under its own name.
         alternatives: resolved maps of other forms of checkpoints, for reading only.
+        encoded: Hugging Face name -> the tensors that files hold instead, for reading only.
+        kept_in_fp32: Hugging Face names that are saved and published in at least fp32.
     """
 
     shapes: Mapping[str, Shape]
@@ -43,9 +46,19 @@ class ResolvedMap:
     ties: Mapping[str, str]
     copies: Mapping[str, str]
     initialised_if_missing: frozenset[str]
-    dropped: tuple[str, ...]
+    dropped: Mapping[str, str]
     alternatives: tuple[ResolvedMap, ...] = ()
     stand_ins: Mapping[str, str] = field(default_factory=dict)
+    encoded: Mapping[str, EncodedTensor] = field(default_factory=dict)
+    kept_in_fp32: frozenset[str] = frozenset()
+
+    @cached_property
+    def stored_shapes(self) -> dict[str, Shape]:
+        """Name -> shape of the tensors that files hold: those of ``hf_shapes``, or the ones that encode them."""
+        found: dict[str, Shape] = {}
+        for name, shape in self.hf_shapes.items():
+            found |= self.encoded[name].stored if name in self.encoded else {name: shape}
+        return found
 
     @cached_property
     def _dropped(self) -> tuple[NamePattern, ...]:
@@ -59,6 +72,16 @@ class ResolvedMap:
     def drops(self, hf_name: str) -> bool:
         """Whether a checkpoint's tensor of this name is ignored."""
         return any(pattern.match(hf_name) is not None for pattern in self._dropped)
+
+    def dropped_with_reason(self, found: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        """The tensors among ``found`` that a rule drops for a reason, by that reason."""
+        rules = [(NamePattern(hf), reason) for hf, reason in self.dropped.items() if reason]
+        names: dict[str, list[str]] = {}
+        for name in found:
+            for pattern, reason in rules:
+                if pattern.match(name) is not None:
+                    names.setdefault(reason, []).append(name)
+        return {reason: tuple(dropped) for reason, dropped in names.items()}
 
     def links_in(self, ours: str, box: Box) -> list[Link]:
         """Links that cover ``box`` of our tensor, clipped to it."""
@@ -100,7 +123,7 @@ class WeightMap:
             checkpoint decide which map reads it (``key_report.form_of``).
     """
 
-    rules: tuple[Rename | Fuse | Split | Stack | Tie | Drop, ...]
+    rules: tuple[Rename | Fuse | Split | Interleave | Stack | Tie | Drop | Encoded, ...]
     alternatives: tuple[WeightMap, ...] = ()
 
     def resolve(self, shapes: Mapping[str, Shape]) -> ResolvedMap:
@@ -122,8 +145,9 @@ class WeightMap:
         hf_claims: dict[str, Rule] = {}
         links: list[Link] = []
         optional: set[str] = set()
+        wide: set[str] = set()
         for rule in self.rules:
-            if isinstance(rule, Tie | Drop):
+            if isinstance(rule, Tie | Drop | Encoded):
                 continue
             made = list(rule.links(shapes))
             if not made:
@@ -140,6 +164,8 @@ class WeightMap:
                 hf_claims[name] = rule
             if isinstance(rule, Rename) and rule.init_if_missing:
                 optional.update(link.hf for link in made)
+            if isinstance(rule, Rename) and rule.keeps_fp32:
+                wide.update(link.hf for link in made)
         problems += [f"{name!r} is claimed by {_listed(rules)}" for name, rules in claims.items() if len(rules) > 1]
         problems += [f"{name!r} {shapes[name]} has no rule" for name, rules in claims.items() if not rules]
         problems += [f"Hugging Face tensor {name!r} is claimed twice" for name in copies if name in hf_claims]
@@ -149,12 +175,29 @@ class WeightMap:
                 + "\n  ".join(problems)
             )
         built = _build(shapes, links, ties, copies, frozenset(optional), self._dropped)
-        built = replace(built, stand_ins={**copies, **stand_ins})
+        built = replace(
+            built,
+            stand_ins={**copies, **stand_ins},
+            encoded=self._resolve_encoded(built.hf_shapes),
+            kept_in_fp32=frozenset(wide),
+        )
         return replace(built, alternatives=tuple(other.resolve(shapes) for other in self.alternatives))
 
     @property
-    def _dropped(self) -> tuple[str, ...]:
-        return tuple(rule.hf for rule in self.rules if isinstance(rule, Drop))
+    def _dropped(self) -> dict[str, str]:
+        return {rule.hf: rule.reason for rule in self.rules if isinstance(rule, Drop)}
+
+    def _resolve_encoded(self, hf_shapes: Mapping[str, Shape]) -> dict[str, EncodedTensor]:
+        encoded: dict[str, EncodedTensor] = {}
+        for rule in self.rules:
+            if not isinstance(rule, Encoded):
+                continue
+            tensors = {name: found for name, shape in hf_shapes.items() if (found := rule.tensor(name, shape))}
+            if not tensors or not tensors.keys().isdisjoint(encoded):
+                problem = "covers a tensor of another rule too" if tensors else "covers no tensor of the model"
+                raise WeightsError(f"weight rule {rule} {problem}; correct the names")
+            encoded |= tensors
+        return encoded
 
     def _resolve_ties(self, shapes: Mapping[str, Shape], problems: list[str]) -> tuple[dict[str, str], dict[str, str]]:
         ties: dict[str, str] = {}
@@ -195,7 +238,7 @@ def _build(
     ties: Mapping[str, str],
     copies: Mapping[str, str],
     optional: frozenset[str],
-    dropped: tuple[str, ...],
+    dropped: Mapping[str, str],
 ) -> ResolvedMap:
     of_ours: dict[str, list[Link]] = {name: [] for name in shapes}
     of_hf: dict[str, list[Link]] = {}

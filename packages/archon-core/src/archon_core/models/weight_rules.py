@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from archon_core.errors import WeightsError
-from archon_core.models.box import Box, Link, Shape
+from archon_core.models.box import Box, Link, Shape, reordered
 from archon_core.models.name_pattern import NamePattern
 
 
@@ -31,11 +31,16 @@ class Rename:
         ours: pattern of our name, with the same placeholders.
         init_if_missing: whether a checkpoint may lack the tensor, which is then initialised, like a critic's value
             head.
+        order: dims of the Hugging Face tensor in the order of ours, such as (0, 2, 1) for one whose last two dims are
+            swapped; empty for the same order.
+        keeps_fp32: whether the tensor is saved and published in at least fp32, whatever the dtype of the others.
     """
 
     hf: str
     ours: str
     init_if_missing: bool = False
+    order: tuple[int, ...] = ()
+    keeps_fp32: bool = False
 
     def __post_init__(self) -> None:
         _check_placeholders(self, (self.hf,), (self.ours,))
@@ -43,8 +48,9 @@ class Rename:
     def links(self, shapes: Mapping[str, Shape]) -> Iterator[Link]:
         hf = NamePattern(self.hf)
         for name, bindings in _matches(self.ours, shapes):
-            box = Box.whole(shapes[name])
-            yield Link(hf.fill(bindings), box, name, box)
+            shape = shapes[name]
+            stored = reordered(shape, _inverse(self, name, shape, self.order))
+            yield Link(hf.fill(bindings), Box.whole(stored), name, Box.whole(shape), self.order)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,46 @@ class Split:
 
 
 @dataclass(frozen=True)
+class Interleave:
+    """One Hugging Face tensor holds several of ours, whose slices take turns along ``dim``.
+
+    Attributes:
+        hf: pattern of the Hugging Face name.
+        ours: patterns in the order of their slices, with the same placeholders; tensors of equal shape.
+        dim: the dim of ours along which slices take turns.
+        order: dims of the Hugging Face tensor in the order of ours; empty for the same order.
+    """
+
+    hf: str
+    ours: tuple[str, ...]
+    dim: int
+    order: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_placeholders(self, (self.hf,), self.ours)
+
+    def links(self, shapes: Mapping[str, Shape]) -> Iterator[Link]:
+        hf = NamePattern(self.hf)
+        for first, bindings in _matches(self.ours[0], shapes):
+            names = [NamePattern(pattern).fill(bindings) for pattern in self.ours]
+            shape = shapes[first]
+            unequal = [f"{name!r} {shapes.get(name, 'missing')}" for name in names if shapes.get(name) != shape]
+            if unequal:
+                raise WeightsError(
+                    f"weight rule {self}: found {first!r} {shape} and {', '.join(unequal)}; interleaved tensors have "
+                    "equal shapes; correct the rule"
+                )
+            if not 0 <= self.dim < len(shape):
+                raise WeightsError(f"weight rule {self}: {first!r} {shape} has no dim {self.dim}; fix the rule")
+            back = _inverse(self, first, shape, self.order)
+            step = tuple(len(names) if d == self.dim else 1 for d in range(len(shape)))
+            for place, name in enumerate(names):
+                corner = tuple(place if d == self.dim else 0 for d in range(len(shape)))
+                box = Box(*(reordered(values, back) for values in (corner, shape, step)))
+                yield Link(hf.fill(bindings), box, name, Box.whole(shape), self.order)
+
+
+@dataclass(frozen=True)
 class Stack:
     """Numbered Hugging Face tensors, such as those of experts, are the slices of one of ours along a new first dim.
 
@@ -186,10 +232,12 @@ class Drop:
         hf: pattern of the Hugging Face names.
         same_as: pattern of our tensor that has the same values according to the model's configuration. If a checkpoint
             lacks that tensor under its own name, it is read from this one.
+        reason: why, for a decision when a checkpoint has such tensors; empty for tensors that nobody misses.
     """
 
     hf: str
     same_as: str | None = None
+    reason: str = ""
 
     def __post_init__(self) -> None:
         if self.same_as is not None:
@@ -202,6 +250,15 @@ def _matches(pattern: str, shapes: Mapping[str, Shape]) -> Iterator[tuple[str, d
         bindings = compiled.match(name)
         if bindings is not None:
             yield name, bindings
+
+
+def _inverse(rule: object, name: str, shape: Shape, order: tuple[int, ...]) -> tuple[int, ...]:
+    """The order that undoes ``order``."""
+    if order and sorted(order) != list(range(len(shape))):
+        raise WeightsError(
+            f"weight rule {rule}: found order {order} for {name!r} {shape}; it names each of its {len(shape)} dims once"
+        )
+    return tuple(map(order.index, range(len(order))))
 
 
 def _without(shape: Shape, dim: int) -> Shape:

@@ -90,7 +90,12 @@ PACKAGES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "qwen2",
             "qwen3",
             "qwen3_moe",
+            "qwen3_5",
+            "qwen3_5_moe",
         ),
+        "archon-models-deepseek": ("deepseek_v3",),
+        "archon-models-glm": ("glm4_moe",),
+        "archon-models-gpt-oss": ("gpt_oss",),
         "archon-models-hf": ("hf",),
     },
     "moe": {

@@ -40,6 +40,7 @@ from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
 from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.combinations import shown
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.fsdp import (
     FsdpGroups,
@@ -180,7 +181,7 @@ def assemble(
         _model_decisions(plan, role)
         + uneven
         + (_expert_decisions(experts, effective, role) if experts is not None else [])
-        + ([] if plan.adapter is None else list(plan.adapter.decisions(role=role)))
+        + ([] if plan.adapter is None else [*plan.adapter.decisions(role=role), *_frozen_decisions(plan, role)])
     )
     deviation = plan.hf_config.initializer_range
     if config.path is None or config.init_from_scratch:
@@ -199,6 +200,16 @@ def _model_decisions(plan: Blueprint, role: str) -> list[Decision]:
         replace(decision, option=f"{role}.model_config.{decision.option}")
         for decision in model_decisions(plan.arguments)
     ]
+
+
+def _frozen_decisions(plan: Blueprint, role: str) -> list[Decision]:
+    """The decision about the dtype of frozen weights beside adapters, if it is another one than that of adapters."""
+    if plan.frozen_dtype == plan.dtype:
+        return []
+    trained, frozen = (str(dtype).removeprefix("torch.") for dtype in (plan.dtype, plan.frozen_dtype))
+    reason = "forward and backward passes read frozen weights in this type in any case"
+    effective = f"{trained}; {frozen} for the model's own weights"
+    return [Decision(f"{role}.archon.master_dtype", shown(None), effective, reason)]
 
 
 def _expert_decisions(experts: ExpertBlocks, effective: EffectiveConfig, role: str) -> list[Decision]:

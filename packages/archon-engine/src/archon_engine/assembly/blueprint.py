@@ -5,7 +5,7 @@ Only reading the configuration is collective; everything else works without othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -49,7 +49,8 @@ class Blueprint:
         model: the imported parts of the model's spec.
         hf_config: the checkpoint's configuration, as ``transformers`` reads it.
         arguments: the model's sizes and options.
-        dtype: dtype of stored weights.
+        dtype: dtype of stored weights that are trained.
+        frozen_dtype: dtype of stored weights beside adapters.
         dims: sizes of all axes.
         parallel: the model's parallel plan.
         whole: the whole, unsharded model on the meta device.
@@ -65,6 +66,7 @@ class Blueprint:
     hf_config: Any
     arguments: ModelArguments
     dtype: torch.dtype
+    frozen_dtype: torch.dtype
     dims: ParallelDims
     parallel: ParallelPlan
     whole: nn.Module
@@ -78,8 +80,22 @@ class Blueprint:
         """The module, or one stage of it, on the meta device."""
         module = _build(self.model, self.arguments, self.dtype, self.expert_builder, stage)
         if self.adapter is not None:
-            self.adapter.attach(module, self.parallel)
+            _attach(self.adapter, module, self.parallel, self.weights, self.frozen_dtype)
         return module
+
+    @cached_property
+    def stored_apart(self) -> ResolvedMap:
+        """The map of the model's own weights, and of the adapters' parameters if it has some."""
+        weights, added = self.weights, self.adapter_weights
+        if added is None:
+            return weights
+        return replace(
+            weights,
+            shapes={**weights.shapes, **added.shapes},
+            hf_shapes={**weights.hf_shapes, **added.hf_shapes},
+            links_of_ours={**weights.links_of_ours, **added.links_of_ours},
+            links_of_hf={**weights.links_of_hf, **added.links_of_hf},
+        )
 
     @cached_property
     def block_names(self) -> list[str]:
@@ -106,13 +122,15 @@ def build_blueprint(
     _refuse_dropout(config, arguments, role)
     experts = None if selection.experts is None else selection.experts.load()(config.archon)
     dtype = getattr(torch, effective.master_dtype)
+    # Passes read frozen weights in the compute dtype in any case, so a wider copy would only take memory.
+    frozen_dtype = dtype if config.archon.master_dtype else getattr(torch, effective.compute_dtype)
     whole = _build(model, arguments, dtype, experts)
     parallel = model.parallel_plan(arguments)
     weights = model.weight_map(arguments).resolve(weight_shapes(whole))
     adapter, adapter_weights = None, None
     if selection.adapter is not None:
         adapter = selection.adapter.load()(config, role=role)
-        adapter.attach(whole, parallel)
+        _attach(adapter, whole, parallel, weights, frozen_dtype)
         added = {name: shape for name, shape in weight_shapes(whole).items() if name not in weights.shapes}
         adapter_weights = adapter.weight_map(weights, added)
         parallel = adapter.extend(parallel)
@@ -137,6 +155,7 @@ def build_blueprint(
         hf_config=hf_config,
         arguments=arguments,
         dtype=dtype,
+        frozen_dtype=frozen_dtype,
         dims=dims,
         parallel=parallel,
         whole=whole,
@@ -157,6 +176,16 @@ def _build(
 ) -> nn.Module:
     with torch.device("meta"):
         return model.build(arguments, stage, experts=experts).to(dtype)
+
+
+def _attach(
+    adapter: Adapter, module: nn.Module, plan: ParallelPlan, weights: ResolvedMap, frozen_dtype: torch.dtype
+) -> None:
+    """Add adapters to a module on the meta device, in place, and store its own weights in ``frozen_dtype``."""
+    adapter.attach(module, plan, weights)
+    for parameter in module.parameters():
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(frozen_dtype)
 
 
 def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role: str) -> None:

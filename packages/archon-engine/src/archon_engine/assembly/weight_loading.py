@@ -50,7 +50,12 @@ def load_weights(module: nn.Module, plan: Blueprint, folder: Path, *, role: str,
         ties=plan.weights.ties,
         local_part=local_part,
     )
-    return report.plan.decisions(f"{role}.path") + [
+    decisions = [
+        Decision(f"{role}.path", f"{len(names)} tensors such as {names[0]}", "not loaded", reason)
+        for reason, names in report.dropped.items()
+    ]
+    decisions += [
         Decision(f"{role}.path", f"{name} of {folder}", "random, from the seed", "the checkpoint lacks it")
         for name in report.initialised
     ]
+    return report.plan.decisions(f"{role}.path") + decisions

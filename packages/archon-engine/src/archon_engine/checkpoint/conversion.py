@@ -35,17 +35,22 @@ from archon_engine.checkpoint.step_folders import saved_steps, step_folder
 from archon_engine.checkpoint.stored_weights import StoredWeights
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.initialize import build_module
-from archon_engine.models.parameter_names import owners, weight_shapes
+from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.models.weight_conversion import stored_dtype
 
 
 @dataclass(frozen=True)
 class _Model:
-    """A model without its weights."""
+    """A model without its weights.
+
+    Attributes:
+        stored: name -> shape of the parameters and persistent buffers of a training state.
+    """
 
     name: str
     hf_config: Any
     weights: ResolvedMap
-    parameters: dict[str, Shape]
+    stored: dict[str, Shape]
 
 
 def find_state(source: Path) -> Path:
@@ -93,14 +98,15 @@ def convert_to_hf(source: Path, destination: Path, *, config: str | None = None,
     hf_config = load_hf_config(config if config is not None else entries)
     model = _describe(hf_config, critic=critic, name=name if config is None else None)
     stored = StoredWeights(saved)
-    problems = _differences(stored.shapes, model.parameters)
+    problems = _differences(stored.shapes, model.stored)
     if problems:
         raise WeightsError(
             f"training state {state} does not fit the model:\n  "
             + "\n  ".join(problems)
             + "\ngive the configuration of this state's model with --config"
         )
-    types = set(stored.dtypes.values())
+    wide = {link.ours for name in model.weights.kept_in_fp32 for link in model.weights.links_of_hf[name]}
+    types = {kind for name, kind in stored.dtypes.items() if name not in wide}
     with publish_folder(destination) as folder:
         save_hf_weights(
             stored.copy,
@@ -145,11 +151,13 @@ def convert_to_dcp(
             + "\n  ".join(report.lines() + lacking)
             + "\ngive a folder whose weights match its config.json"
         )
-    kind = _single_dtype({checkpoint.dtype(name) for name in weights.hf_shapes}, dtype, source)
-    parts = [
-        Part(WEIGHT + name, shape, Box.whole(shape), kind, _reader(name, shape, kind, weights, checkpoint))
-        for name, shape in model.parameters.items()
-    ]
+    # Decoded tensors get the dtype of the others.
+    others = set(weights.hf_shapes) - set(weights.encoded) - weights.kept_in_fp32
+    kind = _single_dtype({checkpoint.dtype(name) for name in others}, dtype, source)
+    parts = []
+    for name, shape in model.stored.items():
+        own = stored_dtype(weights.links_of_ours[name][0].hf, weights, kind)
+        parts.append(Part(WEIGHT + name, shape, Box.whole(shape), own, _reader(name, shape, own, weights, checkpoint)))
     with publish_folder(destination) as folder:
         described = describe_model(hf_config, critic=critic, name=model.name)
         TrainingState(parts, {"version": 0}, described).write(folder, Ranks())
@@ -164,7 +172,9 @@ def _describe(hf_config: Any, *, critic: bool, name: str | None) -> _Model:
     with torch.device("meta"):
         module = build_module(spec, arguments, installed=installed)
     weights = parts.weight_map(arguments).resolve(weight_shapes(module))
-    return _Model(spec.name, hf_config, weights, {name: tuple(p.shape) for name, _, _, p in owners(module)})
+    # Persistent buffers too, such as the biases of routers.
+    stored = {name: shape for name, shape in weights.shapes.items() if name in weights.stored}
+    return _Model(spec.name, hf_config, weights, stored)
 
 
 def _reader(

@@ -13,6 +13,7 @@ from torch import Tensor
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.weight_transport import BucketMemory, WeightBucket
 from archon_core.errors import WeightsError
+from archon_core.models.weight_map import ResolvedMap
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_core.serving.manifest import WeightManifest
@@ -64,6 +65,7 @@ class EngineCheckpoints:
         self._seed = seed
         self._host_copies = HostCopies()
         self._bucket_buffers = BucketBuffers()
+        self._publishes_apart = False
 
     def save_hf(self, folder: Path) -> None:
         """Write weights, configuration, tokenizer and generation settings in Hugging Face format.
@@ -107,15 +109,24 @@ class EngineCheckpoints:
                 f"engine {self._role!r}: found a critic, whose value head no server runs; publish the actor's weights"
             )
         published = self._compute_dtype if dtype is None else getattr(torch, dtype)
-        return manifest_of(self._assembled.plan.weights, published, version=version)
+        return manifest_of(self._published, published, version=version)
+
+    def publish_apart(self) -> Mapping[str, Any] | None:
+        """Publish adapters apart from now on; see ``contracts.engine.TrainsAdapters``."""
+        adapter = self._assembled.plan.adapter
+        if adapter is None:
+            return None
+        self._publishes_apart = True
+        return adapter.file_config(self._config.path)
 
     def buckets(
         self, manifest: WeightManifest, max_bytes: int, memory: BucketMemory | None = None
     ) -> Iterator[WeightBucket]:
         """Gather the tensors of ``manifest`` on the writing rank; see ``TrainEngine.weight_buckets``."""
+        read = self._own_reader if self._publishes_apart else self._reader
         return gather_buckets(
-            self._reader(getattr(torch, manifest.tensors[0].dtype)),
-            self._assembled.plan.weights,
+            read(getattr(torch, manifest.tensors[0].dtype)),
+            self._published,
             manifest,
             max_bytes,
             publishes=self._ranks.rank == WRITER,
@@ -170,6 +181,12 @@ class EngineCheckpoints:
         return counters["version"], decisions
 
     @property
+    def _published(self) -> ResolvedMap:
+        """The map of the published tensors."""
+        plan = self._assembled.plan
+        return plan.stored_apart if self._publishes_apart else plan.weights
+
+    @property
     def _compute_dtype(self) -> torch.dtype:
         return getattr(torch, self._effective.compute_dtype)
 
@@ -187,7 +204,9 @@ class EngineCheckpoints:
         if assembled.groups is None:
             return assembled.named_weights
         ranks = None if assembled.pipeline is None else self._ranks
-        return gather_to_writer(assembled.named_weights, ranks, dtype=dtype)
+        weights = assembled.plan.weights
+        wide = {link.ours for name in weights.kept_in_fp32 for link in weights.links_of_hf[name]}
+        return gather_to_writer(assembled.named_weights, ranks, dtype=dtype, kept_in_fp32=wide)
 
     def _state(self, version: int) -> TrainingState:
         assembled = self._assembled

@@ -7,7 +7,7 @@ ranks one block.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -30,13 +30,20 @@ Parts = Mapping[int, Box]
 """Global rank -> box that it holds, for one rank per part of a weight."""
 
 
-def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None, *, dtype: torch.dtype) -> BoxCopier:
+def gather_to_writer(
+    weights: Mapping[str, Tensor],
+    ranks: Ranks | None = None,
+    *,
+    dtype: torch.dtype,
+    kept_in_fp32: Collection[str] = (),
+) -> BoxCopier:
     """A ``BoxCopier`` of ``weights``, DTensors or plain tensors. Every rank must call it for the same boxes in the same
     order.
 
     Args:
         weights: global name -> weight, for the weights of this process.
         dtype: dtype of the tensors that are assembled; parts are cast to it before they are sent.
+        kept_in_fp32: names of weights that are assembled in at least fp32.
         ranks: all processes, if they hold different weights, as pipeline stages do. This call is then collective.
     """
     rank = dist.get_rank() if dist.is_initialized() else WRITER
@@ -46,6 +53,7 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None, 
     @torch.no_grad()
     def copy(name: str, box: Box, destination: Tensor | None) -> None:
         weight = weights[name].detach() if name in weights else None
+        sent = torch.promote_types(dtype, torch.float32) if name in kept_in_fp32 else dtype
         parts = elsewhere[name] if name in elsewhere else _parts(weight, WRITER)
         for holder, held in parts.items():
             part = held.intersect(box)
@@ -57,11 +65,11 @@ def gather_to_writer(weights: Mapping[str, Tensor], ranks: Ranks | None = None, 
                 if destination is not None:
                     destination[part.relative_to(box.start).slices].copy_(values)
                 else:
-                    for block in _blocks(values, dtype):
-                        dist.send(block.to(dtype).cpu().contiguous(), WRITER)
+                    for block in _blocks(values, sent):
+                        dist.send(block.to(sent).cpu().contiguous(), WRITER)
             elif destination is not None:
-                assert destination.dtype == dtype, f"{name}: a destination of {destination.dtype} for parts of {dtype}"
-                for block in _blocks(destination[part.relative_to(box.start).slices], dtype):
+                assert destination.dtype == sent, f"{name}: a destination of {destination.dtype} for parts of {sent}"
+                for block in _blocks(destination[part.relative_to(box.start).slices], sent):
                     inbox.receive(block, holder)
 
     return copy

@@ -7,7 +7,7 @@ caller provides the function that returns these boxes, so the same code serves s
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -20,7 +20,7 @@ from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 from archon_engine.checkpoint.weight_files import INDEX_FILE, ReadingPlan, plan_reading, read_index
 from archon_engine.models.key_report import KeyReport, form_of
 from archon_engine.models.parameter_names import named_weights
-from archon_engine.models.weight_conversion import fill_ours
+from archon_engine.models.weight_conversion import BoxReader, fill_ours
 
 LocalBoxes = Callable[[str, Tensor], Iterable[tuple[Tensor, Box]]]
 """Maps a weight's global name and the weight to its storage on this process, with the boxes of the whole tensor that it
@@ -35,11 +35,13 @@ class LoadReport:
         initialised: our names of weights that the checkpoint lacks, as it may; their storage is unchanged.
         bytes_read: size of the slices read.
         plan: which file each tensor was read from.
+        dropped: why tensors of the checkpoint were not read -> their Hugging Face names, where a rule gives a reason.
     """
 
     initialised: tuple[str, ...]
     bytes_read: int
     plan: ReadingPlan
+    dropped: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def whole_tensor(_name: str, weight: Tensor) -> Iterable[tuple[Tensor, Box]]:
@@ -89,7 +91,9 @@ def load_hf_weights(
         for storage, box in local_boxes(name, weight):
             if box.numel:
                 fill_from(checkpoint, storage, name, box, weights)
-    return LoadReport(tuple(initialised), checkpoint.bytes_read, checkpoint.plan)
+    return LoadReport(
+        tuple(initialised), checkpoint.bytes_read, checkpoint.plan, weights.dropped_with_reason(checkpoint.shapes)
+    )
 
 
 class OpenCheckpoint:
@@ -121,6 +125,18 @@ class OpenCheckpoint:
     def read(self, name: str, box: Box) -> Tensor:
         """A ``BoxReader`` of the stored tensors."""
         return self._file_of[name].read(name, box)
+
+    def reader(self, weights: ResolvedMap) -> BoxReader:
+        """A ``BoxReader`` of the tensors of ``weights``, which decodes those that are stored encoded."""
+
+        def read(name: str, box: Box) -> Tensor:
+            encoded = weights.encoded.get(name)
+            return self.read(name, box) if encoded is None else encoded.read(box, self._read_stored)
+
+        return read
+
+    def _read_stored(self, name: str, box: Box) -> Tensor:
+        return self._file_of[name].read_stored(name, box)
 
     def form_of(self, weights: ResolvedMap) -> tuple[ResolvedMap, KeyReport]:
         """``key_report.form_of`` for this checkpoint.
@@ -161,7 +177,7 @@ def fill_from(checkpoint: OpenCheckpoint, destination: Tensor, name: str, box: B
     Raises:
         WeightsError: the second copy differs.
     """
-    fill_ours(destination, name, box, weights, checkpoint.read)
+    fill_ours(destination, name, box, weights, checkpoint.reader(weights))
     stored = weights.ties.get(name, name)
     for copy, ours in weights.copies.items():
         if ours == stored and copy in checkpoint.shapes:

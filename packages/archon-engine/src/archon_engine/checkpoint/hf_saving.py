@@ -30,6 +30,7 @@ from archon_engine.models.weight_conversion import (
     assemble_hf,
     copy_from,
     send_shards,
+    stored_dtype,
 )
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def save_hf_weights(
         weights: the map, resolved for the whole model.
         folder: where to write; created. It must not hold weights, or old shards could remain beside new ones.
         config: the model's ``transformers`` configuration.
-        dtype: dtype to store.
+        dtype: dtype to store, but for tensors that the map keeps in fp32.
         critic: whether the head is a value head.
         max_shard_bytes: maximum tensor bytes per file; a larger tensor gets a separate file.
         tokenizer: a ``transformers`` tokenizer to save beside the weights.
@@ -83,21 +84,24 @@ def save_hf_weights(
             all shards were received, so no other rank is left waiting.
     """
     copy_ours = tensors if callable(tensors) else copy_from(tensors)
-    files = plan_shards(weights.hf_shapes, dtype, max_shard_bytes)
+    dtypes = {name: stored_dtype(name, weights, dtype) for name in weights.hf_shapes}
+    files = plan_shards(weights.hf_shapes, dtypes, max_shard_bytes)
     if not write:
         for name in itertools.chain.from_iterable(files.values()):
             send_shards(name, weights, copy_ours)
         return
-    lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtype=dtype)
-    assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtype)
+    lend = (lambda name: None) if callable(tensors) else partial(_lend, tensors=tensors, weights=weights, dtypes=dtypes)
+    assembled = _assembled(itertools.chain.from_iterable(files.values()), weights, copy_ours, lend, dtypes)
     try:
         prepare_folder(folder)
         sealed = {
-            file: _write_file(folder / file, {name: (dtype, weights.hf_shapes[name]) for name in names}, assembled)
+            file: _write_file(
+                folder / file, {name: (dtypes[name], weights.hf_shapes[name]) for name in names}, assembled
+            )
             for file, names in files.items()
         }
         if len(files) > 1:
-            _write_index(folder, files, weights.hf_shapes, dtype)
+            _write_index(folder, files, weights.hf_shapes, dtypes)
             sealed[INDEX_FILE] = seal_whole(folder / INDEX_FILE)
         write_seal(folder, sealed)
         _write_companions(folder, config, dtype=dtype, critic=critic, source=companions_from)
@@ -118,26 +122,29 @@ def _assembled(
     weights: ResolvedMap,
     copy_ours: BoxCopier,
     lend: Callable[[str], Tensor | None],
-    dtype: torch.dtype,
+    dtypes: Mapping[str, torch.dtype],
 ) -> Iterator[Tensor]:
     """Yield the tensors to store, each valid until the next. A tensor that cannot be lent is assembled in
-    ``scratch``."""
-    scratch: Tensor | None = None
+    ``scratch``, one for each dtype."""
+    scratch: dict[torch.dtype, Tensor] = {}
     for name in names:
-        lent = lend(name)
-        if lent is None and scratch is None:
-            scratch = torch.empty(max(math.prod(shape) for shape in weights.hf_shapes.values()), dtype=dtype)
-        yield assemble_hf(name, weights, copy_ours, dtype, scratch) if lent is None else lent
+        lent, dtype = lend(name), dtypes[name]
+        if lent is None and dtype not in scratch:
+            sizes = (math.prod(shape) for hf, shape in weights.hf_shapes.items() if dtypes[hf] == dtype)
+            scratch[dtype] = torch.empty(max(sizes), dtype=dtype)
+        yield assemble_hf(name, weights, copy_ours, dtype, scratch[dtype]) if lent is None else lent
 
 
-def _lend(name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtype: torch.dtype) -> Tensor | None:
+def _lend(
+    name: str, *, tensors: Mapping[str, Tensor], weights: ResolvedMap, dtypes: Mapping[str, torch.dtype]
+) -> Tensor | None:
     """Our tensor itself, if its bytes equal those to store; otherwise ``None``."""
     shape, links = weights.hf_shapes[name], weights.links_of_hf[name]
-    if len(links) != 1 or links[0].hf_box != Box.whole(shape):
+    if len(links) != 1 or links[0].hf_box != Box.whole(shape) or links[0].order:
         return None
     ours = tensors[links[0].ours].detach()
     is_whole = links[0].our_box == Box.whole(tuple(ours.shape))
-    return ours.view(shape) if is_whole and ours.dtype == dtype and ours.is_contiguous() else None
+    return ours.view(shape) if is_whole and ours.dtype == dtypes[name] and ours.is_contiguous() else None
 
 
 def _write_file(path: Path, entries: Mapping[str, tuple[torch.dtype, Shape]], tensors: Iterator[Tensor]) -> SealedFile:
@@ -165,12 +172,14 @@ def prepare_folder(folder: Path) -> None:
         raise WeightsError(f"{folder}: found weights already ({', '.join(present[:3])}); save to a new or empty folder")
 
 
-def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes: int) -> dict[str, list[str]]:
+def plan_shards(
+    shapes: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype], max_shard_bytes: int
+) -> dict[str, list[str]]:
     """File name -> names of its tensors, in order. The split is the one that ``transformers`` makes for the same
     limit."""
     from huggingface_hub import split_state_dict_into_shards_factory
 
-    sizes = {name: Box.whole(shape).numel * dtype.itemsize for name, shape in shapes.items()}
+    sizes = {name: Box.whole(shape).numel * dtypes[name].itemsize for name, shape in shapes.items()}
     split = split_state_dict_into_shards_factory(
         sizes,
         get_storage_size=lambda size: size,
@@ -180,10 +189,13 @@ def plan_shards(shapes: Mapping[str, Shape], dtype: torch.dtype, max_shard_bytes
     return split.filename_to_tensors
 
 
-def _write_index(folder: Path, files: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtype: torch.dtype) -> None:
-    elements = sum(Box.whole(shape).numel for shape in shapes.values())
+def _write_index(
+    folder: Path, files: Mapping[str, list[str]], shapes: Mapping[str, Shape], dtypes: Mapping[str, torch.dtype]
+) -> None:
+    elements = {name: Box.whole(shape).numel for name, shape in shapes.items()}
+    n_bytes = sum(number * dtypes[name].itemsize for name, number in elements.items())
     index = {
-        "metadata": {"total_parameters": elements, "total_size": elements * dtype.itemsize},
+        "metadata": {"total_parameters": sum(elements.values()), "total_size": n_bytes},
         "weight_map": {name: file for file, names in files.items() for name in names},
     }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")

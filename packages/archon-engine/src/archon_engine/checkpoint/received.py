@@ -44,7 +44,7 @@ class ReceivedWeights:
         """
         self._check(name, tuple(values.shape))
         for link, part in self._held(name):
-            part.copy_(values[link.hf_box.slices].reshape(part.shape))
+            part.copy_(link.as_ours(values[link.hf_box.slices]))
 
     @torch.no_grad()
     def take_over(self, name: str, other: ReceivedWeights) -> None:
@@ -60,7 +60,7 @@ class ReceivedWeights:
         result = torch.empty(self.shapes[name], dtype=dtype)
         filled = 0
         for link, part in self._held(name):
-            result[link.hf_box.slices].copy_(part.reshape(link.hf_box.shape))
+            link.as_ours(result[link.hf_box.slices]).copy_(part)
             filled += link.hf_box.numel
         return result if filled == result.numel() else None
 

@@ -39,6 +39,14 @@ DTYPES: Mapping[str, torch.dtype] = {
 """Types of weights by their name in the format, in the order of tensors in a file: wider types first, so that all are
 aligned. Quantised types are missing, because their numbers need scales."""
 
+_ENCODED: Mapping[str, torch.dtype] = {
+    **DTYPES,
+    "U8": torch.uint8,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
+}
+"""Types of tensors that encode others (``archon_core.models.encoded``)."""
+
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -91,7 +99,24 @@ class SafetensorsReader:
 
     def read(self, name: str, box: Box) -> Tensor:
         """The elements inside ``box``, in the stored dtype: a view of the mapped file, which must not be modified."""
-        dtype, (start, end) = self.dtype(name), self._spans[name]
+        return self._read(name, box, self.dtype(name))
+
+    def read_stored(self, name: str, box: Box) -> Tensor:
+        """As ``read``, for a tensor that encodes another, whose type may be one that Archon does not compute in.
+
+        Raises:
+            WeightsError: no encoding uses the type.
+        """
+        kind = self._types[name]
+        if kind not in _ENCODED:
+            raise WeightsError(
+                f"{self.path}: tensor {name!r} has type {kind}; allowed in quantised checkpoints are "
+                f"{', '.join(_ENCODED)}; convert the checkpoint first"
+            )
+        return self._read(name, box, _ENCODED[kind])
+
+    def _read(self, name: str, box: Box, dtype: torch.dtype) -> Tensor:
+        start, end = self._spans[name]
         content = self._content[start:end]
         if start % dtype.itemsize:
             content = content.clone()  # old writers do not align tensors

@@ -21,7 +21,7 @@ from archon_core.serving.manifest import (
     plan_buckets,
     size_of_bucket,
 )
-from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_from, send_shards
+from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_from, send_shards, stored_dtype
 
 
 class BucketBuffers:
@@ -42,8 +42,11 @@ class BucketBuffers:
 
 def manifest_of(weights: ResolvedMap, dtype: torch.dtype, *, version: int) -> WeightManifest:
     """The tensors of a model in the order of saving, without checksums."""
-    name = str(dtype).removeprefix("torch.")
-    return WeightManifest(version, tuple(TensorEntry(hf, name, shape) for hf, shape in weights.hf_shapes.items()))
+    entries = [
+        TensorEntry(hf, str(stored_dtype(hf, weights, dtype)).removeprefix("torch."), shape)
+        for hf, shape in weights.hf_shapes.items()
+    ]
+    return WeightManifest(version, tuple(entries))
 
 
 @torch.no_grad()

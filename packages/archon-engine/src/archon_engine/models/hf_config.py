@@ -32,6 +32,7 @@ _METADATA = frozenset(
         "cache_implementation",
         "ignore_keys_at_rope_validation",
         "is_llama_config",
+        "model_type",  # a part of a composite keeps it as an entry
         "name_or_path",
         "torch_dtype",
         "unsloth_fixed",
@@ -46,7 +47,8 @@ run compiled code from it."""
 
 
 def load_hf_config(source: str | Path | Mapping[str, Any]) -> PreTrainedConfig:
-    """A ``transformers`` configuration.
+    """A ``transformers`` configuration; of a composite with a vision encoder, that of its language model if this is a
+    model by itself (``language_model_config``).
 
     Args:
         source: a folder with ``config.json``, a hub id, or the content of a ``config.json``.
@@ -105,12 +107,24 @@ def _from_entries(entries: dict[str, Any], where: str) -> PreTrainedConfig:
             "(Archon never runs code from the hub)"
         )
     try:
-        return AutoConfig.for_model(model_type, **entries)
+        return language_model_config(AutoConfig.for_model(model_type, **entries))
     except Exception as error:  # transformers raises its validators' own types, KeyError and others
         raise ModelError(
             f"{where}: transformers refuses this {model_type} configuration: {error}; correct that entry"
             f"{_quoted_values(entries)}"
         ) from error
+
+
+def language_model_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    """The configuration of the language model in a composite of modalities, if transformers' causal language model of
+    both types is the same class, as for qwen3_5; otherwise ``config`` itself."""
+    text = getattr(config, "text_config", None)
+    if text is None:
+        return config
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CLASSES
+
+    of_text = CLASSES.get(text.model_type)
+    return text if of_text is not None and of_text == CLASSES.get(config.model_type) else config
 
 
 def _quoted_values(entries: Mapping[str, Any]) -> str:
@@ -217,12 +231,14 @@ def config_file(config: PreTrainedConfig, *, critic: bool, dtype: str) -> str:
 
 
 def config_to_save(config: PreTrainedConfig, *, critic: bool, dtype: str) -> PreTrainedConfig:
-    """A copy of ``config`` that describes the saved weights: architecture, dtype, and one label for a critic."""
+    """A copy of ``config`` that describes the saved weights: architecture, dtype, and one label for a critic. They are
+    plain weights, also if ``config`` is that of a quantised checkpoint."""
     import copy
 
     saved = copy.deepcopy(config)
     saved.architectures = [architecture_name(config.model_type, critic=critic)]
     saved.dtype = dtype
+    vars(saved).pop("quantization_config", None)
     if critic:
         saved.num_labels = 1
     return saved

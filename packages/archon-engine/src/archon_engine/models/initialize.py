@@ -74,7 +74,7 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
     """The whole initial tensor of parameter ``name``: fp32 on the CPU.
 
     Args:
-        kind: ``normal`` has mean 0 and standard deviation ``std``; ``fan_in`` is uniform within 1 / sqrt(last dim).
+        kind: as ``InitialValue`` describes; ``std`` is the standard deviation of ``normal``.
     """
     with torch.device("cpu"):
         if kind == "ones":
@@ -85,6 +85,8 @@ def draw_weight(name: str, shape: Shape, kind: InitialValue, seed: int, std: flo
         if kind == "fan_in":
             bound = shape[-1] ** -0.5
             return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+        if kind == "log_uniform":
+            return torch.empty(shape).uniform_(0.01, 16.0, generator=generator).log_()
         return torch.empty(shape).normal_(0.0, std, generator=generator)
 
 

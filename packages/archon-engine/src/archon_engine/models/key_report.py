@@ -56,7 +56,7 @@ class KeyReport:
 
 def compare_keys(weights: ResolvedMap, found: Mapping[str, Shape]) -> KeyReport:
     """Compare a checkpoint's tensor shapes with what ``weights`` expects."""
-    expected = dict(weights.hf_shapes)
+    expected = weights.stored_shapes
     copies = {name: weights.shapes[ours] for name, ours in weights.copies.items() if name in found}
     known = {**expected, **copies}
     absent = [name for name in expected if name not in found]

@@ -7,13 +7,16 @@ shards from other ranks. Memory holds no more than the tensor being built and on
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from archon_core.models.box import Box
+from archon_core.models.box import Box, Link
 from archon_core.models.weight_map import ResolvedMap
+
+DECODED_AT_ONCE = 2**24
+"""Most elements of a quantised tensor that are decoded at a time, if a row has no more."""
 
 BoxReader = Callable[[str, Box], Tensor]
 """Returns the elements of a named tensor inside a box, in the shape of the box."""
@@ -36,10 +39,22 @@ def fill_ours(destination: Tensor, name: str, box: Box, weights: ResolvedMap, re
     assert tuple(destination.shape) == box.shape, f"{name}: {tuple(destination.shape)} for a box of {box.shape}"
     filled = 0
     for link in weights.links_in(name, box):
-        part = destination[link.our_box.relative_to(box.start).slices]
-        part.copy_(read_hf(link.hf, link.hf_box).reshape(part.shape))
+        for piece in _pieces(link) if link.hf in weights.encoded else (link,):
+            part = destination[piece.our_box.relative_to(box.start).slices]
+            part.copy_(piece.as_ours(read_hf(piece.hf, piece.hf_box)))
         filled += link.our_box.numel
     assert filled == box.numel, f"{name}: the links cover {filled} of {box.numel} elements"
+
+
+def _pieces(link: Link) -> Iterator[Link]:
+    """The link in parts along the first dim: decoding needs several times the memory of its result."""
+    start, shape = link.our_box.start, link.our_box.shape
+    n_rows = max(1, DECODED_AT_ONCE * shape[0] // link.our_box.numel)
+    for row in range(0, shape[0], n_rows):
+        rows = Box((start[0] + row, *start[1:]), (min(n_rows, shape[0] - row), *shape[1:]))
+        piece = link.clipped_to_ours(rows)
+        assert piece is not None, "the rows are those of the link"
+        yield piece
 
 
 def copy_from(tensors: Mapping[str, Tensor]) -> BoxCopier:
@@ -64,8 +79,13 @@ def assemble_hf(
     shape = weights.hf_shapes[hf_name]
     result = torch.empty(shape, dtype=dtype) if scratch is None else scratch[: math.prod(shape)].view(shape)
     for link in weights.links_of_hf[hf_name]:
-        copy_ours(link.ours, link.our_box, result[link.hf_box.slices].view(link.our_box.shape))
+        copy_ours(link.ours, link.our_box, link.as_ours(result[link.hf_box.slices]))
     return result
+
+
+def stored_dtype(hf_name: str, weights: ResolvedMap, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a Hugging Face tensor is saved and published, where that of most is ``dtype``."""
+    return torch.promote_types(dtype, torch.float32) if hf_name in weights.kept_in_fp32 else dtype
 
 
 def send_shards(hf_name: str, weights: ResolvedMap, copy_ours: BoxCopier) -> None:

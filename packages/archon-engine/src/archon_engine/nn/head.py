@@ -3,7 +3,7 @@
 ``linear_logprobs`` fuses the output projection with log-softmax. It loops over chunks of tokens, keeps two numbers per
 token and recomputes a chunk's logits in backward, so that peak memory holds a few chunks instead of several [T, V]
 matrices. Under tensor parallelism each rank does so for its rows of the vocabulary; after the loop the ranks exchange
-two or three numbers per token, once.
+two or three numbers per token, once. On a CPU, a single chunk is kept instead of being computed again.
 
 Some models scale logits or cap them before the softmax. ``LogitForm`` describes this, and the fused function does it.
 
@@ -78,7 +78,10 @@ def linear_logprobs(
         form: applied before the division by the temperature.
         first_row: the first of this rank's rows in the whole vocabulary.
     """
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, False, parallel, form, first_row)[0]
+    keeps = _keeps_chunk(hidden_TH, weight_VH, parallel, form)
+    return _LinearLogSoftmax.apply(
+        hidden_TH, weight_VH, targets_T, temperature, False, parallel, form, first_row, keeps
+    )[0]
 
 
 def linear_logprobs_and_entropy(
@@ -91,7 +94,8 @@ def linear_logprobs_and_entropy(
     first_row: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """As ``linear_logprobs``, with the entropy of each position's distribution in nats: two [T] tensors."""
-    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel, form, first_row)
+    keeps = _keeps_chunk(hidden_TH, weight_VH, parallel, form)
+    return _LinearLogSoftmax.apply(hidden_TH, weight_VH, targets_T, temperature, True, parallel, form, first_row, keeps)
 
 
 def _accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -105,6 +109,20 @@ def _token_chunks(tokens: int, vocabulary: int, dtype: torch.dtype, device_type:
     n_chunks = max(1, math.ceil(tokens / rows))
     size = math.ceil(tokens / n_chunks)
     return [slice(start, min(start + size, tokens)) for start in range(0, tokens, max(size, 1))]
+
+
+def _keeps_chunk(hidden_TH: Tensor, weight_VH: Tensor, parallel: TensorParallel | None, form: LogitForm) -> bool:
+    """Whether backward gets the log-probabilities of all tokens and words instead of computing them again.
+
+    A fourth matrix product is worth its time where it saves memory. On a CPU, with all tokens in one chunk, it saves a
+    buffer of ``CHUNK_BYTES`` at most, and a vocabulary that small goes with a small model, where the head's products
+    are a large part of the step.
+    """
+    wants_gradients = torch.is_grad_enabled() and (hidden_TH.requires_grad or weight_VH.requires_grad)
+    if not wants_gradients or hidden_TH.device.type != "cpu" or parallel is not None or form.softcap is not None:
+        return False
+    dtype = _accumulation_dtype(hidden_TH.dtype)
+    return len(_token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype, "cpu")) == 1
 
 
 def _combine(
@@ -136,6 +154,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
         parallel: TensorParallel | None,
         form: LogitForm,
         first_row: int,
+        keeps_chunk: bool,
     ) -> tuple[Tensor, Tensor | None]:
         dtype = _accumulation_dtype(hidden_TH.dtype)
         tokens, vocabulary = hidden_TH.shape[0], weight_VH.shape[0]
@@ -145,16 +164,19 @@ class _LinearLogSoftmax(torch.autograd.Function):
         log_normaliser_T = hidden_TH.new_empty(tokens, dtype=dtype)
         target_logits_T = hidden_TH.new_empty(tokens, dtype=dtype)
         entropy_T = hidden_TH.new_empty(tokens, dtype=dtype) if with_entropy else None
+        kept_TV: Tensor | None = None
         for chunk in _token_chunks(tokens, vocabulary, dtype, hidden_TH.device.type):
             logits_CV = _tempered_logits(hidden_TH[chunk], weight_VH, temperature, form, dtype)[0]
             log_normaliser_C = torch.logsumexp(logits_CV, dim=-1)
             log_normaliser_T[chunk] = log_normaliser_C
             # Row 0 stands in for targets that are -1 or lie on another rank; both are masked after the loop.
             target_logits_T[chunk] = logits_CV.gather(1, rows_T[chunk, None])[:, 0]
-            if entropy_T is not None:
-                # Not log Z - sum p logit: there a rounding of the sum of p counts as often as the logits are large.
+            if entropy_T is not None or keeps_chunk:
                 logprobs_CV = logits_CV.sub_(log_normaliser_C[:, None])
-                entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
+                if entropy_T is not None:
+                    # Not log Z - sum p logit: there a rounding of the sum of p counts as often as logits are large.
+                    entropy_T[chunk] = -logprobs_CV.exp().mul_(logprobs_CV).sum(-1)
+                kept_TV = logprobs_CV if keeps_chunk else None
                 del logprobs_CV
             # Names outlive a round of the loop, and would keep this chunk while the next one is computed.
             del logits_CV
@@ -165,9 +187,10 @@ class _LinearLogSoftmax(torch.autograd.Function):
             )
         logprobs_T = torch.where(has_target_T, target_logits_T - log_normaliser_T, 0)
         ctx.temperature, ctx.form, ctx.own = temperature, form, own
-        # No logits. The normaliser and the entropy are those of the whole vocabulary, so backward needs no exchange: a
-        # rank's gradient of hidden is its summand, which the gradient of gather_tokens sums.
-        ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T)
+        # No logits, unless they are one chunk. The normaliser and the entropy are those of the whole vocabulary, so
+        # backward needs no exchange: a rank's gradient of hidden is its summand, which the gradient of gather_tokens
+        # sums.
+        ctx.save_for_backward(hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T, kept_TV)
         if entropy_T is None:
             return logprobs_T, None
         return logprobs_T, torch.where(has_target_T, entropy_T, 0)
@@ -175,7 +198,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_logprobs_T: Tensor, grad_entropy_T: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T = ctx.saved_tensors
+        hidden_TH, weight_VH, targets_T, log_normaliser_T, entropy_T, kept_TV = ctx.saved_tensors
         dtype = log_normaliser_T.dtype
         has_target_T = targets_T >= 0
         rows_T, is_elsewhere_T = own_rows(targets_T, ctx.own)
@@ -185,19 +208,27 @@ class _LinearLogSoftmax(torch.autograd.Function):
         grad_hidden_TH = torch.empty_like(hidden_TH) if needs_hidden else None
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype) if needs_weight else None
         for chunk in _token_chunks(hidden_TH.shape[0], weight_VH.shape[0], dtype, hidden_TH.device.type):
-            logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
-            logprobs_CV -= log_normaliser_T[chunk, None]
+            if kept_TV is None:
+                logprobs_CV, capped_CV = _tempered_logits(hidden_TH[chunk], weight_VH, ctx.temperature, ctx.form, dtype)
+                logprobs_CV -= log_normaliser_T[chunk, None]
+            else:
+                logprobs_CV, capped_CV = kept_TV, None
             grad_C = grad_logprobs_T[chunk]
             # d logprob(target) / d logit_j = [j is the target] - p_j. The first term is scattered in below.
             if entropy_T is None:
-                grad_logits_CV = logprobs_CV.exp_().mul_(-grad_C[:, None])
+                # A split backward pass reads the kept values twice; others are overwritten.
+                probabilities_CV = logprobs_CV.exp_() if kept_TV is None else logprobs_CV.exp()
+                grad_logits_CV = probabilities_CV.mul_(-grad_C[:, None])
             else:
                 # d entropy / d logit_j = -p_j (log p_j + entropy)
                 grad_entropy_C = torch.where(has_target_T[chunk], grad_entropy_T[chunk], 0)
                 probabilities_CV = logprobs_CV.exp()
-                grad_logits_CV = logprobs_CV.add_(entropy_T[chunk, None]).mul_(grad_entropy_C[:, None])
+                shifts_C1 = entropy_T[chunk, None]
+                shifted_CV = logprobs_CV.add_(shifts_C1) if kept_TV is None else logprobs_CV + shifts_C1
+                grad_logits_CV = shifted_CV.mul_(grad_entropy_C[:, None])
                 grad_logits_CV.add_(grad_C[:, None]).mul_(probabilities_CV).neg_()
-                del probabilities_CV  # a [C, V] buffer less while the products below run
+                del shifted_CV
+            del probabilities_CV  # with entropy, a [C, V] buffer less while the products below run
             grad_logits_CV.scatter_add_(1, rows_T[chunk, None], grad_at_target_T[chunk, None])
             grad_logits_CV /= ctx.temperature / ctx.form.scale
             if capped_CV is not None:
@@ -217,7 +248,7 @@ class _LinearLogSoftmax(torch.autograd.Function):
             del grad_logits_CV  # as in forward
         if grad_weight_VH is not None:
             grad_weight_VH = grad_weight_VH.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None
+        return grad_hidden_TH, grad_weight_VH, None, None, None, None, None, None, None
 
 
 def _tempered_logits(

@@ -20,34 +20,46 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from archon_engine.compat import wanted_gradients
-from archon_engine.nn.tiles import tiles_of
+from archon_engine.nn.tiles import is_one_tile, tiles_of
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, offset: float, rounds_first: bool) -> Tensor:
     """Normalise ``x`` [..., F] and scale it by ``weight`` [F], of the same dtype. See ``archon_engine.nn.norm``."""
+    if not torch.is_grad_enabled():
+        # A decode step has a few rows and hundreds of norms: what is around the arithmetic would take most of the time.
+        return _normalise(x, weight, eps, offset, rounds_first)[0]
     # Views, because compat.wanted_gradients cannot tell for a leaf whether its gradient is wanted.
     return _RMSNorm.apply(x.view_as(x), weight.view_as(weight), eps, offset, rounds_first)
+
+
+def _normalise(x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool) -> tuple[Tensor, Tensor]:
+    """The result, and r [N, 1], in at least fp32."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    factor_F = _factor(weight, offset, weight.dtype if rounds_first else wide)
+    if x.dtype == wide and is_one_tile(x):
+        root = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+        return (x * root).mul_(factor_F), root.view(-1, 1)
+    x_NF = x.reshape(-1, x.shape[-1])
+    # The result is no view: FSDP2 hooks outputs of the final norm, and warns about views.
+    y = x.new_empty(x.shape)
+    y_NF = y.view(x_NF.shape)
+    root_N1 = x_NF.new_empty(x_NF.shape[0], 1, dtype=wide)
+    for tile in tiles_of(x_NF):
+        x_CF, y_CF, root_C1 = x_NF[tile].to(wide), y_NF[tile], root_N1[tile]
+        torch.mean(x_CF.square(), -1, keepdim=True, out=root_C1)
+        root_C1.add_(eps).rsqrt_()
+        if rounds_first:
+            # Writing to y_CF rounds to its dtype.
+            torch.mul(x_CF, root_C1, out=y_CF).mul_(factor_F)
+        else:
+            torch.mul(x_CF * root_C1, factor_F, out=y_CF)
+    return y, root_N1
 
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float, offset: float, rounds_first: bool) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        x_NF = x.reshape(-1, x.shape[-1])
-        # The result is no view: FSDP2 hooks outputs of the final norm, and warns about views.
-        y = x.new_empty(x.shape)
-        y_NF = y.view(x_NF.shape)
-        root_N1 = x_NF.new_empty(x_NF.shape[0], 1, dtype=wide)
-        factor_F = _factor(weight, offset, weight.dtype if rounds_first else wide)
-        for tile in tiles_of(x_NF):
-            x_CF, y_CF, root_C1 = x_NF[tile].to(wide), y_NF[tile], root_N1[tile]
-            torch.mean(x_CF.square(), -1, keepdim=True, out=root_C1)
-            root_C1.add_(eps).rsqrt_()
-            if rounds_first:
-                # Writing to y_CF rounds to its dtype.
-                torch.mul(x_CF, root_C1, out=y_CF).mul_(factor_F)
-            else:
-                torch.mul(x_CF * root_C1, factor_F, out=y_CF)
+        y, root_N1 = _normalise(x, weight, eps, offset, rounds_first)
         ctx.save_for_backward(x, weight, root_N1)
         ctx.offset = offset
         return y

@@ -201,12 +201,15 @@ class Rotation:
         if self.cos is None or self.sin is None:
             return x
         n_rotated = 2 * self.cos.shape[-1]
-        rotated = self._rotate(x[..., :n_rotated], self.cos, self.sin)
-        return rotated if n_rotated == x.shape[-1] else torch.cat((rotated, x[..., n_rotated:]), dim=-1)
+        if n_rotated == x.shape[-1]:
+            return self._rotate(x, self.cos, self.sin)
+        # Parts by one operation: the backward passes of slices would each write zeros of the size of x.
+        part, rest = x.split((n_rotated, x.shape[-1] - n_rotated), dim=-1)
+        return torch.cat((self._rotate(part, self.cos, self.sin), rest), dim=-1)
 
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
-            first, second = x[..., 0::2], x[..., 1::2]
+            first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
             return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
         if not torch.compiler.is_compiling():
             return rotate(x, cos, sin)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from archon_engine.nn.tiles import tiles_of
+from archon_engine.nn.tiles import is_one_tile, tiles_of
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate ``x`` [T, heads, D] by the angles of ``cos`` and ``sin`` [T, 1, D/2]: element i of the first half together
     with element i of the second."""
+    if not torch.is_grad_enabled():
+        return _rotated(x, cos, sin)
     return _Rotate.apply(x, cos, sin)
 
 
@@ -38,10 +40,16 @@ class _Rotate(torch.autograd.Function):
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     out = x.new_empty(x.shape)
-    for tile in tiles_of(x):
-        (first, second), (out_first, out_second) = x[tile].chunk(2, dim=-1), out[tile].chunk(2, dim=-1)
-        cos_C, sin_C = cos[tile], sin[tile]
-        # Not addcmul, which may round once where transformers rounds twice.
-        torch.mul(first, cos_C, out=out_first).sub_(second * sin_C)
-        torch.mul(second, cos_C, out=out_second).add_(first * sin_C)
+    if is_one_tile(x):
+        _rotate_tile(x, cos, sin, out)
+    else:
+        for tile in tiles_of(x):
+            _rotate_tile(x[tile], cos[tile], sin[tile], out[tile])
     return out
+
+
+def _rotate_tile(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor) -> None:
+    (first, second), (out_first, out_second) = x.chunk(2, dim=-1), out.chunk(2, dim=-1)
+    # Not addcmul, which may round once where transformers rounds twice.
+    torch.mul(first, cos, out=out_first).sub_(second * sin)
+    torch.mul(second, cos, out=out_second).add_(first * sin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError, did_you_mean
@@ -41,4 +42,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [..., hidden_size] to the same shape."""
-        return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        activated = self.activation(self.gate_proj(x))
+        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(self.activation) is nn.SiLU:
+            # SiLU returns a new tensor, which nothing else reads here: the product takes its memory.
+            return self.down_proj(activated.mul_(self.up_proj(x)))
+        return self.down_proj(activated * self.up_proj(x))

@@ -28,3 +28,8 @@ def tiles_of(x: Tensor) -> Iterator[slice]:
     rows = x.shape[0]
     size = tile_rows(rows, x[:1].numel(), x.device.type)
     return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
+
+
+def is_one_tile(x: Tensor) -> bool:
+    """Whether all rows of ``x`` are one tile; then slices are superfluous."""
+    return x.device.type != "cpu" or x.numel() <= TILE_ELEMENTS

@@ -48,6 +48,11 @@ class ContextParallel:
         """Outputs [T / c, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
         return gather_results(x, 0, group=self.group, rank=self.rank, size=self.size)
 
+    def stack(self, x: Tensor) -> Tensor:
+        """The ranks' ``x``, of equal shape, in rank order, [c, ...]. Each rank may use all parts: backward sums their
+        gradients over the ranks."""
+        return compat.all_gather_with_grad(x[None], 0, self.group)
+
     def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All heads of this rank's tokens to this rank's heads of all tokens: each [T / c, H, D] to [T, H / c, D].
 

@@ -6,7 +6,7 @@ dispatch would take longer than the update.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -97,6 +97,7 @@ class NamedOptimizer:
         for optimizer in self._optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
+                _align_gradients(group["params"])
             optimizer.step()
         for _, part in parts:
             part.grad = None
@@ -171,14 +172,29 @@ class NamedOptimizer:
                 )
 
 
-def is_decayed(parameter: nn.Parameter) -> bool:
-    """Whether weight decay applies: to matrices, not to the vectors of norms and biases."""
-    return parameter.ndim >= 2
+def _align_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Store gradients in the order of their parameters: fused optimizers read both as one row of numbers, and those of
+    the CPU do not check strides (torch 2.11 to 2.13)."""
+    for parameter in parameters:
+        gradient = parameter.grad
+        if gradient is not None and gradient.stride() != parameter.stride():
+            parameter.grad = torch.empty_like(parameter).copy_(gradient)
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Whether weight decay applies: to matrices, not to the vectors of norms and biases, nor to the stacked biases of
+    experts."""
+    return parameter.ndim >= 2 and not name.endswith("bias")
 
 
 def _hidden_matrices(parameters: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The parameters that Muon updates: matrices of layers, including the stacked ones of experts."""
-    return {name: p for name, p in parameters.items() if p.ndim in (2, 3) and name.startswith("layers.")}
+    """The parameters that Muon updates: matrices of layers, including the stacked ones of experts. Filters of
+    convolutions, stacked too, are single rows."""
+    return {
+        name: p
+        for name, p in parameters.items()
+        if name.startswith("layers.") and is_decayed(name, p) and (p.ndim == 2 or (p.ndim == 3 and p.shape[1] > 1))
+    }
 
 
 def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
@@ -212,14 +228,15 @@ def _build(
         decay, momentum = config.weight_decay, config.beta1
         return [Muon(hidden.values(), lr=config.lr, weight_decay=decay, momentum=momentum, holders=holders), *others]
     groups = [
-        {"params": [p for p in parameters.values() if is_decayed(p)], "weight_decay": config.weight_decay},
-        {"params": [p for p in parameters.values() if not is_decayed(p)], "weight_decay": 0.0},
+        {"params": [p for n, p in parameters.items() if is_decayed(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in parameters.items() if not is_decayed(n, p)], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
     if not groups:
         return []
     betas = (config.beta1, config.beta2)
-    fused = all(p.is_cuda for p in parameters.values())
+    # One pass over weights, gradients and moments. The rest of torch's devices take a pass per operation.
+    fused = all(p.device.type in ("cuda", "cpu") for p in parameters.values())
     match config.type:
         case "adamw":
             return [

@@ -55,6 +55,8 @@ class ArchonOptions:
         reshard_after_forward_policy: ``always`` frees whole weights between forward and backward, ``never`` keeps them;
             ``default`` frees them, except for the last units and in a pipeline.
         use_deterministic_algorithms: make runs equal to the last bit.
+        keep_freed_memory: a process that trains on a CPU keeps the memory that a step frees for the next step, instead
+            of returning it to the system (with glibc).
         attn_type: attention kernel: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
         moe_router_dtype: compute type of routers: ``fp32``, or null for that of the model.
         master_dtype: type of the stored and updated weights; null uses float32 beside bfloat16 computation, and
@@ -81,6 +83,7 @@ class ArchonOptions:
     offload_params: bool = False
     reshard_after_forward_policy: str = option("default", one_of("default", "always", "never"))
     use_deterministic_algorithms: bool = False
+    keep_freed_memory: bool = True
     attn_type: str | None = option(None, one_of("varlen", "flex", "sdpa"))
     moe_router_dtype: str | None = option("fp32", one_of("fp32"), fix="null takes the compute type")
     master_dtype: str | None = option(None, DTYPE)

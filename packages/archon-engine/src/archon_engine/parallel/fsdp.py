@@ -25,7 +25,7 @@ from torch.distributed.fsdp import (
 from torch.distributed.tensor import DTensor, Shard
 
 from archon_core.models.name_pattern import matches_any
-from archon_core.models.parallel_plan import ParallelPlan
+from archon_core.models.parallel_plan import ParallelPlan, ancestors
 from archon_engine.compat import (
     forget_forward_passes,
     reduce_gradients,
@@ -209,9 +209,13 @@ def apply_fsdp(
 
 
 def expert_modules(module: nn.Module, plan: ParallelPlan) -> list[nn.Module]:
-    """The modules that hold stacked expert weights."""
+    """The modules that hold stacked expert weights. Adapters inside one belong to it."""
     patterns = [pattern for pattern, role in plan.roles.items() if role == "expert"]
-    return [part for name, part in module.named_modules() if matches_any(patterns, name)]
+    return [
+        part
+        for name, part in module.named_modules()
+        if matches_any(patterns, name) and not any(matches_any(patterns, outer) for outer in ancestors(name)[:-1])
+    ]
 
 
 def even_dim(parameter: nn.Parameter, size: int) -> int | None:

@@ -28,7 +28,7 @@ def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
     equal, unequal = {}, {}
     for what, extent, is_equal in _cut_by_tensor_ranks(module, plan):
         (equal if is_equal else unequal)[what] = extent
-    return ShardedExtents({**heads, **equal}, plan.heads.query if plan.heads else 0, unequal)
+    return ShardedExtents({**heads, **plan.other_heads, **equal}, plan.heads.query if plan.heads else 0, unequal)
 
 
 def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:

@@ -24,7 +24,7 @@ from archon_core.models.box import chunk_of
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan, Role
 from archon_engine.nn.key_heads import HeadExchange, needs_exchange
-from archon_engine.nn.tensor_parallel import MESH_AXIS, TensorParallel
+from archon_engine.nn.tensor_parallel import TensorParallel
 from archon_engine.parallel.shards import local_values
 
 SHARDED_DIM: dict[tuple[Role, str], int] = {
@@ -104,14 +104,15 @@ def shard_sequences(module: nn.Module, enabled: bool) -> None:
 @torch.no_grad()
 def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMesh) -> None:
     """Sum the gradients of parameters that are replicated over tensor ranks, in place. Each rank has the gradient of
-    its tokens or heads.
+    its tokens or heads; of an adapter of experts, that of its part of the intermediate size.
 
-    Collective over ``mesh``, the tensor ranks. Call it once per step, after FSDP2 has reduced over the other ranks. It
-    makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by itself, but one parameter at a
-    time, after every micro-batch and in the compute dtype: it redistributes a gradient before casting it to the reduce
-    dtype (torch 2.11 to 2.13).
+    Collective over ``mesh``, the tensor ranks or the expert tensor ranks. Call it once per step, after FSDP2 has
+    reduced over the other ranks. It makes one exchange in at least fp32. With ``Partial`` gradients FSDP2 would sum by
+    itself, but one parameter at a time, after every micro-batch and in the compute dtype: it redistributes a gradient
+    before casting it to the reduce dtype (torch 2.11 to 2.13).
     """
-    gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p)]
+    axis = mesh.mesh_dim_names[0]
+    gradients = [local_values(p.grad) for p in parameters if p.grad is not None and _is_replicated(p, axis)]
     if not gradients:
         return
     dtype = reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
@@ -122,11 +123,11 @@ def sum_replicated_gradients(parameters: Iterable[nn.Parameter], mesh: DeviceMes
         gradient.copy_(total.view(gradient.shape))
 
 
-def _is_replicated(parameter: nn.Parameter) -> bool:
-    """Whether every tensor rank holds a copy. Meshes of experts have no such axis; experts sum by themselves."""
-    if not isinstance(parameter, DTensor) or MESH_AXIS not in (parameter.device_mesh.mesh_dim_names or ()):
+def _is_replicated(parameter: nn.Parameter, axis: str) -> bool:
+    """Whether every rank along ``axis`` holds a copy. Meshes of experts and of other weights have different axes."""
+    if not isinstance(parameter, DTensor) or axis not in (parameter.device_mesh.mesh_dim_names or ()):
         return False
-    return parameter.placements[parameter.device_mesh.mesh_dim_names.index(MESH_AXIS)].is_replicate()
+    return parameter.placements[parameter.device_mesh.mesh_dim_names.index(axis)].is_replicate()
 
 
 def _placement(role: Role, attribute: str) -> Placement:

@@ -55,8 +55,8 @@ def train_step(batch: Batch, loss: Loss, running: Running, *, step: int, max_gra
     optimizer.zero_grad()
     running.runner.train(micro_batches, totals.objective)
     with profiled_range("gradient norm"):
-        if assembled.meshes is not None and assembled.meshes.tp is not None:
-            sum_replicated_gradients(optimizer.parameters.values(), assembled.meshes.tp)
+        for mesh in () if assembled.meshes is None else assembled.meshes.copying:
+            sum_replicated_gradients(optimizer.parameters.values(), mesh)
         if assembled.tied is not None and assembled.plan.adapter is None:  # an adapter freezes embedding and head
             # Before the norm, which counts only the original; its gradient must be the sum of both copies'.
             assembled.tied.sum_gradients()

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, grouped_mm
 
-from archon_moe.kernels.activations import activate, activate_backward
+from archon_moe.kernels.activations import Gating
+from archon_moe.kernels.weights import ExpertWeights
 
 
 def forward(
@@ -22,10 +23,8 @@ def forward(
     pairs_M: Tensor,
     ends_E: Tensor,
     n_choices: int,
-    gate_EFH: Tensor,
-    up_EFH: Tensor,
-    down_EHF: Tensor,
-    hidden_act: str,
+    own: ExpertWeights,
+    gating: Gating,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs [N, H], and the gate and up projections [M, F] that backward needs.
 
@@ -35,20 +34,26 @@ def forward(
         pairs_M: int64, indices into the flattened choices [N * K], sorted by expert.
         ends_E: int32, end of each expert's slice of M; on the device, where ``grouped_mm`` reads it.
         n_choices: K.
-        gate_EFH: gate weights; ``up_EFH`` and ``down_EHF`` likewise.
-        hidden_act: activation, by its ``transformers`` name.
+        own: weights of the experts.
+        gating: the product of their projections.
     """
     # No row reaches this rank: CUDA's kernels do not accept products without rows. The clone is there because outputs
     # of a custom operation must not share memory.
     if not pairs_M.shape[0]:
-        nothing = x_NH.new_empty(0, gate_EFH.shape[1])
+        nothing = x_NH.new_empty(0, own.gate.shape[1])
         return torch.zeros_like(x_NH), nothing, nothing.clone()
     x_MH = x_NH.index_select(0, pairs_M // n_choices)
-    gate_MF = grouped_mm(x_MH, gate_EFH.mT, offs=ends_E)
-    up_MF = grouped_mm(x_MH, up_EFH.mT, offs=ends_E)
+    gate_MF = grouped_mm(x_MH, own.gate.mT, offs=ends_E)
+    up_MF = grouped_mm(x_MH, own.up.mT, offs=ends_E)
+    if own.biases is not None:
+        experts_M = _experts_of_pairs(ends_E, pairs_M)
+        gate_MF += own.gate_bias.index_select(0, experts_M)
+        up_MF += own.up_bias.index_select(0, experts_M)
     # Weighting the hidden activations instead of the outputs gives the same sum, and backward needs no outputs.
-    h_MF = (activate(gate_MF, hidden_act) * up_MF).mul_(weights_M[:, None])
-    y_MH = grouped_mm(h_MF, down_EHF.mT, offs=ends_E)
+    h_MF = (gating.activate(gate_MF) * gating.factor(up_MF)).mul_(weights_M[:, None])
+    y_MH = grouped_mm(h_MF, own.down.mT, offs=ends_E)
+    if own.biases is not None:
+        y_MH += own.down_bias.index_select(0, experts_M).mul_(weights_M[:, None])
     return sum_of_pairs(y_MH, pairs_M, x_NH.shape[0], n_choices), gate_MF, up_MF
 
 
@@ -59,46 +64,65 @@ def backward(
     pairs_M: Tensor,
     ends_E: Tensor,
     n_choices: int,
-    gate_EFH: Tensor,
-    up_EFH: Tensor,
-    down_EHF: Tensor,
+    own: ExpertWeights,
     gate_MF: Tensor,
     up_MF: Tensor,
-    hidden_act: str,
+    gating: Gating,
     *,
     inputs: bool,
     experts: bool,
-) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
-    """Gradients of x [N, H] and weights [M] if ``inputs``, and of the gate, up and down weights if ``experts``.
+) -> tuple[Tensor | None, Tensor | None, ExpertWeights | None]:
+    """Gradients of x [N, H] and weights [M] if ``inputs``, and of the weights of experts if ``experts``.
 
     The halves of a split backward pass ask for one of the two each. ``h_MF`` and ``dh_MF`` are multiplied in place, so
     the order of the lines matters.
     """
     if not pairs_M.shape[0]:
-        of_none = tuple(torch.zeros_like(w) for w in (gate_EFH, up_EFH, down_EHF)) if experts else None
+        of_none = ExpertWeights(*(None if w is None else torch.zeros_like(w) for w in own)) if experts else None
         return (torch.zeros_like(x_NH), torch.zeros_like(weights_M), of_none) if inputs else (None, None, of_none)
     rows_M = pairs_M // n_choices
     grad_MH = grad_NH.index_select(0, rows_M)
-    activated_MF = activate(gate_MF, hidden_act)
-    dh_MF = grouped_mm(grad_MH, down_EHF, offs=ends_E)
-    h_MF = activated_MF * up_MF
+    activated_MF, factor_MF = gating.activate(gate_MF), gating.factor(up_MF)
+    dh_MF = grouped_mm(grad_MH, own.down, offs=ends_E)
+    h_MF = activated_MF * factor_MF
     dx_NH = dweights_M = of_experts = None
     if inputs:
         # From dh and h before either is multiplied by the weights.
         dweights_M = torch.linalg.vecdot(dh_MF.to(weights_M.dtype), h_MF.to(weights_M.dtype))
+        if own.biases is not None:
+            bias_MH = own.down_bias.index_select(0, _experts_of_pairs(ends_E, pairs_M))
+            dweights_M += torch.linalg.vecdot(grad_MH.to(weights_M.dtype), bias_MH.to(weights_M.dtype))
     if experts:
         ddown_EHF = grouped_mm(grad_MH.t(), h_MF.mul_(weights_M[:, None]), offs=ends_E)
     dh_MF.mul_(weights_M[:, None])
-    dup_MF = activated_MF * dh_MF
-    dgate_MF = activate_backward(dh_MF.mul_(up_MF), gate_MF, hidden_act)
+    dup_MF = gating.factor_backward_(activated_MF * dh_MF, up_MF)
+    dgate_MF = gating.activate_backward(dh_MF.mul_(factor_MF), gate_MF)
     if experts:
         x_MH = x_NH.index_select(0, rows_M)
         dgate_EFH = grouped_mm(dgate_MF.t(), x_MH, offs=ends_E)
-        of_experts = dgate_EFH, grouped_mm(dup_MF.t(), x_MH, offs=ends_E), ddown_EHF
+        of_experts = ExpertWeights(dgate_EFH, grouped_mm(dup_MF.t(), x_MH, offs=ends_E), ddown_EHF)
+        if own.biases is not None:
+            weighted_MH = grad_MH * weights_M[:, None]
+            values = {"gate_bias": dgate_MF, "up_bias": dup_MF, "down_bias": weighted_MH}
+            sums = {name: sum_by_expert(value, ends_E).to(x_NH.dtype) for name, value in values.items()}
+            of_experts = of_experts._replace(**sums)
     if inputs:
-        dx_MH = grouped_mm(dgate_MF, gate_EFH, offs=ends_E).add_(grouped_mm(dup_MF, up_EFH, offs=ends_E))
+        dx_MH = grouped_mm(dgate_MF, own.gate, offs=ends_E).add_(grouped_mm(dup_MF, own.up, offs=ends_E))
         dx_NH = sum_of_pairs(dx_MH, pairs_M, x_NH.shape[0], n_choices)
     return dx_NH, dweights_M, of_experts
+
+
+def _experts_of_pairs(ends_E: Tensor, pairs_M: Tensor) -> Tensor:
+    """int64 [M], the expert of each pair."""
+    places_M = torch.arange(pairs_M.shape[0], device=ends_E.device, dtype=ends_E.dtype)
+    return torch.searchsorted(ends_E, places_M, right=True)
+
+
+def sum_by_expert(values_MF: Tensor, ends_E: Tensor) -> Tensor:
+    """Sum the values [M, F] of each expert's pairs, in a fixed order, as ``sum_of_pairs`` does: [E, F]."""
+    places_M = torch.arange(values_MF.shape[0], device=ends_E.device)
+    starts_E = torch.cat([ends_E.new_zeros(1), ends_E[:-1]]).long()
+    return embedding_bag(places_M, values_MF, starts_E, mode="sum")
 
 
 def sum_of_pairs(values_MH: Tensor, pairs_M: Tensor, n_rows: int, n_choices: int) -> Tensor:

@@ -18,7 +18,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from archon_moe.kernels.activations import activate, activate_backward
+from archon_moe.kernels.activations import Gating
+from archon_moe.kernels.weights import ExpertWeights
 
 CHUNK_ROWS = 1024
 """Most rows of a chunk, unless a single expert has more."""
@@ -32,10 +33,8 @@ def forward(
     weights_M: Tensor,
     rows_M: Tensor,
     counts: list[int],
-    gate_EFH: Tensor,
-    up_EFH: Tensor,
-    down_EHF: Tensor,
-    hidden_act: str,
+    own: ExpertWeights,
+    gating: Gating,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Outputs [N, H], and the gate and up projections [M, F] that backward needs.
 
@@ -44,10 +43,10 @@ def forward(
         weights_M: weight of each pair, in at least fp32.
         rows_M: int64, the row of each pair, sorted by expert.
         counts: pairs of each expert.
-        gate_EFH: gate weights; ``up_EFH`` and ``down_EHF`` likewise.
-        hidden_act: activation, by its ``transformers`` name.
+        own: weights of the experts.
+        gating: the product of their projections.
     """
-    F, H = gate_EFH.shape[1:]
+    (F, H), biases = own.gate.shape[1:], own.biases
     n_pairs, largest = sum(counts), _largest(counts)
     # Sums over experts in at least fp32: in bfloat16 every expert would add a rounding.
     y_NH = torch.zeros_like(x_NH, dtype=_sum_type(x_NH))
@@ -58,14 +57,19 @@ def forward(
         rows, n = rows_M[part], part.stop - part.start
         gate, up = gate_MF[part], up_MF[part]
         x = torch.index_select(x_NH, 0, rows, out=x_buffer[:n])
-        for e, own in experts:
-            torch.mm(x[own], gate_EFH[e].t(), out=gate[own])
-            torch.mm(x[own], up_EFH[e].t(), out=up[own])
+        for e, at in experts:
+            torch.mm(x[at], own.gate[e].t(), out=gate[at])
+            torch.mm(x[at], own.up[e].t(), out=up[at])
+            if biases is not None:
+                gate[at] += own.gate_bias[e]
+                up[at] += own.up_bias[e]
         # Weighting the hidden activations instead of the outputs gives the same sum, and backward needs no outputs.
-        h = torch.mul(activate(gate, hidden_act), up, out=h_buffer[:n]).mul_(weights_M[part, None])
+        h = torch.mul(gating.activate(gate), gating.factor(up), out=h_buffer[:n]).mul_(weights_M[part, None])
         y = y_buffer[:n]
-        for e, own in experts:
-            torch.mm(h[own], down_EHF[e].t(), out=y[own])
+        for e, at in experts:
+            torch.mm(h[at], own.down[e].t(), out=y[at])
+            if biases is not None:
+                y[at].addr_(weights_M[part][at].to(y.dtype), own.down_bias[e])
         y_NH.index_add_(0, rows, y.to(y_NH.dtype))
     return y_NH.to(x_NH.dtype), gate_MF, up_MF
 
@@ -76,28 +80,24 @@ def backward(
     weights_M: Tensor,
     rows_M: Tensor,
     counts: list[int],
-    gate_EFH: Tensor,
-    up_EFH: Tensor,
-    down_EHF: Tensor,
+    own: ExpertWeights,
     gate_MF: Tensor,
     up_MF: Tensor,
-    hidden_act: str,
+    gating: Gating,
     *,
     inputs: bool,
     experts: bool,
-) -> tuple[Tensor | None, Tensor | None, tuple[Tensor, Tensor, Tensor] | None]:
-    """Gradients of x [N, H] and weights [M] if ``inputs``, and of the gate, up and down weights if ``experts``.
+) -> tuple[Tensor | None, Tensor | None, ExpertWeights | None]:
+    """Gradients of x [N, H] and weights [M] if ``inputs``, and of the weights of experts if ``experts``.
 
     The halves of a split backward pass ask for one of the two each. Buffers are reused within a chunk: ``dh``, ``h``
     and ``grad`` change their meaning from line to line, so the order of the lines matters.
     """
-    F, H = gate_EFH.shape[1:]
+    (F, H), biases = own.gate.shape[1:], own.biases
     largest = _largest(counts)
     dx_NH = torch.zeros_like(x_NH, dtype=_sum_type(x_NH)) if inputs else None
     dweights_M = torch.zeros_like(weights_M) if inputs else None
-    dgate_EFH, dup_EFH, ddown_EHF = (
-        empty_in_huge_pages(w.shape, w) if experts else None for w in (gate_EFH, up_EFH, down_EHF)
-    )
+    found = ExpertWeights(*(None if w is None else empty_in_huge_pages(w.shape, w) for w in own)) if experts else None
     grad_buffer, x_buffer = x_NH.new_empty(2, largest, H).unbind()
     dh_buffer, h_buffer = x_NH.new_empty(2, largest, F).unbind()
     for part, of_chunk in _chunks(counts):
@@ -105,40 +105,45 @@ def backward(
         weights, gate, up = weights_M[part, None], gate_MF[part], up_MF[part]
         grad, dh, h = grad_buffer[:n], dh_buffer[:n], h_buffer[:n]
         torch.index_select(grad_NH, 0, rows, out=grad)
-        for e, own in of_chunk:
-            torch.mm(grad[own], down_EHF[e], out=dh[own])
-        activated = activate(gate, hidden_act)
-        torch.mul(activated, up, out=h)
+        for e, at in of_chunk:
+            torch.mm(grad[at], own.down[e], out=dh[at])
+        activated, factor = gating.activate(gate), gating.factor(up)
+        torch.mul(activated, factor, out=h)
         if inputs:  # from dh and h before either is multiplied by the weights
-            dweights_M[part] = torch.linalg.vecdot(dh.to(weights.dtype), h.to(weights.dtype))
+            dweights = torch.linalg.vecdot(dh.to(weights.dtype), h.to(weights.dtype))
+            for e, at in of_chunk if biases is not None else ():
+                dweights[at] += torch.mv(grad[at].to(weights.dtype), own.down_bias[e].to(weights.dtype))
+            dweights_M[part] = dweights
         if experts:
             h.mul_(weights)
-            for e, own in of_chunk:
-                torch.mm(grad[own].t(), h[own], out=ddown_EHF[e])
+            for e, at in of_chunk:
+                torch.mm(grad[at].t(), h[at], out=found.down[e])
+                if biases is not None:
+                    found.down_bias[e] = torch.mv(grad[at].to(weights.dtype).t(), weights[at, 0])
         dh.mul_(weights)
-        dup = torch.mul(activated, dh, out=h)  # h is not needed any more
-        dgate = activate_backward(dh.mul_(up), gate, hidden_act)
+        dup = gating.factor_backward_(torch.mul(activated, dh, out=h), up)  # h is not needed any more
+        dgate = gating.activate_backward(dh.mul_(factor), gate)
         if experts:
             x = torch.index_select(x_NH, 0, rows, out=x_buffer[:n])
-            for e, own in of_chunk:
-                torch.mm(dgate[own].t(), x[own], out=dgate_EFH[e])
-                torch.mm(dup[own].t(), x[own], out=dup_EFH[e])
+            for e, at in of_chunk:
+                torch.mm(dgate[at].t(), x[at], out=found.gate[e])
+                torch.mm(dup[at].t(), x[at], out=found.up[e])
+                if biases is not None:
+                    torch.sum(dgate[at], 0, out=found.gate_bias[e])
+                    torch.sum(dup[at], 0, out=found.up_bias[e])
         if inputs:
             dx = grad  # grad is not needed any more
-            for e, own in of_chunk:
-                torch.mm(dgate[own], gate_EFH[e], out=dx[own]).addmm_(dup[own], up_EFH[e])
+            for e, at in of_chunk:
+                torch.mm(dgate[at], own.gate[e], out=dx[at]).addmm_(dup[at], own.up[e])
             dx_NH.index_add_(0, rows, dx.to(dx_NH.dtype))
     if experts:
         # Experts without rows are in no chunk, and their gradients are uninitialised.
         for e, count in enumerate(counts):
             if count == 0:
-                for gradients in (dgate_EFH, dup_EFH, ddown_EHF):
-                    gradients[e].zero_()
-    return (
-        None if dx_NH is None else dx_NH.to(x_NH.dtype),
-        dweights_M,
-        (dgate_EFH, dup_EFH, ddown_EHF) if experts else None,
-    )
+                for gradients in found:
+                    if gradients is not None:
+                        gradients[e].zero_()
+    return None if dx_NH is None else dx_NH.to(x_NH.dtype), dweights_M, found
 
 
 def _sum_type(x: Tensor) -> torch.dtype:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from archon_core import assemble
+from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngine
 from archon_core.contracts.rollout import InferenceEngine
@@ -141,6 +142,12 @@ def _check_vocabulary(where: str, vocab_size: int, tokenizer: Any) -> None:
 def with_checkpoint(section: Any, checkpoint: Path) -> Any:
     """A model's section with the weights of ``checkpoint``."""
     return replace(section, path=str(checkpoint), init_from_scratch=False, model_config=None)
+
+
+def whole_model(section: Any) -> Any:
+    """A model's section with its adapters switched off, so that all of its weights are trained."""
+    options = [spec.option for spec in registry().all(AdapterSpec)]
+    return replace(section, **{option: False for option in options if getattr(section, option, False)})
 
 
 def with_single_sequences(section: Any) -> Any:

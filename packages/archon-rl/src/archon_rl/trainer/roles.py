@@ -20,10 +20,11 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.ranks.role_ranks import ACTOR
 from archon_rl.algorithm import Algorithm
+from archon_rl.shared_reference import is_actor_without_adapters
 from archon_rl.trainer.engines import build_model_beside, build_train_engine, critic_config, reference_config
 from archon_rl.trainer.remote_engine import RemoteEngine, begin_remote_engine
 from archon_rl.trainer.served_teacher import ServedTeacher
-from archon_rl.trainer.sharing import SharedEngine
+from archon_rl.trainer.sharing import SharedEngine, WithoutAdapters
 from archon_train.run.context import RunContext
 
 
@@ -34,13 +35,13 @@ class RoleEngines:
     Attributes:
         actor: the trained policy.
         critic: the trained value model, on the actor's ranks or on others.
-        ref: the frozen reference of the KL terms, likewise.
+        ref: the frozen reference of the KL terms, likewise; or the actor without its adapters.
         teacher: the frozen model to distil from, likewise or on servers.
     """
 
     actor: SharedEngine
     critic: SharedEngine | RemoteEngine | None = None
-    ref: SharedEngine | RemoteEngine | None = None
+    ref: SharedEngine | RemoteEngine | WithoutAdapters | None = None
     teacher: SharedEngine | RemoteEngine | ServedTeacher | None = None
 
 
@@ -74,6 +75,9 @@ def build_role_engines(
         for role, complete in SECTIONS.items()
         if role in algorithm.roles
     }
+    is_shared = "ref" in sections and is_actor_without_adapters(run.config)
+    if is_shared:
+        del sections["ref"]
     sections |= prepared
     updates = {role: algorithm.updates(role, total_steps) for role in (ACTOR, *sections)}
     # Ranks of other roles build their models while these build theirs.
@@ -97,11 +101,14 @@ def build_role_engines(
     engine = build_train_engine(run, actor, role=ACTOR, total_steps=updates[ACTOR])
     stack.callback(engine.close)
     policy = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
-    return RoleEngines(policy, **{role: build(role, section) for role, section in sections.items()})
+    others: dict[str, Any] = {role: build(role, section) for role, section in sections.items()}
+    if is_shared:
+        others["ref"] = WithoutAdapters(policy)
+    return RoleEngines(policy, **others)
 
 
 def begin_forward(
-    engine: SharedEngine | RemoteEngine | ServedTeacher, batch: Batch, request: OutputRequest
+    engine: SharedEngine | RemoteEngine | WithoutAdapters | ServedTeacher, batch: Batch, request: OutputRequest
 ) -> PendingOutputs:
     """Start a forward pass of a model on its own ranks; another model computes when the result is called."""
     if isinstance(engine, RemoteEngine):

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from archon_core.contracts.batch import Batch
 from archon_core.contracts.decisions import Decision
-from archon_core.contracts.engine import StagedState, StepStats, TrainEngine
+from archon_core.contracts.engine import StagedState, StepStats, TrainEngine, TrainsAdapters
 from archon_core.contracts.loss import Loss, OutputRequest
 from archon_core.contracts.packed import OutputName
 from archon_core.errors import WeightsError
@@ -176,6 +176,24 @@ class SharedEngine:
 
     def _plan(self, batch: Batch) -> list[list[int]]:
         return plan_shares(batch.lengths, self.data_ranks.size, granularity=self.granularity)
+
+
+@dataclass(frozen=True)
+class WithoutAdapters:
+    """Forward passes of a trained model with its adapters switched off: the reference of the KL terms.
+
+    Attributes:
+        actor: the trained model.
+    """
+
+    actor: SharedEngine
+
+    def forward_batch(self, batch: Batch, request: OutputRequest) -> dict[OutputName, Tensor]:
+        """Per-token outputs [T] of the whole ``batch``; see ``SharedEngine.forward_batch``."""
+        engine = self.actor.engine
+        assert isinstance(engine, TrainsAdapters), "an engine with adapters can switch them off"
+        with engine.without_adapters():
+            return self.actor.forward_batch(batch, request)
 
 
 def _join(batch: Batch, parts: Sequence[tuple[Tensor, Sequence[int]]]) -> Tensor:

@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from archon_core.contracts.batch import Batch
+from archon_core.contracts.decisions import Decision
 from archon_core.seeding import derive_seed
 from archon_engine.checkpoint.publication import publish_folder
 from archon_rl.config import WarmStartOptions
 from archon_rl.datasets.cursor import DataCursor
 from archon_rl.losses.objective import Objective
 from archon_rl.losses.supervised import NegativeLogLikelihood
+from archon_rl.shared_reference import has_adapters
 from archon_rl.text_encoding import supervised_batch
 from archon_rl.trainer.checkpointing import resumed_checkpoint
-from archon_rl.trainer.engines import build_train_engine, with_single_sequences
+from archon_rl.trainer.engines import build_train_engine, whole_model, with_single_sequences
 from archon_rl.trainer.sft import supervised_step
 from archon_rl.trainer.sharing import SharedEngine, publish_collectively
 from archon_rl.trainer.task import Task
@@ -72,6 +74,10 @@ class WarmStart:
         )
         # Groups of sequences belong to the training that follows; here any batch size is right.
         section = with_single_sequences(replace(section, optimizer=optimizer))
+        if has_adapters(section):
+            reason = "adapters start from the result"
+            run.record([Decision(f"{self.name}.steps", "adapters", "train all weights of the model", reason)])
+            section = whole_model(section)
         engine = build_train_engine(run, section, role=self.role, total_steps=options.steps)
         try:
             self._train(run, SharedEngine(engine, recordings=run.recordings), task)

@@ -13,14 +13,14 @@ weights, whole new weights or out of service: no failure leads to anything else.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from archon_core.contracts.engine import TrainEngine
+from archon_core.contracts.engine import TrainEngine, TrainsAdapters
 from archon_core.contracts.rollout import Completion
 from archon_core.contracts.serving import ServerDriver
-from archon_core.contracts.weight_transport import Outcome, WeightTransport
+from archon_core.contracts.weight_transport import BucketMemory, Outcome, WeightBucket, WeightTransport
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
@@ -108,11 +108,13 @@ class Publisher:
     def _publish(self, attempt: Attempt | None, on_commit: Callable[[], None] | None) -> Publication:
         """Publish; only rank 0 has an attempt."""
         manifest = self._engine.weight_manifest(self._options.dtype)
+        base = None if attempt is None else self._base(attempt, manifest)
+        frozen = self._kept_ungathered(base)
         if attempt is None:
-            for _ in self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype):
+            for _ in self._buckets(frozen):
                 pass  # this rank only sends its shards
         else:
-            manifest = self._transfer(attempt, manifest)
+            manifest = self._transfer(attempt, manifest, base, frozen)
             with attempt.phase("verify"):
                 self._verify(attempt, manifest)
             if on_commit is not None:
@@ -138,25 +140,55 @@ class Publisher:
         if self._transport is not None:
             self._transport.close()
 
-    def _transfer(self, attempt: Attempt, manifest: WeightManifest) -> WeightManifest:
+    def _buckets(self, frozen: Collection[str], memory: BucketMemory | None = None) -> Iterator[WeightBucket]:
+        # Engines of other packages may be older than this argument; they have no frozen weights.
+        without = {"without": frozen} if frozen else {}
+        return self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype, memory, **without)
+
+    def _kept_ungathered(self, base: WeightManifest | None) -> Collection[str]:
+        """The tensors that need not be gathered, because servers keep them and no step changes them. Collective.
+
+        Args:
+            base: of rank 0: the version from which servers keep tensors; ``None`` if they keep none.
+        """
+        if not isinstance(self._engine, TrainsAdapters) or not self._engine.frozen_weights:
+            return ()
+        # Newcomers get whole versions, for which rank 0 stores all tensors.
+        is_kept = self._ranks.broadcast(base is not None and self._stored is None)
+        known = set() if not is_kept else {entry.name for entry in self._engine.weight_manifest().tensors}
+        return known.intersection(self._engine.frozen_weights)
+
+    def _transfer(
+        self, attempt: Attempt, manifest: WeightManifest, base: WeightManifest | None, frozen: Collection[str]
+    ) -> WeightManifest:
         """Prepare servers and send all buckets; returns the manifest with all checksums.
 
         All buckets are taken even if no server is left, because the other ranks send their shards.
+
+        Args:
+            attempt: the publication.
+            manifest: without checksums.
+            base: the version from which servers keep tensors; ``None`` to send every tensor.
+            frozen: tensors of ``base`` that are not gathered.
         """
         assert self._transport is not None
         transport = self._transport
-        base = self._base(attempt, manifest)
         with attempt.phase("prepare"):
             announced = replace(manifest, base_version=base.version if base else None)
             attempt.settle(transport.prepare(manifest.version, announced, attempt.servers))
         if self._stored is not None:
             self._stored.begin(manifest)
         memory = transport.memory() if attempt.servers else None
-        buckets = self._engine.weight_buckets(self._options.bucket_bytes, self._options.dtype, memory)
+        buckets = self._buckets(frozen, memory)
         known = {entry.name: entry.checksum for entry in base.tensors} if base else {}
         of_manifest = {entry.name: entry for entry in manifest.tensors}
-        checksums: dict[str, str] = {}
-        kept: set[str] = set()
+        checksums = {name: known[name] for name in frozen}
+        kept = set(frozen)
+        ungathered = [
+            replace(entry, checksum=known[entry.name], encoding="kept")
+            for entry in manifest.tensors
+            if entry.name in frozen
+        ]
         with attempt.phase("transfer"):
             pending, timing = None, (0, 0.0)
             start = time.perf_counter()
@@ -169,6 +201,8 @@ class Publisher:
                     for name, checksum in own.items()
                 )
                 notice = notice_of(manifest.version, bucket.index, entries)
+                if bucket.index == 0:  # first, as in the manifest, whose order a server expects
+                    notice = replace(notice, tensors=(*ungathered, *notice.tensors))
                 gathered = time.perf_counter() - start
                 if pending is not None:
                     attempt.settle_bucket(transport, pending, *timing)

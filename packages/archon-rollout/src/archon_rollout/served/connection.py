@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,7 @@ def connect(
     discovery: Discovery | None,
     stop: Stop,
     clock: Callable[[], float],
+    adapter: Mapping[str, Any] | None = None,
 ) -> Connection:
     """Start the servers, or find running ones, and watch them. Arguments as of ``ServedEngine``.
 
@@ -74,7 +75,7 @@ def connect(
             f"server the same secret ({TOKEN} of archon train and archon serve)"
         )
     # Also for servers that others start with it.
-    architecture = None if config.addresses else write_architecture(trainer, folder / "model")
+    architecture = None if config.addresses else write_architecture(trainer, folder / "model", adapter)
     processes = None
     if config.starts_servers and architecture is not None:
         processes = ServerProcesses(

@@ -33,6 +33,7 @@ from archon_core.serving.record import ServerRecord
 from archon_rollout.pool.asking import answers_until_empty
 from archon_rollout.pool.members import TopologyDecision
 from archon_rollout.pool.stopping import Stop, interrupting, never
+from archon_rollout.publication.adapters import publish_apart
 from archon_rollout.publication.publisher import Publisher
 from archon_rollout.publication.report import Publication
 from archon_rollout.served.beside_trainer import BesideTrainer
@@ -93,6 +94,8 @@ class ServedEngine(BesideTrainer, ElasticHooks):
             config.weight_transport, self._layout, self._kind, registry(), elsewhere=elsewhere
         )
         self._config = replace(config, weight_transport=transport)
+        adapter, told = publish_apart(config, self._kind, trainer)
+        self.decisions = [*self.decisions, *told]
         self._options = options
         self._paused = self._closed = False
         self._version = -1
@@ -118,6 +121,7 @@ class ServedEngine(BesideTrainer, ElasticHooks):
                             discovery=discovery,
                             stop=stop,
                             clock=clock,
+                            adapter=adapter,
                         )
                     )
                 self._publisher = self._build_publisher()

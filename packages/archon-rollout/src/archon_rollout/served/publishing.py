@@ -56,7 +56,7 @@ def build_publisher(
         canary = replace(CANARY, vocab_size=model_limits(trainer.module).vocab_size)
     options = PublisherOptions(
         bucket_bytes=config.weight_bucket_mb * 2**20 if bucket_bytes is None else bucket_bytes,
-        skip_unchanged=config.skip_unchanged,
+        skip_unchanged=config.skip_unchanged or config.use_lora,
         timeout=config.weight_timeout,
         canary=canary,
         interrupts=config.interruption == "abort",

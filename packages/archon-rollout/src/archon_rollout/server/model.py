@@ -21,6 +21,7 @@ from archon_engine.models.hf_config import checkpoint_folder
 from archon_engine.models.tokenizer import read_tokenizer
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.model_limits import ModelLimits
+from archon_rollout.publication.adapters import adapted
 
 CONFIG_SUFFIX = ".json"
 
@@ -53,7 +54,7 @@ class ServedModel:
             except (OSError, ValueError) as error:
                 raise ConfigError(f"--model: cannot read {name}: {error}; give a model's config.json") from error
             config = ArchonEngineConfig(model_config=described, dtype=dtype, optimizer=None, archon=options)
-            return cls(name, config, None)
+            return cls(name, adapted(config, Path(name).parent), None)
         folder = checkpoint_folder(name)
         return cls(name, ArchonEngineConfig(path=str(folder), dtype=dtype, optimizer=None, archon=options), folder)
 

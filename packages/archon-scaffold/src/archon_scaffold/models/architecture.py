@@ -71,6 +71,8 @@ class Experts:
         shared: Hugging Face's name of the shared expert, relative to the layer; empty for none.
         shared_size: its intermediate size, as an expression of ``config``.
         shared_gate: Hugging Face's name of its gate, relative to the layer; empty for none.
+        clamped: whether routers and experts have biases, and experts clamp their projections, as in gpt-oss. Their
+            weights are stacked in files too, so there are no names of single ones.
     """
 
     number: str
@@ -87,11 +89,13 @@ class Experts:
     shared: str = ""
     shared_size: str = ""
     shared_gate: str = ""
+    clamped: bool = False
 
     @property
     def expressions(self) -> str:
         """All expressions of ``config``."""
-        return " ".join((self.sparse, self.scaling, self.shared_size, self.normalise))
+        clamp = "config.swiglu_alpha config.swiglu_limit" if self.clamped else ""
+        return " ".join((self.sparse, self.scaling, self.shared_size, self.normalise, clamp))
 
 
 @dataclass(frozen=True)

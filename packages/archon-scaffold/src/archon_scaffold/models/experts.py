@@ -1,5 +1,5 @@
-"""Reads expert blocks like those of Mixtral, Qwen2-MoE and GLM-4.5: entries of configurations, names in memory and in
-files."""
+"""Reads expert blocks like those of Mixtral, Qwen2-MoE, GLM-4.5 and gpt-oss: entries of configurations, names in memory
+and in files."""
 
 from __future__ import annotations
 
@@ -19,6 +19,18 @@ from archon_scaffold.models.twin import Twin
 
 IN_MEMORY = frozenset({"gate.weight", "experts.gate_up_proj", "experts.down_proj"})
 """Parameters of an expert block in ``transformers`` 5."""
+
+CLAMPED = frozenset(
+    {
+        "router.weight",
+        "router.bias",
+        "experts.gate_up_proj",
+        "experts.gate_up_proj_bias",
+        "experts.down_proj",
+        "experts.down_proj_bias",
+    }
+)
+"""Parameters of a block of gpt-oss, in memory and in files."""
 
 _SHARED = ("shared_expert", "shared_experts")
 _SHARED_GATE = "shared_expert_gate"
@@ -55,15 +67,14 @@ def read_experts(twin: Twin) -> Experts | None:
     number_of_layer = sparse.index(True)
     block = twin.layers[number_of_layer].mlp
     own = {name for name, _ in block.named_parameters()}
+    if own == CLAMPED:
+        return _read_clamped(twin, block, sparse)
     shared = next((name for name in _SHARED if hasattr(block, name)), "")
     of_shared = {f"{shared}.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj")} if shared else set()
     gate = {f"{_SHARED_GATE}.weight"} & own
     if own != IN_MEMORY | of_shared | gate:
         return None
-    n_experts, inner = block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[2]
-    known = twin.entries.keys() | vars(config).keys()
-    number = next((name for name in _NUMBERS if name in known and getattr(config, name) == n_experts), None)
-    size = next((name for name in _SIZES if name in known and getattr(config, name) == inner), None)
+    number, size = _entries_of(twin, block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[2])
     rule = fitting_rules(SPARSE, sparse, config)
     shared_size = _shared_size(config, getattr(block, shared).up_proj.weight.shape[0]) if shared else ""
     files = _names_in_files(twin, block, number_of_layer)
@@ -87,6 +98,22 @@ def read_experts(twin: Twin) -> Experts | None:
         shared_size=shared_size,
         shared_gate=f"mlp.{_SHARED_GATE}" if gate else "",
     )
+
+
+def _read_clamped(twin: Twin, block: nn.Module, sparse: tuple[bool, ...]) -> Experts | None:
+    """The expert blocks of gpt-oss, whose matrices lead from inputs to outputs."""
+    number, size = _entries_of(twin, block.experts.gate_up_proj.shape[0], block.experts.down_proj.shape[1])
+    entries = ("num_experts_per_tok", "swiglu_alpha", "swiglu_limit")
+    if number is None or size is None or not all(sparse) or not all(hasattr(twin.config, name) for name in entries):
+        return None
+    return Experts(number, "num_experts_per_tok", size, "True", "mlp.router.weight", ("", "", ""), clamped=True)
+
+
+def _entries_of(twin: Twin, n_experts: int, inner: int) -> tuple[str | None, str | None]:
+    """The names of the entries with the number of experts and their intermediate size."""
+    config, known = twin.config, twin.entries.keys() | vars(twin.config).keys()
+    number = next((name for name in _NUMBERS if name in known and getattr(config, name) == n_experts), None)
+    return number, next((name for name in _SIZES if name in known and getattr(config, name) == inner), None)
 
 
 def _shared_size(config: Any, size: int) -> str | None:

@@ -55,7 +55,9 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     from transformers import PreTrainedConfig
 
     expressions = " ".join((found.scale, found.embedding_scale, found.residual_scale, found.logit_scale, found.rotates))
-    read = _READ_BY_ALL | {found.norm_eps, found.activation, *_OF_WINDOWS[found.windows]}
+    read = _READ_BY_ALL | {found.norm_eps, *_OF_WINDOWS[found.windows]}
+    # Clamped experts have an activation that no entry names.
+    read |= set() if found.experts is not None and found.experts.clamped else {found.activation}
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
     if found.experts is not None:

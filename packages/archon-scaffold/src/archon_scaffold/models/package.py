@@ -64,9 +64,8 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "plain_names": a.qk_norm_names == ("q_norm", "k_norm") and not a.sinks,
         "attention_names": _attention_names(a),
         "rules": _rules(a),
-        "rule_types": "Drop | Rename | Split | Tie"
-        if "Split" in _rules(a) and (not a.experts or (a.dense and a.mlp == "fused"))
-        else "Drop | Rename | Tie",
+        "has_single_experts": a.experts is not None and not a.experts.clamped,
+        "rule_types": _rule_types(a),
         "lists_of_two": _lists_of_two(a.tiny),
     }
 
@@ -138,9 +137,19 @@ def _head(a: Architecture) -> str:
 
 def _rules(a: Architecture) -> list[str]:
     split = ["Split"] if a.fused_qkv or a.mlp == "fused" else []
+    if a.experts and a.experts.clamped:
+        return ["Drop", "Interleave", "Rename", *split, "Tie", "WeightMap"]
     if a.experts:
         return ["Drop", "Rename", "Split", "Stack", "Tie", "WeightMap"]
     return ["Drop", "Rename", *split, "Tie", "WeightMap"]
+
+
+def _rule_types(a: Architecture) -> str:
+    """The kinds of rules outside of ``ONE_BY_ONE`` and ``FUSED``."""
+    names = _rules(a)
+    if a.experts and not (a.dense and a.mlp == "fused"):
+        names = [name for name in names if name != "Split" or a.fused_qkv]
+    return " | ".join(name for name in names if name not in ("Stack", "WeightMap"))
 
 
 def _honoured(a: Architecture) -> str:

@@ -25,6 +25,7 @@ _TELLING: Mapping[str, float] = {
     "logit_scale": 0.5,
     "query_pre_attn_scalar": 20,
     "routed_scaling_factor": 1.5,
+    "swiglu_limit": 1.5,
 }
 
 _EXPERTS: Mapping[str, int] = {

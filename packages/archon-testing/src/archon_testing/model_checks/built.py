@@ -18,7 +18,7 @@ from archon_engine.models.initialize import build_module
 from archon_engine.models.parameter_names import named_weights, weight_shapes
 from archon_testing.cases import Case
 from archon_testing.compare import magnitude
-from archon_testing.engines import fill_weights, starting_points
+from archon_testing.engines import fill_choice_biases, fill_weights, starting_points
 from archon_testing.verdicts import LIMITS
 
 
@@ -72,6 +72,7 @@ def build_model(spec: ModelSpec, case: Case) -> BuiltModel:
     arguments = loaded.arguments.from_hf_config(hf_config, critic=case.critic)
     module = build_module(spec, arguments).to(torch.float64)
     fill_weights(dict(module.named_parameters()), case.seed, starts=starting_points(module))
+    fill_choice_biases(named_weights(module), case.seed)
     weights = loaded.weight_map(arguments).resolve(weight_shapes(module))
     return BuiltModel(case, spec, loaded, hf_config, arguments, module, weights)
 

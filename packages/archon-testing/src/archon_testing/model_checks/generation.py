@@ -13,10 +13,18 @@ N_TOKENS = 18
 
 
 class PlainCache:
-    """Keys and values of one sequence; the plainest ``archon_core.contracts.packed.AttentionCache``."""
+    """Keys and values or states of one sequence; the plainest ``archon_core.contracts.packed.AttentionCache``."""
 
     def __init__(self) -> None:
-        self.layers: dict[str, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[str, tuple[Tensor, ...]] = {}
+
+    def states(self, layer: str) -> tuple[Tensor, ...] | None:
+        """The states of a recurrent layer."""
+        return self.layers.get(layer)
+
+    def keep_states(self, layer: str, states: tuple[Tensor, ...]) -> None:
+        """Replace them."""
+        self.layers[layer] = states
 
     def attend(
         self,
@@ -59,8 +67,8 @@ def check_generation(model: BuiltModel) -> None:
     n_layers = len(model.module.layers)
     require(
         len(cache.layers) == n_layers,
-        f"attention of {len(cache.layers)} of {n_layers} layers goes through the cache: hand queries, keys and values "
-        "to packed.cache, under a name for every layer, as archon_engine.nn.attention.PackedAttention does",
+        f"{len(cache.layers)} of {n_layers} layers use the cache: hand queries, keys and values to packed.cache, under "
+        "a name for every layer, as archon_engine.nn.attention.PackedAttention does",
     )
     stepwise = torch.cat(rows).log_softmax(-1)
     errors = [distance(found, right) for found, right in zip(stepwise, whole, strict=True)]

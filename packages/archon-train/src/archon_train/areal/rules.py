@@ -91,7 +91,7 @@ _AGENTS = "the section rollout.agent describes agents"
 _AGENT_STATS = "agents report no statistics of their own in this version"
 _STEPS_ONLY = "trainer.save_every and trainer.eval_every count steps"
 _STAYS = "the trainer stays in device memory"
-_MERGED = "servers receive weights with the adapters merged"
+_UNNAMED = "a server has the adapters of the run and no others, so they need no name"
 _FP8 = "FP8 training is not part of this version; it needs scaled FP8 matrix products in the engine"
 _MTP = "multi-token prediction is not part of this version; it needs models with prediction heads"
 _LOSS_SCALE = "bfloat16 and float32 need no loss scale"
@@ -108,7 +108,7 @@ def _sampling_rules(section: str) -> tuple[Ignored, ...]:
         Ignored(f"{section}.drop_incomplete_group", "groups are always complete", ("true",)),
         Ignored(f"{section}.seed", "every sample is drawn with its own seed, derived from the option seed"),
         Ignored(f"{section}.skip_special_tokens", "rewards see texts without special tokens", ("true",)),
-        Ignored(f"{section}.lora_name", _MERGED),
+        Ignored(f"{section}.lora_name", _UNNAMED),
     )
 
 
@@ -238,8 +238,7 @@ IGNORED = (
     Ignored("*.tree_training_mode", "prefixes are not shared between sequences", ("disabled",)),
     Ignored("*.dta_block_size", "prefixes are not shared between sequences"),
     _refused("*.vision_dp", ("false",), "there are no vision models"),
-    Ignored("rollout.use_lora", _MERGED),
-    Ignored("rollout.lora_name", _MERGED),
+    Ignored("rollout.lora_name", _UNNAMED),
     _refused("*.archon.fp8_config", ("null", "mode=disabled"), _FP8, "FP8 training"),
     Ignored("*.archon.ac_preserve_rng_state", "recomputation always restores the RNG state", ("true",)),
     _refused("*.optimizer.offload", ("false",), "optimizer state stays on the device"),

@@ -32,14 +32,15 @@ def attend(
     buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
     if token_of_row is not None:
         q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
-    outputs, start = [], 0
-    for bucket in buckets:
-        rows = slice(start, start + bucket.n_rows)
-        outputs.append(_attend_bucket(q[rows], k[rows], v[rows], bucket, settings, sinks))
-        start = rows.stop
-    if not outputs:
+    if not buckets:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
-    out = outputs[0] if len(outputs) == 1 else torch.cat(outputs)
+    if len(buckets) == 1:
+        out = _attend_bucket(q, k, v, buckets[0], settings, sinks)
+    else:
+        # Not slices: the gradient of each would be a tensor of all rows, mostly zeros, added to those of the others.
+        n_rows = [bucket.n_rows for bucket in buckets]
+        parts = zip(q.split(n_rows), k.split(n_rows), v.split(n_rows), buckets, strict=True)
+        out = torch.cat([_attend_bucket(*part, settings, sinks) for part in parts])
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
@@ -68,10 +69,20 @@ def _attend_bucket(
     if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
         grouped = False
+    value_dim, widest = v.shape[-1], max(q.shape[-1], v.shape[-1])
+    if q.device.type == "cpu":
+        # The fused CPU kernel takes heads of one size (torch 2.11 to 2.13, ``sdp_utils_cpp.cpp``); else torch would
+        # compute all scores. Zeros add nothing to scores, and zeros to outputs.
+        q, k, v = (_widened(x, widest) for x in (q, k, v))
     out = functional.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+    out = out if out.shape[-1] == value_dim else out[..., :value_dim]
     return out.transpose(1, 2).flatten(0, 1)
+
+
+def _widened(x: Tensor, size: int) -> Tensor:
+    return x if x.shape[-1] == size else functional.pad(x, (0, size - x.shape[-1]))
 
 
 def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool:
