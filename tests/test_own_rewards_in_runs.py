@@ -14,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from archon_core.cli.main import main
-from archon_testing.fork_server import ForkedProcess
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
@@ -71,11 +70,9 @@ def shown_commands() -> list[list[str]]:
     return [line.split()[1:] for line in block.splitlines() if line.startswith("archon ")]
 
 
-def start(arguments: list[str], folder: Path, popen=subprocess.Popen) -> subprocess.Popen[bytes] | ForkedProcess:
-    """Its output goes to ``output.txt`` in the folder."""
+def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
-    with (folder / "output.txt").open("wb") as output:
-        return popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
+    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def test_the_pages_dry_run_accepts_its_function(folder):
@@ -88,9 +85,11 @@ def test_the_pages_dry_run_accepts_its_function(folder):
 
 
 @pytest.mark.wide
-def test_the_pages_run_trains_with_its_function_on_two_ranks(forks, folder):
+def test_the_pages_run_trains_with_its_function_on_two_ranks(folder):
     _, command = shown_commands()
-    assert start(command, folder, forks.popen).wait(300) == 0, (folder / "output.txt").read_text()
+    run = start(command, folder)
+    output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
     rows = [json.loads(line) for line in (folder / "runs/own/reward/metrics.jsonl").read_text("utf-8").splitlines()]
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert len(rewards) == 2
@@ -113,21 +112,19 @@ def wait_until(condition, what: str) -> None:
 
 @pytest.mark.wide
 @pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGINT, signal.SIGINT)], ids=["killed", "Ctrl-C twice"])
-def test_no_reward_process_outlives_its_run(forks, folder, signals):
+def test_no_reward_process_outlives_its_run(folder, signals):
     (folder / "my_rewards.py").write_text(HANGS)
     options = ["actor.backend=archon:d2", "rewards.timeout_seconds=1000", "data.validation_size=0"]
-    # Forks would see the end of their fork server, too.
-    popen = subprocess.Popen if signal.SIGKILL in signals else forks.popen
-    run = start(["train", "run.yaml", "reward=my_rewards:short", *options], folder, popen)
+    run = start(["train", "run.yaml", "reward=my_rewards:short", *options], folder)
     try:
         wait_until(lambda: len(list(folder.glob("reward-*"))) == 4 or run.poll() is not None, "rewards are called")
         pids = [int(file.name.partition("-")[2]) for file in folder.glob("reward-*")]
-        assert len(pids) == 4, (folder / "output.txt").read_text()  # two on each rank
+        assert len(pids) == 4, run.communicate()  # two on each rank
         assert all(map(is_running, pids))
         for number in signals:
             run.send_signal(number)
             time.sleep(1)  # repetitions of a signal within half a second count as one
-        run.wait(timeout=120)
+        run.communicate(timeout=120)
     finally:
         run.kill()
         run.wait()

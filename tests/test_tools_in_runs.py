@@ -113,7 +113,7 @@ def test_numbers_are_those_of_one_process(alone: Path, tmp_path: Path, options: 
     torch.testing.assert_close(weights, others, rtol=0, atol=1e-9)
 
 
-@pytest.mark.wide
+@pytest.mark.examples
 def test_a_model_learns_to_call_the_calculator(tmp_path: Path) -> None:
     """``examples/grpo_tools.yaml`` in a third of its steps: the warm start calls the tool now and then, GRPO mostly."""
     short = ("actor.backend=archon:d1", "cluster.n_gpus_per_node=1", "trainer.max_steps=10", "trainer.eval_size=60")
