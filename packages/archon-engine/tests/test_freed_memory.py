@@ -18,12 +18,13 @@ PAGES = 16384  # 64 MiB, more than glibc's largest threshold
 def test_memory_that_was_freed_is_used_again_without_page_faults() -> None:
     (decision,) = keep_freed_memory(OPTION, {})
     assert (decision.option, decision.requested) == (OPTION, "true")
-    torch.ones(PAGES * 1024)
+    # Aligned blocks need a little more than was freed, so the heap grows a few times before it fits.
+    for _ in range(6):
+        torch.ones(PAGES * 1024)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(8):
         torch.ones(PAGES * 1024)
-    # Aligned blocks need a little more than was freed, so the heap may grow once more; otherwise all eight would fault.
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 2 * PAGES
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < PAGES
 
 
 @pytest.mark.parametrize("variable", VARIABLES)
