@@ -27,7 +27,7 @@ from archon_engine.parallel.plan_checks import check_context_plan, check_tensor_
 from archon_engine.parallel.tensor import SHARDED_DIM
 from archon_models_deepseek.tiny_config import tiny_deepseek_v3
 from archon_models_glm.tiny_config import tiny_glm4_moe
-from archon_moe.sharding import INTERMEDIATE_DIM
+from archon_moe.sharding import ETP_DIM
 from transformers_pairs import assert_close, build, compare, make_pair
 
 GLM, DEEPSEEK = tiny_glm4_moe(), tiny_deepseek_v3()
@@ -181,5 +181,5 @@ def test_anatomy_and_plan_describe_the_module(case: str, critic: bool) -> None:
         owner, _, attribute = name.rpartition(".")
         assert weight.role == plan.role_of(owner), name
         is_expert = weight.role == "expert"
-        dim = INTERMEDIATE_DIM[attribute] if is_expert else SHARDED_DIM.get((weight.role, attribute))
+        dim = ETP_DIM[attribute] if is_expert else SHARDED_DIM.get((weight.role, attribute))
         assert weight.tensor_dim == dim, name

@@ -1,6 +1,10 @@
 """gpt-oss keeps what every model package must keep, with the experts of archon-moe."""
 
+import pytest
+
 from archon_testing import ModelPluginSuite
+
+pytestmark = pytest.mark.wide
 
 
 class TestGptOss(ModelPluginSuite):

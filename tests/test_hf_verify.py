@@ -100,7 +100,7 @@ def test_a_variant_that_one_model_has_not_is_refused_when_it_is_asked_for(capsys
 
 
 def test_a_model_that_cannot_be_run_is_refused_with_the_reason(capsys, config_of):
-    code, _, told = run(capsys, "verify", config_of("gpt_oss", num_local_experts=4), "--layout", "d2")
+    code, _, told = run(capsys, "verify", config_of("gpt_oss", num_local_experts=4), "--model", "hf", "--layout", "d2")
     assert code == 2
     assert "found the argument s_aux" in told
 

@@ -163,7 +163,7 @@ FOUND = {
     "exchanged-rules": (PARITY, ["untied"], "logits differ from transformers' by"),
     "forgotten-norm": (PARITY, ["critic"], "values differ from transformers' by"),
     "leaking-positions": (PACKING, ["untied"], r"sequence 2 \(20 tokens\) in a pack differ"),
-    "ignored-cache": (GENERATION, [], "0 of 4 layers goes through the cache"),
+    "ignored-cache": (GENERATION, [], "0 of 4 layers use the cache"),
 }
 
 

@@ -13,6 +13,7 @@ READERS = ("archon-engine", "archon-moe", "archon-pipeline", "archon-rollout")
 """Packages that receive modules which others wrote."""
 
 NOT_MODULES = {
+    "ctypes.CDLL(None)",
     "config",
     "config.archon",
     "error",

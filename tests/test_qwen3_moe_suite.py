@@ -1,5 +1,7 @@
 """What every model package must keep, for the models that need experts of another package."""
 
+import pytest
+
 from archon_testing import ModelPluginSuite
 
 
@@ -7,6 +9,7 @@ class TestQwen3MoE(ModelPluginSuite):
     model = "qwen3_moe"
 
 
+@pytest.mark.wide
 class TestQwen35MoE(ModelPluginSuite):
     model = "qwen3_5_moe"
     layouts = ("d2e2",)

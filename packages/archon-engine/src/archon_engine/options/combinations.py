@@ -183,15 +183,6 @@ RULES: tuple[Rule, ...] = (
         becomes=False,
     ),
     Rule(
-        "archon.keep_freed_memory",
-        False,
-        "a GPU",
-        "decision",
-        "the option applies to models that train on a CPU only",
-        lambda s: not s.engine.archon.keep_freed_memory and s.device == "cuda",
-        becomes=True,
-    ),
-    Rule(
         "pad_to_maximum",
         True,
         "mb_spec.max_tokens_per_mb=null",
