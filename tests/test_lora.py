@@ -83,8 +83,10 @@ class Config(LoraOptions, ArchonEngineConfig):
     """The section of a model in a run with archon-lora."""
 
 
-def make_engine(layout="d1", model="qwen3", *, path=None, optimizer="adamw", **changes):
+def make_engine(layout="d1", model="qwen3", *, path=None, optimizer=None, **changes):
     family, sizes = MODELS[model]
+    # Adam divides by gradients that may be near zero, which in fp32 hides what is compared over several steps.
+    optimizer = optimizer or ("sgd" if family == "hf" else "adamw")
     archon = {key: changes.pop(key) for key in ("ac_mode", "pp_schedule") if key in changes}
     tiny = load_target(registry().get("model", family).tiny_config)()
     # transformers' own modules round to fp32 inside.

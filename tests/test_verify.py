@@ -45,6 +45,9 @@ ELSEWHERE = {
 }
 """Where their runs are resumed."""
 
+FLOAT64_ALONE = ("qwen3_5",)
+"""Models whose gradients in float32 differ by more than 1e-5 on one process already, if its micro-batches change."""
+
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
@@ -65,7 +68,8 @@ def cases_of(model, layout):
         variants, counts = (variants[number % len(variants)],), (1, 4)
     fields = {"layout": str(asked.layout), "schedule": asked.schedule}
     of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
-    design = Design(("float64", "float32"), variants, counts, full=False, precision="float64")
+    dtypes = ("float64",) if model in FLOAT64_ALONE else ("float64", "float32")
+    design = Design(dtypes, variants, counts, full=False, precision="float64")
     return design.cases(
         of_variant,
         number,

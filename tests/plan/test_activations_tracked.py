@@ -125,7 +125,7 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         (EXPERTS, EXPERT_TENSOR, "full"),
         (LATENT, TENSOR, "none"),
         (LATENT, CONTEXT, "selective"),
-        (PARTIAL, TENSOR, "full"),
+        (PARTIAL, TENSOR, "none"),
     ],
     ids=[
         "d4t2",
@@ -137,7 +137,7 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         "d4t2e4etp2-full",
         "latent-d4t2-none",
         "latent-d4c2",
-        "partial-d4t2-full",
+        "partial-d4t2-none",
     ],
 )
 def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
