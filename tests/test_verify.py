@@ -46,7 +46,8 @@ ELSEWHERE = {
 """Where their runs are resumed."""
 
 FLOAT64_ALONE = ("qwen3_5",)
-"""Models whose gradients in float32 differ by more than 1e-5 on one process already, if its micro-batches change."""
+"""Models whose gradients in float32 differ by more than 1e-5 on one process already, if its micro-batches change; in
+bfloat16 likewise by more than their bound."""
 
 
 @pytest.fixture(scope="module")
@@ -68,15 +69,16 @@ def cases_of(model, layout):
         variants, counts = (variants[number % len(variants)],), (1, 4)
     fields = {"layout": str(asked.layout), "schedule": asked.schedule}
     of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
-    dtypes = ("float64",) if model in FLOAT64_ALONE else ("float64", "float32")
-    design = Design(dtypes, variants, counts, full=False, precision="float64")
-    return design.cases(
+    design = Design(("float64", "float32"), variants, counts, full=False, precision="float64")
+    cases = design.cases(
         of_variant,
         number,
         n_stages=asked.n_stages,
         sums_gradients=asked.sums_gradients,
         resume_on=resume_layouts(asked, [read_layout(text) for text in ELSEWHERE[model]], number),
     )
+    in_float64 = [case for case in cases if case.dtype == "float64" and case.check != "precision"]
+    return in_float64 if model in FLOAT64_ALONE else cases
 
 
 def is_wide(model, layout):
