@@ -128,7 +128,8 @@ def test_adapters_reach_servers_apart_from_the_weights_that_they_adapt(model, tr
         adapters = sum(
             entry.n_bytes for entry in trainer.weight_manifest().tensors if entry.name.startswith("base_model.")
         )
-        assert 0 < adapters == engine.last_publication.sent_bytes < first.sent_bytes / 2
+        # Adapters of experts without a token do not change, so servers keep them.
+        assert 0.9 * adapters < engine.last_publication.sent_bytes <= adapters < first.sent_bytes / 2
         for bucket in trainer.weight_buckets(2**28, without=trainer.frozen_weights):
             assert all(name.startswith("base_model.") for name in bucket.tensors)
     finally:
