@@ -183,7 +183,8 @@ class _Search:
 
     def fits_somewhere(self) -> bool:
         """Whether any layout fits with small micro-batches and the checkpointing that keeps least."""
-        for dims in sorted(filter(self._memory.states_fit, self._space.layouts(self._world)), key=self._memory.states):
+        # Memory first: stages of pipelines on few devices, where nothing fits, are not worth computing.
+        for dims in sorted(filter(self._memory.states_fit, self._space.sizes(self._world)), key=self._memory.states):
             # Micro-batches become smaller with their number, so the last of each schedule has the fewest tokens.
             smallest = {option.schedule: option for option in self._space.options(dims)}
             for option in smallest.values():

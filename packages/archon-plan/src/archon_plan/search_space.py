@@ -81,9 +81,11 @@ class SearchSpace:
 
     def layouts(self, world: int) -> Iterator[ParallelDims]:
         """The layouts on ``world`` devices for which there is a schedule."""
-        for dims in valid_dims(self._sought.anatomy, world, axes=self._sought.axes):
-            if self.plans.has(dims.pp):
-                yield dims
+        return (dims for dims in self.sizes(world) if self.plans.has(dims.pp))
+
+    def sizes(self, world: int) -> Iterator[ParallelDims]:
+        """The sizes of axes on ``world`` devices, with or without a schedule for them."""
+        return valid_dims(self._sought.anatomy, world, axes=self._sought.axes)
 
     def options(self, dims: ParallelDims) -> Iterator[Option]:
         """The schedules and numbers of micro-batches of a layout."""
