@@ -11,7 +11,8 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
 from archon_core.models.prediction_layers import prediction_layer_decisions
-from archon_engine.models.expert_config import check_sizes, dense_layers, expert_settings
+from archon_engine.models.config_checks import check_sizes
+from archon_engine.models.expert_config import dense_layers, expert_settings
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.latent_attention import LatentSizes
 from archon_engine.nn.rotary import RopeArguments

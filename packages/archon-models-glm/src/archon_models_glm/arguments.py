@@ -9,7 +9,8 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
 from archon_core.models.prediction_layers import prediction_layer_decisions
-from archon_engine.models.expert_config import check_sizes, dense_layers, expert_settings
+from archon_engine.models.config_checks import check_divides, check_sizes
+from archon_engine.models.expert_config import dense_layers, expert_settings
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.rotary import RopeArguments
 from archon_engine.nn.swiglu import activation
@@ -92,7 +93,7 @@ class GlmArguments:
             raise ModelError("found is_critic; transformers has no class to save a glm4_moe critic with")
         refuse_unknown_entries(config, honoured=("head_dim", "num_local_experts", "num_nextn_predict_layers"))
         check_sizes(config, _SIZES)
-        _check_heads(config)
+        check_divides(config, "num_attention_heads", "num_key_value_heads")
         n_heads, head_dim = config.num_attention_heads, getattr(config, "head_dim", None)
         head_dim = head_dim or config.hidden_size // n_heads
         activation(config.hidden_act)
@@ -114,13 +115,4 @@ class GlmArguments:
             moe=expert_settings(config),
             tied=config.tie_word_embeddings,
             attention_dropout=config.attention_dropout,
-        )
-
-
-def _check_heads(config: PreTrainedConfig) -> None:
-    n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if n_heads % n_kv_heads:
-        raise ModelError(
-            f"{_WHERE}: found num_attention_heads {n_heads} and num_key_value_heads {n_kv_heads}; the second must "
-            "divide the first"
         )

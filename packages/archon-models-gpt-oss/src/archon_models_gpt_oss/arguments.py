@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import ClampedGate, MoESettings
 from archon_core.errors import ModelError
-from archon_engine.models.expert_config import check_sizes
+from archon_engine.models.config_checks import check_divides, check_sizes, window_of_layers
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.rotary import RopeArguments
 
@@ -115,7 +115,7 @@ class GptOssArguments:
             head_dim=config.head_dim,
             attention_bias=config.attention_bias,
             norm_eps=config.rms_norm_eps,
-            windows=_windows(config),
+            windows=window_of_layers(config, fix="sliding_window"),
             rope=RopeArguments.from_hf_config(config, config.head_dim),
             moe=_moe_settings(config),
             tied=config.tie_word_embeddings and not critic,
@@ -128,28 +128,9 @@ class GptOssArguments:
 
 def _check(config: PreTrainedConfig) -> None:
     check_sizes(config, _SIZES)
-    n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if n_heads % n_kv_heads:
-        raise ModelError(
-            f"{_WHERE}: found num_attention_heads {n_heads} and num_key_value_heads {n_kv_heads}; the second must "
-            "divide the first"
-        )
+    check_divides(config, "num_attention_heads", "num_key_value_heads")
     if config.hidden_act != "silu":
         raise ModelError(f"{_WHERE}: found hidden_act {config.hidden_act!r}; the clamped gate of gpt-oss needs silu")
-
-
-def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    kinds = tuple(config.layer_types)
-    if len(kinds) != config.num_hidden_layers:
-        raise ModelError(f"{_WHERE}: found {len(kinds)} layer_types for num_hidden_layers {config.num_hidden_layers}")
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise ModelError(
-            f"{_WHERE}: found layer_types {', '.join(unknown)}; allowed are full_attention and sliding_attention"
-        )
-    if "sliding_attention" in kinds and not config.sliding_window:
-        raise ModelError(f"{_WHERE}: found sliding_attention in layer_types but no sliding_window; set it")
-    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _moe_settings(config: PreTrainedConfig) -> MoESettings:

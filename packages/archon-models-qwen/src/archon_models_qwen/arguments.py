@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from archon_core.errors import ModelError
+from archon_engine.models.config_checks import check_divides, check_sizes, window_of_layers
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.rotary import RopeArguments
 from archon_engine.nn.swiglu import activation
@@ -96,7 +97,7 @@ class QwenArguments:
             qkv_bias=bias,
             output_bias=bias and is_qwen3,
             qk_norm=is_qwen3,
-            windows=_windows(config),
+            windows=window_of_layers(config, fix="use_sliding_window and sliding_window"),
         )
 
 
@@ -111,16 +112,9 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool, partial_rotation: 
     Raises:
         ModelError: an entry that these architectures do not have.
     """
-    for name in _SIZES:
-        size = getattr(config, name, None)
-        if size is not None and size < 1:
-            raise ModelError(f"{config.model_type} configuration: {name}: found {size}; allowed are numbers from 1")
-    n_heads, n_kv_heads = config.num_attention_heads, config.num_key_value_heads
-    if n_kv_heads < 1 or n_heads % n_kv_heads:
-        raise ModelError(
-            f"{config.model_type} configuration: found num_attention_heads {n_heads} and num_key_value_heads "
-            f"{n_kv_heads}; the second must divide the first"
-        )
+    check_sizes(config, _SIZES)
+    check_divides(config, "num_attention_heads", "num_key_value_heads")
+    n_heads = config.num_attention_heads
     activation(config.hidden_act)
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
     return {
@@ -129,7 +123,7 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool, partial_rotation: 
         # Families without dense layers have none.
         "intermediate_size": getattr(config, "intermediate_size", 0),
         "n_heads": n_heads,
-        "n_kv_heads": n_kv_heads,
+        "n_kv_heads": config.num_key_value_heads,
         "head_dim": head_dim,
         "hidden_act": config.hidden_act,
         "norm_eps": config.rms_norm_eps,
@@ -139,20 +133,3 @@ def decoder_fields(config: PreTrainedConfig, *, critic: bool, partial_rotation: 
         "critic": critic,
         "attention_dropout": config.attention_dropout,
     }
-
-
-def _windows(config: PreTrainedConfig) -> tuple[int | None, ...]:
-    where = f"{config.model_type} configuration"
-    kinds = tuple(config.layer_types)
-    if len(kinds) != config.num_hidden_layers:
-        raise ModelError(f"{where}: found {len(kinds)} layer_types for num_hidden_layers {config.num_hidden_layers}")
-    unknown = sorted(set(kinds) - {"full_attention", "sliding_attention"})
-    if unknown:
-        raise ModelError(
-            f"{where}: found layer_types {', '.join(unknown)}; allowed are full_attention and sliding_attention"
-        )
-    if "sliding_attention" in kinds and not config.sliding_window:
-        raise ModelError(
-            f"{where}: found sliding_attention in layer_types but no window; set use_sliding_window and sliding_window"
-        )
-    return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)

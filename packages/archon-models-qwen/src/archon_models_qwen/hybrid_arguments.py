@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
 from archon_core.errors import ModelError
+from archon_engine.models.config_checks import check_divides, check_sizes, layer_types
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_engine.nn.gated_delta_net import DeltaNetSettings
 from archon_models_qwen.arguments import QwenArguments, decoder_fields
@@ -114,14 +115,7 @@ def hybrid_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
         ModelError: an entry that the architecture does not have.
     """
     where = f"{config.model_type} configuration"
-    kinds = tuple(config.layer_types)
-    if len(kinds) != config.num_hidden_layers:
-        raise ModelError(f"{where}: found {len(kinds)} layer_types for num_hidden_layers {config.num_hidden_layers}")
-    unknown = sorted(set(kinds) - {"full_attention", "linear_attention"})
-    if unknown:
-        raise ModelError(
-            f"{where}: found layer_types {', '.join(unknown)}; allowed are full_attention and linear_attention"
-        )
+    kinds = layer_types(config, ("full_attention", "linear_attention"))
     for name, allowed in (("attn_output_gate", True), ("mamba_ssm_dtype", "float32")):
         found = getattr(config, name, allowed)
         if found != allowed:
@@ -135,22 +129,15 @@ def hybrid_fields(config: PreTrainedConfig, *, critic: bool) -> dict[str, Any]:
         "windows": (None,) * len(kinds),
         "output_gate": True,
         "norm_offset": 1.0,
-        "delta": _delta_settings(config, where),
+        "delta": _delta_settings(config),
         "linear": tuple(kind == "linear_attention" for kind in kinds),
         "n_prediction_layers": getattr(config, "mtp_num_hidden_layers", 0) or 0,
     }
 
 
-def _delta_settings(config: PreTrainedConfig, where: str) -> DeltaNetSettings:
-    for name in _DELTA_SIZES:
-        size = getattr(config, name)
-        if size < 1:
-            raise ModelError(f"{where}: {name}: found {size}; allowed are numbers from 1")
-    if config.linear_num_value_heads % config.linear_num_key_heads:
-        raise ModelError(
-            f"{where}: found linear_num_value_heads {config.linear_num_value_heads} and linear_num_key_heads "
-            f"{config.linear_num_key_heads}; the second must divide the first"
-        )
+def _delta_settings(config: PreTrainedConfig) -> DeltaNetSettings:
+    check_sizes(config, _DELTA_SIZES)
+    check_divides(config, "linear_num_value_heads", "linear_num_key_heads")
     return DeltaNetSettings(
         hidden_size=config.hidden_size,
         n_key_heads=config.linear_num_key_heads,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from archon_core.contracts.moe import MoESettings
@@ -10,14 +9,6 @@ from archon_core.errors import ModelError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
-
-
-def check_sizes(config: PreTrainedConfig, names: Iterable[str]) -> None:
-    """Raise ModelError if one of the entries ``names`` is below 1; absent and null ones are left out."""
-    for name in names:
-        size = getattr(config, name, None)
-        if size is not None and size < 1:
-            raise ModelError(f"{config.model_type} configuration: {name}: found {size}; allowed are numbers from 1")
 
 
 def dense_layers(config: PreTrainedConfig) -> int:
