@@ -16,7 +16,7 @@ from archon_core.models.anatomy import (
     ModelAnatomy,
     WeightShape,
 )
-from archon_core.models.decoder_anatomy import Entries, decoder, expert_weights, gated_mlp, linear, norm
+from archon_core.models.decoder_anatomy import Entries, decoder, decoder_layer, linear, norm
 from archon_core.models.parallel_plan import HeadCounts
 
 
@@ -24,7 +24,7 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
     """The anatomy of the model that a ``config.json`` describes.
 
     Raises:
-        ModelError: an entry that its size depends on is missing, or is no positive number.
+        ModelError: an entry that its size depends on is missing, or is not a positive integer.
     """
     return _Reader(Entries(entries)).model(critic=critic)
 
@@ -52,23 +52,18 @@ class _Reader:
 
     def _layer(self, is_sparse: bool) -> LayerAnatomy:
         experts = self._experts() if is_sparse else None
-        intermediate = 0 if experts else self._entries.size("intermediate_size")
-        return LayerAnatomy(
-            weights=(
-                *self._attention_weights(),
-                *(expert_weights(experts, self._hidden) if experts else gated_mlp("mlp", self._hidden, intermediate)),
-                norm("attention_norm", self._hidden),
-                norm("mlp_norm", self._hidden),
-            ),
-            attention=AttentionAnatomy(
+        return decoder_layer(
+            self._hidden,
+            self._attention_weights(),
+            AttentionAnatomy(
                 heads=HeadCounts(self._n_heads, self._n_heads),
                 head_dim=self._content + self._rotated,
                 value_dim=self._value,
                 rotated_dim=self._rotated,
                 latent=LatentAnatomy(self._query_rank, self._rank),
             ),
-            intermediate_size=intermediate,
             experts=experts,
+            intermediate=0 if experts else self._entries.size("intermediate_size"),
         )
 
     def _attention_weights(self) -> Iterator[WeightShape]:

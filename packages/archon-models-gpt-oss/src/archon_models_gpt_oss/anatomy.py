@@ -17,7 +17,7 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
     """The anatomy of the model that a ``config.json`` describes.
 
     Raises:
-        ModelError: an entry that its size depends on is no positive number.
+        ModelError: an entry that its size depends on is not a positive integer.
     """
     return _Reader(Entries(entries)).model(critic=critic)
 

@@ -79,7 +79,7 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
     """The anatomy of the model that a ``config.json`` describes, by the names of ``HfDecoder``.
 
     Raises:
-        ModelError: the family is not described, or an entry that its size depends on is no positive number.
+        ModelError: the family is not described, or an entry that its size depends on is not a positive integer.
     """
     read = Entries(entries)
     family = FAMILIES.get(read.model_type)

@@ -11,7 +11,7 @@ from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
 from archon_models_qwen.hybrid_arguments import Qwen35Arguments, Qwen35MoEArguments
 
 TEXT, COMPOSITE = "model", "model.language_model"
-"""Prefixes of the language model's names: in checkpoints of its own, and beside a vision encoder."""
+"""Prefixes of the language model's names: in text-only checkpoints, and beside a vision encoder."""
 
 OURS = "layers.{layer}"
 

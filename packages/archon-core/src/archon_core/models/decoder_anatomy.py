@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from archon_core.errors import ModelError
-from archon_core.models.anatomy import ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
+from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import Role
 
 
@@ -85,6 +85,32 @@ def expert_weights(experts: ExpertsAnatomy, hidden: int) -> Iterator[WeightShape
 def norm(name: str, width: int, role: Role = "sequence") -> WeightShape:
     """The weight of a norm."""
     return WeightShape(f"{name}.weight", (width,), role)
+
+
+def decoder_layer(
+    hidden: int,
+    attention_weights: Iterable[WeightShape],
+    attention: AttentionAnatomy,
+    *,
+    experts: ExpertsAnatomy | None = None,
+    intermediate: int = 0,
+) -> LayerAnatomy:
+    """A pre-norm layer of attention and experts or, without them, a gated feed-forward block ``mlp``.
+
+    Args:
+        hidden: width of the residual stream.
+        attention_weights: the parameters of the attention.
+        attention: its sizes.
+        experts: of the layer; ``None`` for a dense one.
+        intermediate: width inside the feed-forward block of a dense layer.
+    """
+    feed_forward = expert_weights(experts, hidden) if experts else gated_mlp("mlp", hidden, intermediate)
+    return LayerAnatomy(
+        weights=(*attention_weights, *feed_forward, norm("attention_norm", hidden), norm("mlp_norm", hidden)),
+        attention=attention,
+        intermediate_size=0 if experts else intermediate,
+        experts=experts,
+    )
 
 
 def decoder(

@@ -127,7 +127,7 @@ class OpenCheckpoint:
         return self._file_of[name].read(name, box)
 
     def reader(self, weights: ResolvedMap) -> BoxReader:
-        """A ``BoxReader`` of the tensors of ``weights``, which decodes those that are stored encoded."""
+        """A ``BoxReader`` of the tensors of ``weights``; it decodes encoded tensors."""
 
         def read(name: str, box: Box) -> Tensor:
             encoded = weights.encoded.get(name)

@@ -57,6 +57,7 @@ def window_of_layers(config: PreTrainedConfig, *, fix: str) -> tuple[int | None,
     kinds = layer_types(config, ("full_attention", "sliding_attention"))
     if "sliding_attention" in kinds and not config.sliding_window:
         raise ModelError(
-            f"{config.model_type} configuration: found sliding_attention in layer_types but no sliding_window; set {fix}"
+            f"{config.model_type} configuration: found sliding_attention in layer_types but no sliding_window; "
+            f"set {fix}"
         )
     return tuple(config.sliding_window if kind == "sliding_attention" else None for kind in kinds)
