@@ -45,7 +45,7 @@ actor:
   kl_ctl: 0.1
   kl_loss_coef: 0.2
   temperature: 0.8
-  optimizer: {lr: 0.02, lr_scheduler_type: constant, eps: 1.0e-3} # AdamW must not amplify the rounding of tiny gradients
+  optimizer: {lr: 0.02, lr_scheduler_type: constant, eps: 1.0e-3} # AdamW amplifies rounding of tiny gradients
   archon: {enable_compile: false}
 ref: {}
 warm_start: {steps: 40, lr: 0.01}
