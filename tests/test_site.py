@@ -119,7 +119,8 @@ def test_a_browser_sees_what_a_page_does_on_a_phone(tmp_path: Path) -> None:
     program = find_browser()
     if program is None:
         pytest.skip("Chromium is not installed")
-    head = "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+    icon = "<link rel='icon' href='data:,'>"  # or the browser asks for favicon.ico, at any moment
+    head = f"{icon}<meta name='viewport' content='width=device-width, initial-scale=1'>"
     (tmp_path / "wide.html").write_text(f"{head}<div style='width: 900px'>wide</div>")
     (tmp_path / "loud.html").write_text(f"{head}<script>console.error('no', 1); undefinedName</script>")
     (tmp_path / "lost.html").write_text(f"{head}<script src='gone.js'></script>")

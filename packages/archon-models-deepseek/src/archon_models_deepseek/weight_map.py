@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from archon_core.models.encoded import Encoded
 from archon_core.models.expert_rules import PROJECTIONS, beside_experts, experts_one_by_one, fused_experts
+from archon_core.models.head_rules import head_rules
 from archon_core.models.prediction_layers import drop_prediction_layers
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Rename, Tie
@@ -63,11 +64,4 @@ def _ends(arguments: DeepseekArguments) -> list[Rename | Tie | Drop]:
         Drop(f"{HF}.self_attn.rotary_emb.inv_freq"),
         *drop_prediction_layers(arguments.n_layers, arguments.n_prediction_layers),
     ]
-    if arguments.critic:
-        same_as = "embed.weight" if arguments.tied_in_files else None
-        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight", same_as=same_as)]
-    elif arguments.tied:
-        rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
-    else:
-        rules.append(Rename("lm_head.weight", "head.weight"))
-    return rules
+    return rules + head_rules(tied=arguments.tied, critic=arguments.critic, tied_in_files=arguments.tied_in_files)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from archon_core.models.expert_rules import beside_experts, experts_one_by_one, fused_experts
+from archon_core.models.head_rules import head_rules
 from archon_core.models.prediction_layers import drop_prediction_layers
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Rename, Tie
@@ -36,8 +37,4 @@ def _outside_experts(arguments: GlmArguments) -> list[Rename | Tie | Drop]:
     ]
     if arguments.qkv_bias:
         rules.append(Rename(f"{HF}.self_attn.{{projection}}.bias", f"{OURS}.attention.{{projection}}.bias"))
-    if arguments.tied:
-        rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
-    else:
-        rules.append(Rename("lm_head.weight", "head.weight"))
-    return rules
+    return rules + head_rules(tied=arguments.tied, critic=False, tied_in_files=arguments.tied)

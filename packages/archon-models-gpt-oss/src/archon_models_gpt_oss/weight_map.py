@@ -7,6 +7,7 @@ inputs. In MXFP4 files, blocks run along the inputs, so these have the order of 
 from __future__ import annotations
 
 from archon_core.models.encoded import Encoded
+from archon_core.models.head_rules import head_rules
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Interleave, Rename, Tie
 from archon_engine.models.encodings import Mxfp4
@@ -59,11 +60,4 @@ def _outside_experts(arguments: GptOssArguments) -> list[Rename | Interleave | T
         Rename(f"{_STORED}.down_proj_bias", f"{_EXPERTS}.down_bias"),
         Rename("model.norm.weight", "norm.weight"),
     ]
-    if arguments.critic:
-        same_as = "embed.weight" if arguments.tied_in_files else None
-        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight", same_as=same_as)]
-    elif arguments.tied:
-        rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
-    else:
-        rules.append(Rename("lm_head.weight", "head.weight"))
-    return rules
+    return rules + head_rules(tied=arguments.tied, critic=arguments.critic, tied_in_files=arguments.tied_in_files)

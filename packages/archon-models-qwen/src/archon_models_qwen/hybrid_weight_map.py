@@ -6,6 +6,8 @@ multi-token prediction.
 
 from __future__ import annotations
 
+from archon_core.models.expert_rules import experts_one_by_one, fused_experts
+from archon_core.models.head_rules import head_rules
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
 from archon_models_qwen.hybrid_arguments import Qwen35Arguments, Qwen35MoEArguments
@@ -36,9 +38,14 @@ def moe_weight_map(arguments: Qwen35MoEArguments) -> WeightMap:
     """The rules for a model with experts: saved one by one, as transformers does; read from the fused form of published
     checkpoints too."""
     forms = [
-        (*_outside_feed_forward(arguments, prefix), *_UNUSED, *_router_and_shared(prefix), *experts(prefix))
+        (
+            *_outside_feed_forward(arguments, prefix),
+            *_UNUSED,
+            *_router_and_shared(prefix),
+            *experts(f"{prefix}.layers.{{layer}}", OURS),
+        )
         for prefix in (TEXT, COMPOSITE)
-        for experts in (_one_by_one, _fused)
+        for experts in (experts_one_by_one, fused_experts)
     ]
     return WeightMap(forms[0], alternatives=tuple(WeightMap(form) for form in forms[1:]))
 
@@ -56,14 +63,7 @@ def _outside_feed_forward(arguments: Qwen35Arguments, prefix: str) -> Rules:
             rules.append(Rename(*_names(prefix, "self_attn.{part}.bias", "attention.{part}.bias")))
     if any(arguments.linear):
         rules += _delta_net(prefix)
-    if arguments.critic:
-        same_as = "embed.weight" if arguments.tied_in_files else None
-        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight", same_as=same_as)]
-    elif arguments.tied:
-        rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
-    else:
-        rules.append(Rename("lm_head.weight", "head.weight"))
-    return rules
+    return rules + head_rules(tied=arguments.tied, critic=arguments.critic, tied_in_files=arguments.tied_in_files)
 
 
 def _delta_net(prefix: str) -> Rules:
@@ -91,21 +91,6 @@ def _router_and_shared(prefix: str) -> Rules:
         Rename(*_names(prefix, "mlp.gate.weight", "moe.router.weight")),
         Rename(*_names(prefix, "mlp.shared_expert.{part}.weight", "moe.shared.{part}.weight")),
         Rename(*_names(prefix, "mlp.shared_expert_gate.weight", "moe.shared_gate.weight")),
-    ]
-
-
-def _one_by_one(prefix: str) -> Rules:
-    return [
-        Stack(*_names(prefix, f"mlp.experts.{{expert}}.{part}.weight", f"moe.experts.{part}"))
-        for part in ("gate_proj", "up_proj", "down_proj")
-    ]
-
-
-def _fused(prefix: str) -> Rules:
-    fused, _ = _names(prefix, "mlp.experts.gate_up_proj")
-    return [
-        Split(fused, (f"{OURS}.moe.experts.gate_proj", f"{OURS}.moe.experts.up_proj"), dim=1),
-        Rename(*_names(prefix, "mlp.experts.down_proj", "moe.experts.down_proj")),
     ]
 
 

@@ -2,26 +2,16 @@
 
 from __future__ import annotations
 
+from archon_core.models.expert_rules import experts_one_by_one, fused_experts
+from archon_core.models.head_rules import head_rules
 from archon_core.models.weight_map import WeightMap
-from archon_core.models.weight_rules import Drop, Rename, Split, Stack, Tie
+from archon_core.models.weight_rules import Drop, Rename, Tie
 from archon_models_qwen.arguments import QwenArguments
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 
 HF, OURS = "model.layers.{layer}", "layers.{layer}"
 
 _MLP = Rename(f"{HF}.mlp.{{projection}}.weight", f"{OURS}.mlp.{{projection}}.weight")
-
-_ONE_BY_ONE = tuple(
-    Stack(f"{HF}.mlp.experts.{{expert}}.{projection}.weight", f"{OURS}.moe.experts.{projection}")
-    for projection in ("gate_proj", "up_proj", "down_proj")
-)
-"""Experts in files, as transformers writes them."""
-
-_FUSED = (
-    Split(f"{HF}.mlp.experts.gate_up_proj", (f"{OURS}.moe.experts.gate_proj", f"{OURS}.moe.experts.up_proj"), dim=1),
-    Rename(f"{HF}.mlp.experts.down_proj", f"{OURS}.moe.experts.down_proj"),
-)
-"""Experts as transformers 5 holds them in memory, and as some files store them."""
 
 
 def weight_map(arguments: QwenArguments) -> WeightMap:
@@ -34,7 +24,9 @@ def moe_weight_map(arguments: QwenMoEArguments) -> WeightMap:
     shared = [*_outside_feed_forward(arguments), Rename(f"{HF}.mlp.gate.weight", f"{OURS}.moe.router.weight")]
     if not all(arguments.sparse):
         shared.append(_MLP)
-    return WeightMap((*shared, *_ONE_BY_ONE), alternatives=(WeightMap((*shared, *_FUSED)),))
+    return WeightMap(
+        (*shared, *experts_one_by_one(HF, OURS)), alternatives=(WeightMap((*shared, *fused_experts(HF, OURS))),)
+    )
 
 
 def _outside_feed_forward(arguments: QwenArguments) -> list[Rename | Tie | Drop]:
@@ -50,11 +42,4 @@ def _outside_feed_forward(arguments: QwenArguments) -> list[Rename | Tie | Drop]
     ]
     if arguments.qkv_bias:
         rules.append(Rename(f"{HF}.self_attn.{{projection}}.bias", f"{OURS}.attention.{{projection}}.bias"))
-    if arguments.critic:
-        same_as = "embed.weight" if arguments.tied_in_files else None
-        rules += [Rename("score.weight", "head.weight", init_if_missing=True), Drop("lm_head.weight", same_as=same_as)]
-    elif arguments.tied:
-        rules.append(Tie("head.weight", to="embed.weight", hf="lm_head.weight"))
-    else:
-        rules.append(Rename("lm_head.weight", "head.weight"))
-    return rules
+    return rules + head_rules(tied=arguments.tied, critic=arguments.critic, tied_in_files=arguments.tied_in_files)

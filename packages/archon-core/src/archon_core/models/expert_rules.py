@@ -1,4 +1,4 @@
-"""Weight rules of feed-forward blocks with experts under the names of DeepSeek-V3, which GLM-4.5 and others share."""
+"""Weight rules of feed-forward blocks with experts under the names that DeepSeek-V3, GLM-4.5 and Qwen3 share."""
 
 from __future__ import annotations
 
