@@ -135,7 +135,7 @@ def test_the_same_search_gives_the_same_answer():
 
 def test_valid_layouts_follow_the_rules_of_layouts_and_the_sizes_of_the_model():
     anatomy = anatomy_of(TINY_MOE)
-    found = list(valid_dims(anatomy, 16))
+    found = list(valid_dims(anatomy, 16, cp_style="ulysses"))
     assert len(set(found)) == len(found)
     for dims in found:
         assert dims.world_size == 16
@@ -146,6 +146,7 @@ def test_valid_layouts_follow_the_rules_of_layouts_and_the_sizes_of_the_model():
         assert dims.sharding_size % (dims.ep * dims.etp) == 0
     assert ParallelDims(dp_shard=4, tp=4, ep=4, etp=2) in found
     assert ParallelDims(pp=2, dp_replicate=2, dp_shard=2, cp=2) in found
+    assert {dims.cp for dims in set(valid_dims(anatomy, 16)) - set(found)} == {2, 4, 8, 16}
 
 
 def test_axes_that_are_not_supported_stay_at_one():

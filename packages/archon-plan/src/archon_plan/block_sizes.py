@@ -42,7 +42,8 @@ class BlockSizes(NamedTuple):
         experts: ``None`` for a dense block.
         value_bytes: bytes of an activation.
         tensor_ranks: t.
-        context_ranks: c.
+        head_ranks: context ranks that exchange heads.
+        key_ranks: context ranks that gather keys and values.
         compiled: whether elementwise operations are fused.
         on_cpu: whether CPU kernels run.
     """
@@ -62,7 +63,8 @@ class BlockSizes(NamedTuple):
     experts: ExpertSizes | None
     value_bytes: int
     tensor_ranks: int
-    context_ranks: int
+    head_ranks: int
+    key_ranks: int
     compiled: bool
     on_cpu: bool
 
@@ -115,7 +117,8 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         experts=sizes,
         value_bytes=setting.types.compute,
         tensor_ranks=dims.tp,
-        context_ranks=dims.cp,
+        head_ranks=setting.context.heads,
+        key_ranks=setting.context.groups,
         compiled=setting.compiles,
         on_cpu=on_cpu,
     )

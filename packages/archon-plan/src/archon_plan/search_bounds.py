@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from archon_core.layout.dims import ParallelDims
 from archon_plan.collectives import seconds_of
+from archon_plan.extents import token_multiple
 from archon_plan.layout_space import micro_batch_numbers
 from archon_plan.mean_elements import MeanElements
 from archon_plan.rank_shapes import RankShape
@@ -267,7 +268,7 @@ class Bounds:
         return found[0] + exchange[0], found[1] + exchange[1], found[2], found[3]
 
     def _setting(self, dims: ParallelDims, tokens: int, mode: Checkpointing, compiles: bool) -> Setting:
-        multiple = dims.tp * dims.cp
+        multiple = token_multiple(self._base.anatomy, dims, self._base.cp_style, self._base.ranks_per_node)
         padded = -(-tokens // multiple) * multiple
         own = replace(self._base.tokens, per_micro_batch=padded, n_micro_batches=1)
         return replace(self._base, dims=dims, tokens=own, compiles=compiles, checkpointing=mode, every=None)

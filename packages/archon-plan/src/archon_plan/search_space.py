@@ -10,6 +10,7 @@ from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
+from archon_plan.extents import token_multiple
 from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
 from archon_plan.parts import forward_actions
 from archon_plan.pipeline_plans import PipelinePlans
@@ -85,7 +86,7 @@ class SearchSpace:
 
     def sizes(self, world: int) -> Iterator[ParallelDims]:
         """The sizes of axes on ``world`` devices, with or without a schedule for them."""
-        return valid_dims(self._sought.anatomy, world, axes=self._sought.axes)
+        return valid_dims(self._sought.anatomy, world, axes=self._sought.axes, cp_style=self.base.cp_style)
 
     def options(self, dims: ParallelDims) -> Iterator[Option]:
         """The schedules and numbers of micro-batches of a layout."""
@@ -107,7 +108,7 @@ class SearchSpace:
 
     def padded(self, dims: ParallelDims, tokens: int) -> int:
         """Tokens of a micro-batch, which its tensor and context ranks share evenly."""
-        multiple = dims.tp * dims.cp
+        multiple = token_multiple(self._sought.anatomy, dims, self.base.cp_style, self.base.ranks_per_node)
         return -(-tokens // multiple) * multiple
 
     def settings(self, dims: ParallelDims, option: Option) -> Iterator[Setting]:

@@ -36,7 +36,15 @@ TENSOR = "waiting for tensor ranks"
 CONTEXT = "waiting for context ranks"
 EXPERTS = "waiting for expert ranks"
 
-_WAITS = {"tp": TENSOR, "cp": CONTEXT, "ep": EXPERTS, "etp": EXPERTS, "stage": EXPERTS}
+_WAITS = {
+    "tp": TENSOR,
+    "cp": CONTEXT,
+    "cp_heads": CONTEXT,
+    "cp_keys": CONTEXT,
+    "ep": EXPERTS,
+    "etp": EXPERTS,
+    "stage": EXPERTS,
+}
 
 ENDS = ("embed", "head")
 

@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from archon_core.cli.console import print_json, print_remark
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.plugins import ModelSpec
+from archon_engine.options.context_style import AUTO, CONTEXT_STYLES, ContextStyle
 from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
@@ -103,6 +104,14 @@ def verify(
             "--variant", help="untied, tied, critic or lora; may be repeated. Default: all that the model declares."
         ),
     ] = None,
+    cp_style: Annotated[
+        str,
+        typer.Option(
+            "--cp-style",
+            metavar="|".join(CONTEXT_STYLES),
+            help="How context ranks share attention, as in actor.archon.cp_style.",
+        ),
+    ] = AUTO,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
@@ -158,7 +167,7 @@ def verify(
         asked += [(layout, "") for layout in fitting if str(layout) not in known]
     elif (most := largest_world_size(asked)) > 1 and chosen_dtypes:
         fitting = [layout for layout, _ in layouts_of_all(all_layouts(found, design.variants, most)[0])]
-    plan = Plan(found, asked, left_out, design, seed, fitting)
+    plan = Plan(found, asked, left_out, design, seed, fitting, _style(cp_style))
     quiet = json_file == "-"
     _print_remarks(found, model)
     with (
@@ -173,6 +182,13 @@ def verify(
     if json_file is not None:
         _write_json(json_report(plan, reports, seconds=time.monotonic() - started), json_file)
     raise typer.Exit(exit_code(reports))
+
+
+def _style(name: str) -> ContextStyle:
+    if name not in CONTEXT_STYLES:
+        allowed = ", ".join(CONTEXT_STYLES)
+        raise ConfigError(f"--cp-style: found {name!r}{did_you_mean(name, CONTEXT_STYLES)}; allowed are {allowed}")
+    return name  # type: ignore[return-value]
 
 
 def choose_dtypes(names: Sequence[str], spec: ModelSpec) -> tuple[tuple[DtypeName, ...], DtypeName | None]:

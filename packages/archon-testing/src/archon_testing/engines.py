@@ -80,7 +80,7 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     source = {"model_config": dict(case.model_config)} if checkpoint is None else {"path": str(checkpoint)}
     schedule = {"pp_schedule": case.schedule} if case.schedule else {}
     recompute = {"ac_mode": case.recompute} if case.recompute != "none" else {}
-    options = ArchonOptions(enable_compile=False, model=case.model, **schedule, **recompute)
+    options = ArchonOptions(enable_compile=False, model=case.model, cp_style=case.cp_style, **schedule, **recompute)
     plugins = registry()
     if "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
         vars(options).update(BALANCING)
