@@ -68,7 +68,9 @@ def ranks():
         yield
 
 
-def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024) -> None:
+def check(
+    entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024, style="auto"
+) -> None:
     setting = Setting(
         anatomy=read_anatomy(registry().get(ModelSpec, entries["model_type"]), entries, critic=critic),
         dims=dims,
@@ -76,6 +78,7 @@ def check(entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, crit
         types=Types(compute=value_bytes),
         checkpointing=mode,
         every=every,
+        cp_style=style,
     )
     planned = sum(part.bytes for part in activation_parts(setting, 0, imbalance=1.0, on_cpu=True))
     assert planned == pytest.approx(largest_activations(entries, setting), rel=TOLERANCE)
@@ -162,6 +165,12 @@ def test_tensor_ranks_exchange_parts_of_key_heads():
 @pytest.mark.wide
 def test_context_ranks_copy_key_heads():
     check(DENSE, ParallelDims(dp_shard=2, cp=4), "none")
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(("style", "mode"), [("gather", "none"), ("gather", "selective"), ("hybrid", "none")])
+def test_context_ranks_keep_the_keys_that_they_gather(style, mode):
+    check(DENSE, ParallelDims(dp_shard=2, cp=4), mode, style=style)
 
 
 @pytest.mark.wide

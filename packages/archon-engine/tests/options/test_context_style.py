@@ -74,13 +74,6 @@ def test_too_few_heads_for_ulysses_are_refused_with_what_is_allowed_and_what_to_
     )
 
 
-def test_an_unknown_style_is_refused():
-    config = ArchonEngineConfig(archon=ArchonOptions(cp_style="ring"))
-    rule = ArchonOptions.__dataclass_fields__["cp_style"].metadata["rule"]
-    assert rule(config.archon.cp_style) == "auto, ulysses, gather, hybrid"
-    assert rule("hybrid") is None
-
-
 def test_the_choice_of_auto_is_a_decision_that_strict_allows():
     found = decision("auto", 8, 1, 4)
     assert (found.requested, found.effective) == ("auto", "hybrid: heads over 4 ranks, keys and values over 2")
