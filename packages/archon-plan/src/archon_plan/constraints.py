@@ -27,7 +27,7 @@ from archon_core.selection import select_model
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
-from archon_engine.options.context_style import split_context
+from archon_engine.options.context_style import shared_prefix_refusal, split_context
 from archon_engine.options.pipelines import micro_batch_decisions
 from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
@@ -195,12 +195,7 @@ class _Checker:
                 f"t{tensor} on {what} ({extent}), of which some tensor ranks would get none",
                 f"up to {extent} equal parts, the last one smaller",
             )
-        style, option = self._request.config.archon.cp_style, f"{self._request.role}.archon.cp_style"
-        sizes = context_sizes(anatomy, ParallelDims(cp=layout.dims["c"], tp=tensor))
-        try:
-            split_context(style, sizes, option=option)
-        except ConfigError as error:
-            self._add_error(error, option)
+        self._check_context(layout, anatomy)
         n_experts, inner = expert_extents(anatomy)
         ep, etp = layout.ep, 1 if dims is None else dims.etp
         if n_experts and n_experts % ep:
@@ -209,6 +204,18 @@ class _Checker:
             self._add(
                 f"etp {etp} on the width inside an expert ({inner})", f"an etp that divides it: {divisors(inner)}"
             )
+
+    def _check_context(self, layout: Layout, anatomy: ModelAnatomy) -> None:
+        config, role = self._request.config, self._request.role
+        option = f"{role}.archon.cp_style"
+        sizes = context_sizes(anatomy, ParallelDims(cp=layout.dims["c"], tp=layout.dims["t"]))
+        try:
+            split = split_context(config.archon.cp_style, sizes, option=option)
+        except ConfigError as error:
+            self._add_error(error, option)
+            return
+        if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
+            self._add_error(ConfigError(refusal), f"{role}.enable_tree_training")
 
     def _pipeline(self, layout: Layout, engine: TrainEngineSpec) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
         try:

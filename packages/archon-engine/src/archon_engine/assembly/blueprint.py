@@ -140,7 +140,7 @@ def build_blueprint(
     option = f"{role}.backend"
     dims = layout.parallel_dims(moe=model.has_experts, option=option)
     _check_plan(whole, parallel, layout, option=option)
-    context = plan_context(config.archon.cp_style, whole, parallel, dims, option=f"{role}.archon.cp_style")
+    context = plan_context(config, whole, parallel, dims, role=role)
     stages: StagePlan | None = None
     if schedule is not None:
         assert selection.pipeline is not None, "a selection with a schedule has a pipeline"

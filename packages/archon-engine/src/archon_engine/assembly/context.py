@@ -9,13 +9,20 @@ from torch import nn
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.module import accepts_any_order
+from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.ranks.environment import rank_environment
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.combinations import shown
-from archon_engine.options.context_style import ContextSizes, ContextSplit, split_context, style_decisions
+from archon_engine.options.context_style import (
+    ContextSizes,
+    ContextSplit,
+    shared_prefix_refusal,
+    split_context,
+    style_decisions,
+)
 
 
 @dataclass(frozen=True)
@@ -33,11 +40,13 @@ class ContextPlan:
     sizes: ContextSizes = field(default_factory=ContextSizes)
 
 
-def plan_context(style: str, module: nn.Module, plan: ParallelPlan, dims: ParallelDims, *, option: str) -> ContextPlan:
-    """The plan for ``style``, a value of ``archon.cp_style``, and a whole module.
+def plan_context(
+    config: ArchonEngineConfig, module: nn.Module, plan: ParallelPlan, dims: ParallelDims, *, role: str
+) -> ContextPlan:
+    """The plan for a whole module.
 
     Raises:
-        ConfigError: the style does not fit the number of heads.
+        ConfigError: the style does not fit the number of heads, or sequences share prefixes.
     """
     launched = rank_environment()
     per_node = None
@@ -45,9 +54,10 @@ def plan_context(style: str, module: nn.Module, plan: ParallelPlan, dims: Parall
         per_node = launched.local_world_size
     sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, per_node)
     cores = [part for name, part in module.named_modules() if matches_any(plan.attention, name)]
-    return ContextPlan(
-        split_context(style, sizes, option=option), not all(accepts_any_order(core) for core in cores), sizes
-    )
+    split = split_context(config.archon.cp_style, sizes, option=f"{role}.archon.cp_style")
+    if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
+        raise ConfigError(refusal)
+    return ContextPlan(split, not all(accepts_any_order(core) for core in cores), sizes)
 
 
 def context_decisions(
