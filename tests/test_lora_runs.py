@@ -18,7 +18,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 from trained_runs import train
 
 CLOSE = 1e-9
-TIMES = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+TIMES = (
+    "time/",
+    "memory/",
+    "tokens_per_second",
+    "warm_start/time/",
+    "warm_start/memory/",
+    "warm_start/tokens_per_second",
+)
 GRPO = """
 experiment_name: lora
 seed: 1

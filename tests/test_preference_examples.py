@@ -29,7 +29,15 @@ def train(example: str, *overrides: str) -> str:
 
 def rows(folder: Path) -> list[dict[str, float]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timing = ("time", "tokens_per_second", "warm_start/time", "warm_start/tokens_per_second", "wall")
+    timing = (
+        "time",
+        "memory",
+        "tokens_per_second",
+        "warm_start/time",
+        "warm_start/memory",
+        "warm_start/tokens_per_second",
+        "wall",
+    )
     return [{name: value for name, value in row.items() if not name.startswith(timing)} for row in found]
 
 

@@ -161,7 +161,14 @@ def train(file: Path, algorithm: str, layout: str, trial: str, overrides: tuple[
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    timing = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+    timing = (
+        "time/",
+        "memory/",
+        "tokens_per_second",
+        "warm_start/time/",
+        "warm_start/memory/",
+        "warm_start/tokens_per_second",
+    )
     return [
         {name: value for name, value in row.items() if not name.startswith(timing)}
         for row in read_metrics(folder / "metrics.jsonl")

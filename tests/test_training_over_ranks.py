@@ -22,7 +22,15 @@ from trained_runs import train
 
 TOLERANCE = 1e-9
 """Of what metrics and weights differ by, relative to 1 or to the largest of them: sums in another order."""
-TIMING = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second", "profiled")
+TIMING = (
+    "time/",
+    "memory/",
+    "tokens_per_second",
+    "warm_start/time/",
+    "warm_start/memory/",
+    "warm_start/tokens_per_second",
+    "profiled",
+)
 
 COMMON = """
 experiment_name: layouts
