@@ -89,7 +89,7 @@ def test_the_actor_without_its_adapters_is_the_reference_to_the_last_digit(separ
 
 def rows(folder):
     return [
-        {name: value for name, value in row.items() if not name.startswith(TIMES)}
+        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 

@@ -38,7 +38,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
         "warm_start/tokens_per_second",
         "wall",
     )
-    return [{name: value for name, value in row.items() if not name.startswith(timing)} for row in found]
+    return [{name: value for name, value in row.items() if not name.startswith(measured)} for row in found]
 
 
 def test_every_record_of_the_example_has_a_right_and_a_wrong_sum():

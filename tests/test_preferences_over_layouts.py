@@ -170,7 +170,7 @@ def rows(folder: Path) -> list[dict[str, float]]:
         "warm_start/tokens_per_second",
     )
     return [
-        {name: value for name, value in row.items() if not name.startswith(timing)}
+        {name: value for name, value in row.items() if not name.startswith(measured)}
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 

@@ -127,7 +127,7 @@ TASKS = {
 
 def rows(folder):
     return [
-        {name: value for name, value in row.items() if not name.startswith(TIMING)}
+        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 
