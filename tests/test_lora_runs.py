@@ -18,14 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from trained_runs import train
 
 CLOSE = 1e-9
-TIMES = (
-    "time/",
-    "memory/",
-    "tokens_per_second",
-    "warm_start/time/",
-    "warm_start/memory/",
-    "warm_start/tokens_per_second",
-)
+_OF_A_STEP = ("time/", "memory/", "tokens_per_second")
+MEASURED = (*_OF_A_STEP, *(f"warm_start/{name}" for name in _OF_A_STEP))
 GRPO = """
 experiment_name: lora
 seed: 1

@@ -22,15 +22,8 @@ from trained_runs import train
 
 TOLERANCE = 1e-9
 """Of what metrics and weights differ by, relative to 1 or to the largest of them: sums in another order."""
-TIMING = (
-    "time/",
-    "memory/",
-    "tokens_per_second",
-    "warm_start/time/",
-    "warm_start/memory/",
-    "warm_start/tokens_per_second",
-    "profiled",
-)
+_OF_A_STEP = ("time/", "memory/", "tokens_per_second", "profiled")
+MEASURED = (*_OF_A_STEP, *(f"warm_start/{name}" for name in _OF_A_STEP))
 
 COMMON = """
 experiment_name: layouts
