@@ -154,7 +154,6 @@ def alone(request, tmp_path_factory):
 @pytest.mark.parametrize(
     ("alone", "layout", "n_ranks"),
     [
-        ("grpo", "t2", 2),
         ("grpo", "d2p2", 4),
         pytest.param("sampled", "p2", 2, marks=pytest.mark.wide),
     ],
@@ -207,7 +206,6 @@ def crossed(actor: str, critic: str, n_ranks: int, *, wide: bool = True):
     [
         crossed("d2", "t2", 2, wide=False),
         crossed("c2", "p2", 2),
-        crossed("p2", "c2", 2),
         crossed("d2t2", "", 4),
         crossed("d2p2", "t2c2", 4),
     ],
@@ -224,7 +222,6 @@ def test_actor_and_critic_on_any_layouts_have_the_numbers_of_one_process(alone, 
 @pytest.mark.parametrize(
     ("alone", "layouts"),
     [
-        pytest.param("grpo", ("d4", "d2t2", "t4"), id="grpo"),
         pytest.param("sampled", ("d4", "d2t2", "p2t2"), marks=pytest.mark.wide, id="sampled"),
         pytest.param("ppo", ("d4", "d2t2", "p2c2"), marks=pytest.mark.wide, id="ppo"),
         pytest.param("sft", ("d4", "p2t2", "t4"), marks=pytest.mark.wide, id="sft"),
