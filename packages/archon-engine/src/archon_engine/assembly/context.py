@@ -14,6 +14,7 @@ from archon_core.layout import ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.ranks.environment import rank_environment
+from archon_core.ranks.ranks import Ranks
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.combinations import shown
 from archon_engine.options.context_style import (
@@ -43,21 +44,26 @@ class ContextPlan:
 def plan_context(
     config: ArchonEngineConfig, module: nn.Module, plan: ParallelPlan, dims: ParallelDims, *, role: str
 ) -> ContextPlan:
-    """The plan for a whole module.
+    """The plan for a whole module. Collective in a run on several machines.
 
     Raises:
         ConfigError: the style does not fit the number of heads, or sequences share prefixes.
     """
-    launched = rank_environment()
-    per_node = None
-    if launched is not None and launched.local_world_size < launched.world_size:
-        per_node = launched.local_world_size
+    per_node = _ranks_per_node() if dims.cp > 1 else None
     sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, per_node)
     cores = [part for name, part in module.named_modules() if matches_any(plan.attention, name)]
     split = split_context(config.archon.cp_style, sizes, option=f"{role}.archon.cp_style")
     if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
         raise ConfigError(refusal)
     return ContextPlan(split, not all(accepts_any_order(core) for core in cores), sizes)
+
+
+def _ranks_per_node() -> int | None:
+    launched = rank_environment()
+    if launched is None or launched.local_world_size == launched.world_size:
+        return None
+    # Ranks must agree. On machines with unequal numbers of ranks, groups of this size lie within one, too.
+    return math.gcd(*Ranks.of_process_group().gather(launched.local_world_size))
 
 
 def context_decisions(
