@@ -281,7 +281,7 @@ def test_copies_of_key_heads_whose_gradients_are_not_summed(oracle):
 @pytest.mark.slow
 def test_gathered_keys_in_a_wrong_order(oracle):
     _, found = look_into(oracle, leave_gathered_keys_in_the_order_of_the_ranks, "c2", cp_style="gather")
-    assert (found.module.name, found.module.ranks) == ("layers.0.attention.core", (0, 1))
+    assert (found.module.name, found.module.ranks) == ("layers.0.attention.core", ())  # of all ranks alike
 
 
 @pytest.mark.slow
