@@ -69,7 +69,16 @@ def ranks():
 
 
 def check(
-    entries, dims, mode: Checkpointing, every=None, *, value_bytes=2, critic=False, tokens=1024, style="auto"
+    entries,
+    dims,
+    mode: Checkpointing,
+    every=None,
+    *,
+    value_bytes=2,
+    critic=False,
+    tokens=1024,
+    style="auto",
+    left_out=0,
 ) -> None:
     setting = Setting(
         anatomy=read_anatomy(registry().get(ModelSpec, entries["model_type"]), entries, critic=critic),
@@ -81,7 +90,7 @@ def check(
         cp_style=style,
     )
     planned = sum(part.bytes for part in activation_parts(setting, 0, imbalance=1.0, on_cpu=True))
-    assert planned == pytest.approx(largest_activations(entries, setting), rel=TOLERANCE)
+    assert planned + left_out == pytest.approx(largest_activations(entries, setting), rel=TOLERANCE)
 
 
 EVERY_MODE: list[tuple[Checkpointing, int | None]] = [
@@ -168,9 +177,15 @@ def test_context_ranks_copy_key_heads():
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize(("style", "mode"), [("gather", "none"), ("gather", "selective"), ("hybrid", "none")])
-def test_context_ranks_keep_the_keys_that_they_gather(style, mode):
-    check(DENSE, ParallelDims(dp_shard=2, cp=4), mode, style=style)
+@pytest.mark.parametrize(
+    ("style", "mode", "queries", "layers"),
+    [("gather", "none", 128, 3), ("gather", "selective", 128, 1), ("hybrid", "none", 256, 3)],
+)
+def test_context_ranks_keep_the_keys_that_they_gather(style, mode, queries, layers):
+    # Of the last block of a sequence of 512 tokens, only the CPU kernel has a mask: in bf16, in each layer that keeps
+    # its activations or is recomputed.
+    mask = queries * 512 * 2
+    check(DENSE, ParallelDims(dp_shard=2, cp=4), mode, style=style, left_out=layers * mask)
 
 
 @pytest.mark.wide

@@ -57,7 +57,6 @@ WIDE = (
     Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "gather", **FULL}),
     Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "hybrid", **SELECTIVE}),
     Case("t2c2", changes=TWO_KEY_HEADS, options={"cp_style": "gather"}),
-    Case("c3", tokens=96, options={"cp_style": "hybrid"}),
     # Families of transformers: norms behind regions, and over whole projections.
     Case("t2", "hf", changes={"model_type": "gemma2"}, options={**FULL, "model": "hf"}),
     Case("t2c2", "hf", changes={"model_type": "olmo2"}, options={**FULL, "model": "hf"}),

@@ -144,6 +144,10 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
+    if groups > 1:
+        # The two blocks of a rank are attended one by one. On a CPU, the second one also has a mask, left out here.
+        yield Operation("attended.joined", outputs, (joined,), eager=True)
+        joined = "attended.joined"
     if c > 1:
         yield Operation("attended.exchanged", outputs, (joined,), kept=True, behind=outputs, eager=True)
         yield Operation("attended.tokens", outputs, ("attended.exchanged",), eager=True)

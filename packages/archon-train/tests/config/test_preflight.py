@@ -272,7 +272,7 @@ def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load
     assert plan(load, complete, text, "actor.backend=archon:c2t4", ulysses).can_run
     gathered = plan(load, complete, text, "actor.backend=archon:c6")
     assert gathered.can_run
-    (style,) = [decision for decision in gathered.decisions if decision.option == "actor.archon.cp_style"]
+    (style,) = [decision for decision in gathered.engine_decisions if decision.option == "actor.archon.cp_style"]
     assert (style.requested, style.effective) == ("auto", "hybrid: heads over 2 ranks, keys and values over 3")
 
 
