@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
@@ -109,9 +110,8 @@ def least_devices(sought: Sought, most: int, *, fits: Fits = fits_in_memory) -> 
     return next((n for n in numbers if n <= most and _Search(sought, n, 1, fits, shared).fits_somewhere()), None)
 
 
-@dataclass(order=True)
-class _Node:
-    """An entry of the queue.
+class _Node(NamedTuple):
+    """An entry of the queue. Entries compare by their first four attributes, of which the numbers are unique.
 
     Attributes:
         bound: seconds that the step takes at least.
@@ -128,10 +128,10 @@ class _Node:
     progress: int
     place: int
     number: int
-    dims: ParallelDims = field(compare=False)
-    option: Option | None = field(default=None, compare=False)
-    setting: Setting | None = field(default=None, compare=False)
-    time: StepTime | None = field(default=None, compare=False)
+    dims: ParallelDims
+    option: Option | None = None
+    setting: Setting | None = None
+    time: StepTime | None = None
 
 
 class _Shared:
@@ -210,7 +210,7 @@ class _Search:
             modes = self._possible_modes(node.dims)
             if modes:
                 bound = min(self._bounds.time(node.dims, mode) for mode in modes)
-                heapq.heappush(self._queue, replace(node, bound=max(bound, node.bound), progress=_POSSIBLE))
+                heapq.heappush(self._queue, node._replace(bound=max(bound, node.bound), progress=_POSSIBLE))
             return
         for option in self._space.options(node.dims):
             times = [

@@ -103,7 +103,8 @@ class SearchSpace:
         tokens = sequences * self.base.tokens.sequence
         if self._sought.most_tokens is not None and tokens > self._sought.most_tokens and sequences > 1:
             return None
-        return replace(self.base.tokens, per_micro_batch=self.padded(dims, tokens), n_micro_batches=number)
+        base = self.base.tokens
+        return Tokens(self.padded(dims, tokens), number, base.sequence, base.scored)
 
     def padded(self, dims: ParallelDims, tokens: int) -> int:
         """Tokens of a micro-batch, which its tensor and context ranks share evenly."""
