@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,12 +19,13 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from archon_core.cli.console import print_json, print_remark
+from archon_core.cli.console import print_remark
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.plugins import ModelSpec
 from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
-from archon_testing.json_report import json_report
+from archon_testing.json_report import check_writable, json_report, write_json
+from archon_testing.megatron_oracle.command import check_options, verify_against_megatron
 from archon_testing.oracle import Oracle
 from archon_testing.report import print_line, print_report, print_summary
 from archon_testing.requested import model_of_engines, read_layouts
@@ -41,6 +42,14 @@ from archon_testing.verification import (
     run_plan,
 )
 from archon_testing.worlds import MOST_RANKS
+
+
+class OracleName(StrEnum):
+    """What layouts are compared with."""
+
+    ONE_PROCESS = "one-process"
+    MEGATRON = "megatron"
+
 
 FAILED = 1
 USER_ERROR = 2
@@ -103,6 +112,12 @@ def verify(
             "--variant", help="untied, tied, critic or lora; may be repeated. Default: all that the model declares."
         ),
     ] = None,
+    oracle: Annotated[
+        OracleName,
+        typer.Option(
+            help="What to compare with: one process, or Megatron-Core on the same layout (archon-testing[megatron])."
+        ),
+    ] = OracleName.ONE_PROCESS,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
@@ -135,10 +150,31 @@ def verify(
         option = "--full" if full else "--world"
         raise ConfigError(f"{option}: found it without --all, which it requires; add --all, or remove {option}")
     if json_file is not None:
-        _check_writable(json_file)
+        check_writable(json_file)
     started = time.monotonic()
     asked = requested_layouts(read_layouts(layouts or []))
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
+    quiet = json_file == "-"
+    if oracle == OracleName.MEGATRON:
+        check_options(every=every, dtypes=dtypes or [])
+        _print_remarks(found, model)
+        with (
+            _leaving_at_sigterm(),
+            tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
+        ):
+            reports, content = verify_against_megatron(
+                found,
+                asked,
+                Path(folder),
+                variants=variants or [],
+                micro_batches=sorted(set(micro_batches or (1, 2))),
+                seed=seed,
+                time_limit=time_limit,
+                quiet=quiet,
+            )
+        if json_file is not None:
+            write_json(content, json_file)
+        raise typer.Exit(exit_code(reports))
     chosen, refused = buildable_variants(found, choose_variants(found.spec, variants or []), explicit=bool(variants))
     found = replace(found, remarks=(*found.remarks, *refused))
     chosen_dtypes, precision = choose_dtypes(dtypes or [], found.spec)
@@ -159,19 +195,18 @@ def verify(
     elif (most := largest_world_size(asked)) > 1 and chosen_dtypes:
         fitting = [layout for layout, _ in layouts_of_all(all_layouts(found, design.variants, most)[0])]
     plan = Plan(found, asked, left_out, design, seed, fitting)
-    quiet = json_file == "-"
     _print_remarks(found, model)
     with (
         _leaving_at_sigterm(),
         tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
     ):
         at_once = ranks_at_once or RANKS_PER_CORE * _cores()
-        oracle = Oracle(Path(folder), time_limit=time_limit, ranks_at_once=at_once)
-        reports = _run(plan, oracle, brief=every, quiet=quiet)
+        of_one_process = Oracle(Path(folder), time_limit=time_limit, ranks_at_once=at_once)
+        reports = _run(plan, of_one_process, brief=every, quiet=quiet)
     if not quiet:
         print_summary(reports, left_out)
     if json_file is not None:
-        _write_json(json_report(plan, reports, seconds=time.monotonic() - started), json_file)
+        write_json(json_report(plan, reports, seconds=time.monotonic() - started), json_file)
     raise typer.Exit(exit_code(reports))
 
 
@@ -231,25 +266,6 @@ def _print_remarks(model: RequestedModel, name: str) -> None:
         print_remark(
             f"{name} was shrunk, with the same structure: {', '.join(model.changes)} (--as-is keeps its sizes)"
         )
-
-
-def _check_writable(file: str) -> None:
-    """Check before minutes of work that the file is writable; creates nothing. Raises ConfigError."""
-    path = Path(file)
-    if file != "-" and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
-        raise ConfigError(f"--json: cannot write {file!r}; name a file in an existing, writable folder")
-
-
-def _write_json(content: object, file: str) -> None:
-    if file == "-":
-        print_json(content)
-        return
-    try:
-        Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(
-            f"--json: cannot write {file!r} ({error}); name a file in an existing, writable folder"
-        ) from error
 
 
 def _cores() -> int:
