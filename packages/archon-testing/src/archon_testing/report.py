@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from archon_core.cli.console import print_text
+from archon_core.cli.console import print_remark, print_text
 from archon_testing.cases import Case
+from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import LIMITS, NOTHING, Comparison, Quantity, worst_deviation, worst_of
 from archon_testing.verification import LayoutReport
 
@@ -35,6 +36,16 @@ def kind_of(case: Case) -> str:
 def kind_and_resume(case: Case) -> str:
     """Variant, check, and the layout that resumes, such as ``untied resumed on archon:d1``."""
     return f"{kind_of(case)} on {case.resumed_on}" if case.resumed_on else kind_of(case)
+
+
+def print_remarks(model: RequestedModel, name: str) -> None:
+    """Print remarks about a model, which the user calls ``name``, and the sizes that were reduced."""
+    for remark in model.remarks:
+        print_remark(f"{name}: {remark}")
+    if model.changes:
+        print_remark(
+            f"{name} was shrunk, with the same structure: {', '.join(model.changes)} (--as-is keeps its sizes)"
+        )
 
 
 def print_line(report: LayoutReport) -> None:

@@ -67,7 +67,7 @@ def verify_against_megatron(
     return reports, {**written, "limits": LIMITS, "oracle": {"name": "megatron-core", "version": version}}
 
 
-def check_options(*, every: bool, dtypes: Sequence[str]) -> None:
+def check_options(*, every: bool, dtypes: Sequence[str], ranks_at_once: int | None) -> None:
     """Refuse options that this oracle does not have.
 
     Raises:
@@ -77,6 +77,10 @@ def check_options(*, every: bool, dtypes: Sequence[str]) -> None:
         raise ConfigError(
             "--all: found it with --oracle megatron, which runs few layouts; allowed are layouts by name; give "
             "--layout t2 --layout p2-1F1B"
+        )
+    if ranks_at_once is not None:
+        raise ConfigError(
+            "--ranks-at-once: found it with --oracle megatron, which runs one layout at a time; remove --ranks-at-once"
         )
     for dtype in dtypes:
         if dtype != DTYPE:
