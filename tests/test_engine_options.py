@@ -187,7 +187,12 @@ def compile_and_compare(layout, folder, options, backend):
 @pytest.mark.parametrize(
     ("layout", "options", "backend"),
     [
-        ("d1", {"ac_mode": "memory_budget", "ac_memory_budget": 0.5}, "aot_eager_decomp_partition"),
+        pytest.param(
+            "d1",
+            {"ac_mode": "memory_budget", "ac_memory_budget": 0.5},
+            "aot_eager_decomp_partition",
+            marks=pytest.mark.wide,
+        ),
         pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", marks=pytest.mark.wide),
         pytest.param("c2", {"ac_mode": "full"}, "aot_eager", marks=pytest.mark.wide),
     ],
