@@ -147,23 +147,26 @@ class Bounds:
         key = dims.pp, sequences, dims.tp, dims.cp, dims.ep, dims.etp, mode, min(dims.world_size, self._per_node)
         found = self._passes.get(key)
         if found is None:
-            found = self._passes[key] = {
-                (place, number): self._of_pipeline(dims, shapes, number, mode)
-                for place, shapes in enumerate(self._shapes[dims.pp])
-                if mode in ("none", "full") or not shapes[0].splits
-                for number in _numbers(sequences, shapes[0].stages, dims.pp)
-            }
+            found = self._passes[key] = {}
+            units: dict[tuple[int, bool], _UnitSeconds] = {}
+            for place, shapes in enumerate(self._shapes[dims.pp]):
+                splits = shapes[0].splits
+                if splits and mode not in ("none", "full"):
+                    continue
+                for number in _numbers(sequences, shapes[0].stages, dims.pp):
+                    if (number, splits) not in units:
+                        # Blocks whose backward pass is split are not compiled.
+                        compiles = self._base.compiles and not splits
+                        units[number, splits] = self._of_units(dims, -(-sequences // number), mode, compiles)
+                    found[place, number] = self._of_pipeline(dims, shapes, number, units[number, splits])
         return found
 
     def _sequences_of(self, dims: ParallelDims) -> int:
         """Sequences of a data rank."""
         return -(-self._sequences // (dims.dp_replicate * dims.dp_shard))
 
-    def _of_pipeline(self, dims: ParallelDims, shapes: Sequence[RankShape], number: int, mode: Checkpointing) -> float:
-        """Seconds of the passes of the slowest rank."""
-        # Blocks whose backward pass is split are not compiled.
-        compiles = self._base.compiles and not shapes[0].splits
-        of = self._of_units(dims, -(-self._sequences_of(dims) // number), mode, compiles)
+    def _of_pipeline(self, dims: ParallelDims, shapes: Sequence[RankShape], number: int, of: _UnitSeconds) -> float:
+        """Seconds of the passes of the slowest rank. ``of``: times of units with so many micro-batches."""
         sums = self._accumulation(dims)
         types = self._base.types
         moved = number * (types.compute + 2 * types.reduce) + types.compute + types.reduce
