@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from typing import Any
 
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout
 
 DISTRIBUTION = "megatron-core"
@@ -97,7 +97,10 @@ def check_model(entries: Mapping[str, Any]) -> None:
 def refusal(layout: Layout, entries: Mapping[str, Any]) -> str:
     """Why Megatron-Core cannot run a model on a layout over gloo; empty if it can."""
     moe = has_experts(entries)
-    dims = layout.parallel_dims(moe=moe)
+    try:
+        dims = layout.parallel_dims(moe=moe)
+    except LayoutError as error:
+        return str(error)
     text = f"--oracle megatron: layout '{layout}'"
     if dims.cp > 1:
         return (

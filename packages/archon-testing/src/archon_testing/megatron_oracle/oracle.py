@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +12,7 @@ from archon_core.plugins import ModelSpec
 from archon_testing.cases import Case, Variant, variant_case
 from archon_testing.functions import FunctionReference
 from archon_testing.megatron_oracle.architecture import check_model, refusal
-from archon_testing.oracle import n_ranks_of
+from archon_testing.oracle import n_ranks_of, reference_folder
 from archon_testing.requested import RequestedLayout
 from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import RankReport, Verdict, joint_verdict
@@ -43,7 +40,7 @@ class MegatronOracle:
         time_limit: seconds per case.
 
     Raises:
-        ConfigError: Megatron-Core has no such model, or the oracle has none of the variants.
+        ConfigError: the oracle cannot build the model in Megatron-Core.
     """
 
     def __init__(
@@ -71,8 +68,7 @@ class MegatronOracle:
             before: called on every rank of Archon before its first engine is built, as by ``Oracle.verify``.
 
         Raises:
-            ArchonError: the model cannot be built.
-            WorldError: no weights could be drawn.
+            ArchonError: the model cannot be built, or no weights have clear choices of experts.
         """
         patch = None if before is None else FunctionReference.of(before)
         for layout, reason in layouts:
@@ -108,7 +104,7 @@ class MegatronOracle:
         ]
 
     def _verify(self, cases: Sequence[Case], verdicts: list[Verdict], before: FunctionReference | None) -> None:
-        jobs = [(case, self._place(case)) for case in cases]
+        jobs = [(case, reference_folder(self._folder, case)) for case in cases]
         self._draw([(case, folder) for case, folder in jobs if folder not in self._drawn])
         n_ranks = n_ranks_of(cases)
         with tempfile.TemporaryDirectory(dir=self._folder, ignore_cleanup_errors=True) as scratch:
@@ -124,7 +120,7 @@ class MegatronOracle:
             run_world(_COMPARE, n_ranks, (jobs, target, before), on_value=collect, **options)
 
     def _draw(self, missing: Sequence[tuple[Case, Path]]) -> None:
-        """Write the weights of cases, each once."""
+        """Write the weights of cases. Cases that differ in the number of micro-batches share them."""
         jobs = list({folder: (case, folder) for case, folder in missing}.values())
         errors: list[ArchonError] = []
 
@@ -137,11 +133,6 @@ class MegatronOracle:
         if errors:
             raise errors[0]
         self._drawn |= {folder for _, folder in jobs}
-
-    def _place(self, case: Case) -> Path:
-        """The folder of a case's weights, which do not depend on its layout."""
-        content = json.dumps(vars(replace(case.reference, dtype="float32")), sort_keys=True, default=str)
-        return self._folder / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def choose_megatron_variants(spec: ModelSpec, names: Sequence[str]) -> tuple[Variant, ...]:
