@@ -17,6 +17,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.errors import ArchonError, ConfigError, LayoutError
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
+from archon_engine.models.hf_config import load_hf_config
 from archon_testing.cases import Case
 from archon_testing.compare import compare
 from archon_testing.engines import CHECKPOINT, build_engine, write_checkpoints
@@ -125,8 +126,6 @@ def compare_with_megatron(
 
 def batch_of(case: Case) -> Batch:
     """The whole batch of a case: the first of the training runs."""
-    from archon_engine.models.hf_config import load_hf_config
-
     return oracle_batches(case, load_hf_config(case.model_config))[0]
 
 
@@ -134,8 +133,8 @@ def _measure(case: Case, folder: Path) -> Record:
     """One step of Archon's engine: its loss, and this rank's shards of the gradients. Collective."""
     engine = build_engine(case, folder / CHECKPOINT, balances=False)
     try:
-        batch, problems = batch_of(case), []  # type: Batch, list[str]
-        step = train_step(engine, case, batch, LikelihoodLoss(), 0, own_shards(engine), problems)
+        problems: list[str] = []
+        step = train_step(engine, case, batch_of(case), LikelihoodLoss(), 0, own_shards(engine), problems)
         data_rank = engine.data_ranks.rank
     finally:
         engine.close()

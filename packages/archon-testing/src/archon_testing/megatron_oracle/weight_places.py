@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from archon_core.models.box import Box
+from archon_testing.megatron_oracle.architecture import MegatronSizes
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _whole(name: str, shape: tuple[int, ...]) -> Place:
     return Place(name, Box.whole(shape))
 
 
-def held_by(model: Any, sizes: Any) -> HeldParameters:
+def held_by(model: Any, sizes: MegatronSizes) -> HeldParameters:
     """The place of this process's ``GPTModel`` in the whole model."""
     from megatron.core import parallel_state
 
