@@ -43,7 +43,7 @@ def running_on_cpus() -> Iterator[None]:
         stack.enter_context(mock.patch.object(torch.cuda, "synchronize", return_value=None))
         # Dropout is off and no weight is drawn, so there are no states to switch.
         stack.enter_context(mock.patch.object(CudaRNGStatesTracker, "fork", return_value=nullcontext()))
-        # Megatron reads this name of Transformer Engine's product in any case, but only defines it where that is installed.
+        # Megatron reads this name everywhere, but defines it only where Transformer Engine is installed.
         stack.enter_context(mock.patch.object(moe_utils, "te_general_gemm", None, create=True))
         # Small functions are decorated with torch.compile, which would need a C++ compiler and minutes.
         stack.enter_context(torch.compiler.set_stance("force_eager"))
