@@ -180,7 +180,8 @@ def _chunked(x: Tensor, plan: ChunkPlan) -> Tensor:
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = plan.rows.to(x.device, non_blocking=True)
-    padded = x.new_zeros(plan.n_chunks * plan.size, *x.shape[1:]).index_copy_(0, rows, x)
+    padded = x.new_zeros(plan.n_chunks * plan.size, *x.shape[1:])
+    padded[rows] = x  # saves the rows alone for backward; ``index_copy`` would save ``x``, too
     return padded.unflatten(0, (plan.n_chunks, plan.size)).transpose(1, 2).contiguous()
 
 
