@@ -53,6 +53,9 @@ WIDE = (
     Case("t4", tokens=112, changes={"num_attention_heads": 12, "num_key_value_heads": 6}),
     Case("c4", changes=TWO_KEY_HEADS),
     Case("t2c2", changes=ONE_KEY_HEAD, options=FULL),
+    # Gated DeltaNet: context ranks exchange states.
+    Case("t2c2", "qwen3_5", options=FULL),
+    Case("c2", "qwen3_5", options=SELECTIVE),
     # Families of transformers: norms behind regions, and over whole projections.
     Case("t2", "hf", changes={"model_type": "gemma2"}, options={**FULL, "model": "hf"}),
     Case("t2c2", "hf", changes={"model_type": "olmo2"}, options={**FULL, "model": "hf"}),

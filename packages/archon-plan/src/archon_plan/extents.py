@@ -16,8 +16,11 @@ def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
     unequal: dict[str, int] = {}
     queries = 0
     for layer in anatomy.kinds:
-        queries = layer.attention.heads.query
-        equal["attention heads"] = queries
+        if layer.attention.delta is None:
+            queries = layer.attention.heads.query
+            equal["attention heads"] = queries
+        else:
+            equal["key heads of Gated DeltaNet"] = layer.attention.heads.key_value
         for weight in layer.weights:
             if weight.tensor_dim is None or weight.role == "expert" or not weight.name.endswith(".weight"):
                 continue
