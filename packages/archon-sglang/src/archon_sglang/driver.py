@@ -249,7 +249,7 @@ class SglangDriver:
             self._load_folder(server, folder, DEFAULT_LABEL, timeout)
             self._adapters.has_loaded_adapted(server)
         name = adapter_name(version)
-        if self._adapters.holds(server, version):
+        if self._adapters.forget(server, version):
             self._post(server.address, "/unload_lora_adapter", {"lora_name": name}, timeout)
         body = {"lora_name": name, "lora_path": f"{folder}/{FOLDER}"}
         self._post(server.address, "/load_lora_adapter", body, timeout)

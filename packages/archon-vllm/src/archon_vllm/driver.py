@@ -241,7 +241,7 @@ class VllmDriver:
     def _load_adapter(self, server: ServerRecord, version: int, folder: str, timeout: float) -> None:
         """Load the adapter of a version, which requests name from now on, and forget the oldest."""
         call_of = {"token": self._token, "timeout": timeout}
-        if self._adapters.holds(server, version):
+        if self._adapters.forget(server, version):
             unload_adapter(server.address, version, **call_of)
         load_adapter(server.address, version, folder, **call_of)
         self._post(server.address, "/update_weight_version", timeout, {"new_version": str(version)})

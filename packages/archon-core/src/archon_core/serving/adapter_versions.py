@@ -77,14 +77,17 @@ class AdapterVersions:
     def has_loaded(self, server: ServerRecord, version: int) -> tuple[int, ...]:
         """The server has the adapter of a version, which new requests will name. Returns the versions to unload."""
         versions = self._of(server).versions
-        if version in versions:
-            versions.remove(version)
         versions.append(version)
         return tuple(versions.popleft() for _ in range(len(versions) - KEPT))
 
-    def holds(self, server: ServerRecord, version: int) -> bool:
-        """Whether this driver has loaded an adapter of that version, which must be unloaded before another."""
-        return version in self._of(server).versions
+    def forget(self, server: ServerRecord, version: int) -> bool:
+        """Whether the server has an adapter of that version, from before a trainer resumed. No request names it any
+        more, and it must be unloaded before another."""
+        versions = self._of(server).versions
+        if version not in versions:
+            return False
+        versions.remove(version)
+        return True
 
     def version_for(self, server: ServerRecord, *, expected: bool) -> int | None:
         """The version whose adapter a new request names; ``None`` for the server's own weights.
