@@ -67,7 +67,7 @@ HYBRID = {
     "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
 }
 HYBRID_EXPERTS = {
-    **HYBRID,
+    **{name: value for name, value in HYBRID.items() if name != "intermediate_size"},
     "model_type": "qwen3_5_moe_text",
     "num_experts": 16,
     "num_experts_per_tok": 4,
@@ -146,6 +146,10 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         (LATENT, TENSOR, "none"),
         (LATENT, CONTEXT, "selective"),
         (PARTIAL, TENSOR, "none"),
+        (HYBRID, DATA, "none"),
+        (HYBRID, DATA, "selective"),
+        (HYBRID, TENSOR, "none"),
+        (HYBRID_EXPERTS, TENSOR, "full"),
     ],
     ids=[
         "d4t2",
@@ -158,6 +162,10 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         "latent-d4t2-none",
         "latent-d4c2",
         "partial-d4t2-none",
+        "hybrid-d8-none",
+        "hybrid-d8",
+        "hybrid-d4t2-none",
+        "hybrid-experts-d4t2-full",
     ],
 )
 def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
