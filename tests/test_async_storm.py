@@ -72,12 +72,8 @@ def make_storm(folder: Path, *options: str) -> str:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize(
-    "options",
-    [("--seed", "3", "--servers", "2"), ("--seed", "4", "--servers", "1", "--staleness", "0", "--dynamic-sampling")],
-    ids=["staleness 2", "staleness 0"],
-)
-def test_training_survives_kills_of_everything(options: tuple[str, ...], tmp_path: Path) -> None:
+def test_training_survives_kills_of_everything(tmp_path: Path) -> None:
+    options = ("--seed", "3", "--servers", "2", "--dynamic-sampling")
     assert "survived" in make_storm(tmp_path / "storm", "--events", "9", "--steps", "14", *options)
 
 

@@ -195,7 +195,13 @@ def compile_and_compare(layout, folder, options, backend, model="qwen3"):
 @pytest.mark.parametrize(
     ("layout", "options", "backend", "model"),
     [
-        ("d1", {"ac_mode": "memory_budget", "ac_memory_budget": 0.5}, "aot_eager_decomp_partition", "qwen3"),
+        pytest.param(
+            "d1",
+            {"ac_mode": "memory_budget", "ac_memory_budget": 0.5},
+            "aot_eager_decomp_partition",
+            "qwen3",
+            marks=pytest.mark.wide,
+        ),
         pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", "qwen3", marks=pytest.mark.wide),
         pytest.param("c2", {"ac_mode": "full"}, "aot_eager", "qwen3", marks=pytest.mark.wide),
         pytest.param("c2t2", {"ac_mode": "full"}, "aot_eager", "qwen3_5", marks=pytest.mark.wide),

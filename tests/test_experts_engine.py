@@ -201,6 +201,7 @@ def continue_training(layout, folder, source, target, step):
     return told, gradients_and_weights(engine)
 
 
+@pytest.mark.wide
 def test_a_run_moves_between_layouts_of_experts(tmp_path):
     engine = make_engine("d1")
     expected = [(train(engine, [step]), gradients_and_weights(engine)) for step in range(3)]

@@ -9,3 +9,4 @@ pytestmark = pytest.mark.wide
 
 class TestGptOss(ModelPluginSuite):
     model = "gpt_oss"
+    layouts = ("p2", "t2e2", "(attn:c2|ffn:t2e1)")

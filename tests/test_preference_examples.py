@@ -29,8 +29,9 @@ def train(example: str, *overrides: str) -> str:
 
 def rows(folder: Path) -> list[dict[str, float]]:
     found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    timing = ("time", "tokens_per_second", "warm_start/time", "warm_start/tokens_per_second", "wall")
-    return [{name: value for name, value in row.items() if not name.startswith(timing)} for row in found]
+    of_a_step = ("time", "memory", "tokens_per_second")
+    measured = ("wall", *of_a_step, *(f"warm_start/{name}" for name in of_a_step))
+    return [{name: value for name, value in row.items() if not name.startswith(measured)} for row in found]
 
 
 def test_every_record_of_the_example_has_a_right_and_a_wrong_sum():

@@ -161,9 +161,10 @@ def train(file: Path, algorithm: str, layout: str, trial: str, overrides: tuple[
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
-    timing = ("time/", "tokens_per_second", "warm_start/time/", "warm_start/tokens_per_second")
+    of_a_step = ("time/", "memory/", "tokens_per_second")
+    measured = (*of_a_step, *(f"warm_start/{name}" for name in of_a_step))
     return [
-        {name: value for name, value in row.items() if not name.startswith(timing)}
+        {name: value for name, value in row.items() if not name.startswith(measured)}
         for row in read_metrics(folder / "metrics.jsonl")
     ]
 

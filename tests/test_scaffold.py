@@ -45,23 +45,23 @@ class Family(NamedTuple):
 
 FAMILIES = {
     "llama": Family(
-        ("d2", "t2", "c2", "p2"),
+        ("d2", "p2"),
         {"num_key_value_heads": 8, "max_position_embeddings": 131072, "rope_parameters": LLAMA3_ROPE},
     ),
     # Softcaps and windows in every second layer.
-    "gemma2": Family(("t2", "c2"), {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
+    "gemma2": Family(("c2",), {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}),
     # LayerNorm, and a feed-forward block without a gate.
     "starcoder2": Family(("t2",), {"mlp_type": "default", "norm_type": "layer_norm", "residual_dropout": 0.1}),
     # Norms over all heads, which tensor ranks share; experts.
-    "olmoe": Family(("t2", "d2e2")),
+    "olmoe": Family(("t2",)),
     # Attention and feed-forward block in parallel, and layers without rotation.
-    "cohere2": Family(("t2", "p2")),
+    "cohere2": Family(("t2",)),
     # Rotary parameters per layer type.
-    "gemma3_text": Family(("c2", "p2")),
+    "gemma3_text": Family(("c2",)),
     # Fused projections, and a rotation of neighbouring elements, of a part of each head.
     "glm4": Family(("t2",)),
     # Dense layers first, shared experts, and a choice bias.
-    "glm4_moe": Family(("d2e2", "p2"), {"head_dim": 128}),
+    "glm4_moe": Family(("d2e2",), {"head_dim": 128}),
 }
 
 

@@ -45,7 +45,7 @@ CALLS = {"eval", "exec", "compile", "__import__"}
 """Functions that are a place where they are called by their bare name."""
 
 METHODS = {"import_module", "spec_from_file_location", "exec_module", "entry_points"}
-METHODS |= {"start_processes", "all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
+METHODS |= {"all_gather_object", "gather_object", "broadcast_object_list", "scatter_object_list"}
 METHODS |= {"apply_chat_template", "from_pretrained", "load_dataset", "snapshot_download", "unpack_archive"}
 METHODS |= {"FileSystemReader", "get_class_from_dynamic_module"}
 """Functions that are a place however they are reached."""

@@ -66,9 +66,8 @@ def make_storm(folder: Path, *options: str) -> str:
 
 
 @pytest.mark.wide
-@pytest.mark.parametrize("transport", ["shm", "distributed"])
-def test_training_survives_25_faults(transport: str, tmp_path: Path) -> None:
-    options = ("--seed", "7", "--events", "25", "--versions", "10", "--transport", transport)
+def test_training_survives_25_faults(tmp_path: Path) -> None:
+    options = ("--seed", "7", "--events", "25", "--versions", "10", "--transport", "distributed")
     assert "seed 7: survived" in make_storm(tmp_path / "storm", *options)
 
 

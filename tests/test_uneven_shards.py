@@ -72,35 +72,29 @@ COMPILED = {"enable_compile": True, **SELECTIVE}
 
 CASES_OF_FOUR = (
     ("t4", "one key head", CHECKPOINTED),
-    ("t4", "few rows", {}),
-    ("t4", "three of twelve heads", {}),
     ("t4", "six of twelve heads", {}),
-    ("d2t2", "tied, two key heads, biases", {}),
     ("c2t2", "one key head", {}),
     ("p2t2", "tied, two key heads, biases", {"pp_schedule": "1F1B"}),
     ("(attn:t4|ffn:e4)", "experts", {}),
 )
 CASES_OF_TWO = (("t2", "critic", {}), ("t2", "one key head", SELECTIVE))
 WIDE = (
-    ("t4", "tied, two key heads, biases", {}),
-    ("t4", "critic", {}),
-    ("d2t2", "one key head", {}),
+    ("t4", "few rows", {}),
+    ("t4", "three of twelve heads", {}),
+    ("d2t2", "tied, two key heads, biases", {}),
     ("d2t2", "few rows", {}),
-    ("d2t2", "six of twelve heads", {}),
-    ("d2t2", "experts", {}),
-    ("c2t2", "few rows", {}),
-    ("c2t2", "critic", {}),
+    ("d2t2", "critic", {}),
     ("c2t2", "six of twelve heads", {}),
     ("c2t2", "three of twelve heads", CHECKPOINTED),
-    ("c2t2", "one key head", COMPILED),
+    ("c2t2", "few rows", COMPILED),
     ("r2t2", "tied, two key heads, biases", {}),
-    ("p2t2", "critic", {"pp_schedule": "1F1B"}),
     ("p2t2", "experts", {"pp_schedule": "1F1B"}),
     ("p2t2", "few rows", {"pp_schedule": "1F1B"}),
     ("p2t2", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),
     ("(attn:c2t2|ffn:e2)", "experts", {}),
 )
-"""With CASES_OF_FOUR, each of d, c and p beside t meets one key head, several, few rows, and a critic or experts."""
+"""With CASES_OF_FOUR, each of d, c and p beside t meets unequal or copied key heads, few rows, and a critic or
+experts."""
 WIDE_OF_EIGHT = (
     ("d4t2", "one key head", {}),
     ("p2t4", "four layers, tied", {"pp_schedule": "ZBVZeroBubble"}),

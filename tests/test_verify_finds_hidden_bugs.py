@@ -27,6 +27,8 @@ from archon_testing.oracle import Oracle, Outcome
 from archon_testing.requested import read_layout
 from archon_testing.requested_model import read_model
 
+pytestmark = pytest.mark.wide
+
 FAR = 64
 """Tiles of kernels, and parts of context ranks, have that many tokens."""
 
@@ -219,7 +221,7 @@ def look_into(oracle, plant, layout, *changes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["d2", pytest.param("t2", marks=pytest.mark.wide)])
+@pytest.mark.parametrize("layout", ["d2", "t2"])
 def test_an_export_whose_parts_from_other_ranks_are_written_backwards(oracle, layout):
     _, comparison, found = look_into(oracle, write_received_rows_backwards, layout, {"exports": True})
     assert comparison.failed == ("export",)
@@ -276,7 +278,7 @@ def test_a_recomputation_from_other_inputs(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["d2", pytest.param("c2", marks=pytest.mark.wide)])
+@pytest.mark.parametrize("layout", ["d2", "c2"])
 def test_gradients_that_are_summed_in_bfloat16(oracle, layout):
     changes = ({"dtype": "float32"}, {"check": "precision"})
     passed, comparison, found = look_into(oracle, sum_gradients_in_the_type_of_computation, layout, *changes)

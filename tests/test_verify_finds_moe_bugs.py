@@ -21,6 +21,8 @@ from archon_testing.oracle import Oracle, Outcome
 from archon_testing.requested import read_layout
 from archon_testing.requested_model import read_model
 
+pytestmark = pytest.mark.wide
+
 ROUTER = "layers.1.moe.router.weight"
 """Of the last of two layers; the first is dense."""
 
@@ -131,7 +133,7 @@ def look_into(oracle, plant, layout, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["t2e2", pytest.param("(attn:t2|ffn:t1e1)", marks=pytest.mark.wide)])
+@pytest.mark.parametrize("layout", ["t2e2", "(attn:t2|ffn:t1e1)"])
 def test_a_router_whose_gradient_is_not_summed_over_tensor_ranks(oracle, layout):
     comparison, found = look_into(oracle, leave_router_gradients_unsummed_over_tensor_ranks, layout)
     assert "gradients" in comparison.failed
@@ -165,7 +167,7 @@ def test_expert_gradients_with_a_factor_of_the_wrong_ranks(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [pytest.param("d2", marks=pytest.mark.wide), "d2e2"])
+@pytest.mark.parametrize("layout", ["d2", "d2e2"])
 def test_balancing_losses_that_each_rank_counts_by_itself(oracle, layout):
     comparison, found = look_into(oracle, count_balancing_losses_per_rank, layout)
     assert "gradients" in comparison.failed

@@ -20,7 +20,7 @@ from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
 WIDE = ("d4", "t4", "d4t2", "r2c2t2")
-LAYOUTS = ("d2", "d2t2", "c2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
+LAYOUTS = ("d2", "c2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
 MODELS = {
     "qwen2 untied": ("qwen2", {}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),

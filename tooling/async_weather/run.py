@@ -8,18 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
-
-from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
 from archon_core.cli.main import main
 from archon_rl.trainer import collector_link
 from archon_rl.trainer.sampling_ahead import SampleAhead
 from archon_rollout.served import launching
 from archon_testing.fork_server import ForkServer, install
+from archon_train.launch import local
 from async_weather.options import RANK, AsyncStormOptions
 from async_weather.reading import end_torn_line
 from weather.records import Log
@@ -124,14 +123,13 @@ def _fork_ranks(log: Log) -> None:
     """Let the launcher start its ranks as forks."""
     forks = ForkServer()
 
-    def popen(args: Sequence[str], *, env: Mapping[str, str], stdout: Any, stderr: Any, **options: Any) -> Any:
+    def popen(args: Sequence[str], *, env: Mapping[str, str], **options: Any) -> Any:
         command = [args[0], "-m", "async_weather.rank", *args[args.index("archon_core.cli") + 1 :]]
-        output = stderr or stdout or sys.stdout
-        process = forks.popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, **options)
+        process = forks.popen(command, env=env, **options)
         log.write("process", what=RANK, rank=int(env["RANK"]), pid=process.pid)
         return process
 
-    subprocess_handler.Popen = popen
+    local.subprocess = SimpleNamespace(**{**vars(subprocess), "Popen": popen})
 
 
 def _kind(command: Sequence[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -38,19 +39,27 @@ UNUSED = 5
 """An expert that no token goes to."""
 TOKENS = {2: (4, 3), 4: (5, 0, 7, 1), 8: (3, 0, 5, 1, 2, 2, 0, 4)}
 """Ranks -> tokens of each: odd numbers, a single one, none."""
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear")
+OVERLAPPED = r"P+EWEEEP+WWWP*EWEWP*EEP+WWP+"
+"""Router, counts, tokens in flight, shared expert, arrival, experts, results; backward the same in reverse."""
 EXACT = {"rtol": 1e-12, "atol": 1e-13}
 
 
 class Exchanged(TorchDispatchMode):
-    """Bytes that this rank sends to each rank of a group in all-to-alls."""
+    """Bytes that this rank sends to each rank of a group in all-to-alls; and the order of these exchanges (E), of
+    waiting for one (W), and of matrix products (P)."""
 
     def __init__(self, n_ranks: int) -> None:
         super().__init__()
         self.bytes = [0] * n_ranks
         self.calls = 0
+        self.order = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.name().startswith("_c10d_functional::all_to_all_single"):
+        name = func.name()
+        self.order += "P" if name.startswith(PRODUCTS) else "W" if name == "_c10d_functional::wait_tensor" else ""
+        if name.startswith("_c10d_functional::all_to_all_single"):
+            self.order += "E"
             x, _, sent = args[:3]
             row = x[:1].numel() * x.element_size() if x.shape[0] else 0
             self.bytes = [total + rows * row for total, rows in zip(self.bytes, sent, strict=True)]
@@ -141,6 +150,7 @@ def compare_with_one_process(sizes: list[tuple[int, int]]) -> list[dict[str, Any
             tokens.append([int((homes == p).any(1).sum()) for p in range(ep)])
         expected_bytes = bytes_between(rows_between(tokens, etp), RowSizes(8, 3, 8, 8))
         found.append({"sent": exchanged.bytes, "expected": list(expected_bytes[dist.get_rank(place.group)])})
+        found[-1]["order"] = exchanged.order
 
         before = made(x[own], PackedSequences.from_lengths((x[own].shape[0],)))
         with MoEBlocks(ArchonOptions()).whole_experts([made]), torch.no_grad(), Exchanged(share) as exchanged:
@@ -159,6 +169,7 @@ def test_any_ep_and_etp_give_the_outputs_and_gradients_of_one_process(n_ranks: i
     for rank, found in enumerate(run_world(compare_with_one_process, n_ranks, (sizes,), time_limit=180)):
         for size, of_size in zip(sizes, found, strict=True):
             assert of_size["sent"] == of_size["expected"], (rank, size)
+            assert re.fullmatch(OVERLAPPED, of_size["order"]), (rank, size, of_size["order"])
 
 
 def test_a_size_that_does_not_divide_names_the_largest_smaller_one_that_does() -> None:

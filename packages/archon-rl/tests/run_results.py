@@ -7,15 +7,14 @@ import torch
 from archon_train.run.folder import RunFolder
 from archon_train.run.metrics import read_metrics
 
-TIMING = tuple(
-    prefix + name for prefix in ("", "warm_start/", "teacher_warm_start/") for name in ("time/", "tokens_per_second")
-)
+_OF_A_STEP = ("time/", "memory/", "tokens_per_second")
+MEASURED = tuple(prefix + name for prefix in ("", "warm_start/", "teacher_warm_start/") for name in _OF_A_STEP)
 
 
 def rows(folder: RunFolder) -> list[dict[str, float]]:
-    """The metrics of a run, without those that a clock decides."""
+    """The metrics of a run, without those that the machine decides."""
     return [
-        {name: value for name, value in row.items() if not name.startswith(TIMING)}
+        {name: value for name, value in row.items() if not name.startswith(MEASURED)}
         for row in read_metrics(folder.metrics)
     ]
 

@@ -104,7 +104,7 @@ def evaluations(folder) -> dict[int, dict[str, float]]:
 
 def of_steps(folder) -> list[dict[str, float]]:
     """What training computes, without evaluations and times."""
-    left_out = ("eval/", "time/", "collector/", "tokens_per_second")
+    left_out = ("eval/", "time/", "memory/", "collector/", "tokens_per_second")
     return [
         {name: value for name, value in row.items() if not name.startswith(left_out)}
         for row in rows(folder)

@@ -9,6 +9,10 @@ import torch
 from bigram_engine import BigramEngine, BigramRollout
 from run_results import rows, table
 
+from archon_rl.trainer import loop
+from archon_rl.trainer.step_metrics import peak_bytes
+from archon_train.run.metrics import read_metrics
+
 TOLERANCE = 1e-9
 """Of float64 sums in another order, over a few steps of Adam."""
 
@@ -72,6 +76,26 @@ def test_samples_have_the_same_seeds_and_each_is_drawn_on_one_rank(run, monkeypa
     # Ten held-out records, before and after, and four to train on.
     assert sorted(map(len, drawn)) == [1, 1, 2, 3, 3, 3, 3, 4, 4]
     assert sorted(request for share in drawn for request in share) == sorted(whole)
+
+
+def test_a_rows_memory_is_that_of_the_rank_with_most(run, monkeypatch):
+    lock, measured = threading.Lock(), []
+
+    def measure(device: torch.device) -> int:
+        with lock:
+            measured.append(len(measured) * 10**9)
+            return measured[-1]
+
+    monkeypatch.setattr(loop, "peak_bytes", measure)
+    folder = run("trainer.max_steps=2", "actor.backend=bigram:d3", ranks=3)
+    assert [row["memory/peak_gb"] for row in read_metrics(folder.metrics) if "memory/peak_gb" in row] == [2, 5]
+
+
+def test_the_memory_of_a_process_counts_what_it_touched():
+    device = torch.device("cpu")
+    size, before = 300_000_000, peak_bytes(device)
+    torch.ones(before + size, dtype=torch.int8)
+    assert before + size < peak_bytes(device) < 3 * (before + size)
 
 
 @pytest.mark.parametrize("variant", ["plain", "warm start, reference in the loss"])

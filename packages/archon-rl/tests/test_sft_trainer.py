@@ -71,7 +71,7 @@ def sft(run):
 
 def numbers(folder) -> list[dict[str, float]]:
     return [
-        {name: value for name, value in row.items() if not name.startswith(("time/", "tokens_per_second"))}
+        {name: value for name, value in row.items() if not name.startswith(("time/", "memory/", "tokens_per_second"))}
         for row in read_metrics(folder.metrics)
     ]
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -79,6 +80,59 @@ def all_to_all(
     """``all_to_all_with_grad`` without gradients."""
     exchange = functional_collectives.all_to_all_single
     return functional_collectives.wait_tensor(exchange(x.contiguous(), _listed(received), _listed(sent), group))
+
+
+def start_all_to_all(x: Tensor, group: Any, sent: Sequence[int], received: Sequence[int]) -> Callable[[], Tensor]:
+    """``all_to_all_with_grad`` in two parts: this call starts the exchange, and the returned function waits for its
+    result. Call that function once, on every rank.
+
+    What is computed between the two calls overlaps with the exchange, and its backward pass with the exchange of
+    gradients: autograd runs it after the gradients' exchange has started and before their first use. Not for code
+    inside of compiled graphs.
+    """
+    token, result = _Start.apply(x, group, tuple(sent), tuple(received))
+    return partial(_Finish.apply, token, result, group, tuple(sent), tuple(received))
+
+
+class _Start(torch.autograd.Function):
+    """Returns the result in flight, without a gradient, and a token without content, in whose place the gradients of
+    ``x`` arrive: autograd checks their shape against it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, group: Any, sent: tuple[int, ...], received: tuple[int, ...]
+    ) -> tuple[Tensor, Tensor]:
+        result = _exchange_in_flight(x, group, sent, received)
+        ctx.mark_non_differentiable(result)
+        ctx.set_materialize_grads(False)
+        return x.new_empty(()).expand(x.shape), result
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None, _: None) -> tuple[Tensor | None, None, None, None]:
+        return None if grad is None else functional_collectives.wait_tensor(grad), None, None, None
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, token: Tensor, result: Tensor, group: Any, sent: tuple[int, ...], received: tuple[int, ...]
+    ) -> Tensor:
+        ctx.group, ctx.sent, ctx.received = group, sent, received
+        return functional_collectives.wait_tensor(result).detach()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None, None]:
+        return _exchange_in_flight(grad, ctx.group, ctx.received, ctx.sent), None, None, None, None
+
+
+def _exchange_in_flight(x: Tensor, group: Any, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """The tensor that an exchange is still writing: nothing but ``wait_tensor`` may touch it.
+
+    Outside of compiled graphs, functional collectives return it in a wrapper that waits on first use; autograd would
+    use the wrapper.
+    """
+    result = functional_collectives.all_to_all_single(x.contiguous(), list(received), list(sent), group)
+    return result.elem if isinstance(result, functional_collectives.AsyncCollectiveTensor) else result
 
 
 def _listed(sizes: Sequence[int] | None) -> list[int] | None:

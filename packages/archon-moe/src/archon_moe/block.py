@@ -5,6 +5,10 @@ Legend: T tokens that this rank holds between the regions of tensor parallelism,
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -15,13 +19,27 @@ from archon_engine.nn.linear import Linear
 from archon_engine.nn.swiglu import SwiGLU
 from archon_engine.nn.tensor_parallel import TensorParallel
 from archon_moe.balancing import attach_losses, balancing_losses
-from archon_moe.dispatch.interface import Dispatch, NoDispatch
+from archon_moe.dispatch.interface import Dispatch, NoDispatch, Rows
 from archon_moe.experts import GroupedExperts
 from archon_moe.load import load_report
 from archon_moe.local_tokens import LocalTokens
 from archon_moe.options import MoEOptions
 from archon_moe.replay import experts_to_record, recorded_experts
 from archon_moe.router import Router, Routing
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Tokens on their way to their experts.
+
+    Attributes:
+        rows, plan: from ``Dispatch.dispatch``.
+        n_padding: number of tokens behind the real ones that were not sent.
+    """
+
+    rows: Rows | Callable[[], Rows]
+    plan: Any
+    n_padding: int
 
 
 class MoEBlock(nn.Module):
@@ -38,8 +56,8 @@ class MoEBlock(nn.Module):
     """
 
     # Left out of compiled graphs: shapes inside depend on how many tokens each rank receives, and would recompile with
-    # every batch. The router's scores and the shared expert stay outside of this method, so they are compiled.
-    eager_methods = ("_routed_output",)
+    # every batch. The router's scores and the shared expert stay outside of these methods, so they are compiled.
+    eager_methods = ("_send", "_receive")
 
     def __init__(self, settings: MoESettings, layer: int, options: MoEOptions) -> None:
         super().__init__()
@@ -65,11 +83,14 @@ class MoEBlock(nn.Module):
             DataError: ``packed.experts`` was recorded with another model.
         """
         logits, scores = self.router(x)
-        y = self._routed_output(x, logits, scores, packed)
-        return y if self.shared is None else y + self._shared_output(x)
+        sent = self._send(x, logits, scores, packed)
+        # While the tokens are on their way.
+        shared = None if self.shared is None else self._shared_output(x)
+        y = self._receive(sent)
+        return y if shared is None else y + shared
 
-    def _routed_output(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> Tensor:
-        """The weighted sum [T, H] of the outputs of each token's experts."""
+    def _send(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> _Sent:
+        """Choose the experts of all tokens and start to send them there."""
         local = LocalTokens.of(packed, self.parallel, x.shape[0])
         # Slice only where there is padding: the backward pass of a slice writes a zero-filled tensor of full size.
         if local.n_real < x.shape[0]:
@@ -82,9 +103,14 @@ class MoEBlock(nn.Module):
         # A rank without real tokens goes on with 0 rows: dispatch and combine are collective, and its experts may
         # receive tokens of other ranks.
         rows, plan = self.dispatch.dispatch(real, routing.experts, weights)
+        return _Sent(rows, plan, n_padding=x.shape[0] - local.n_real)
+
+    def _receive(self, sent: _Sent) -> Tensor:
+        """The weighted sum [T, H] of the outputs of each token's experts."""
+        rows = sent.rows() if callable(sent.rows) else sent.rows
         y = self.experts(rows.x, rows.experts, rows.weights, rows.n_pairs)
-        y = self.dispatch.combine(y, plan)
-        return functional.pad(y, (0, 0, 0, x.shape[0] - local.n_real)) if local.n_real < x.shape[0] else y
+        y = self.dispatch.combine(y, sent.plan)
+        return functional.pad(y, (0, 0, 0, sent.n_padding)) if sent.n_padding else y
 
     def _report(self, routing: Routing, local: LocalTokens, n_tokens: int) -> Tensor:
         """Report choices and loads, and return the routing weights with the balancing losses attached."""

@@ -25,7 +25,6 @@ from archon_testing.forked_program import die_with_parent, serve
 
 PRELOADED = (
     "torch._dynamo",
-    "torch.distributed.elastic.multiprocessing",
     "transformers.modeling_utils",
     "archon_core.cli.main",
     "archon_engine.engine",
@@ -36,8 +35,8 @@ PRELOADED = (
 )
 """Modules that the programs of Archon import; missing modules are skipped."""
 
-STARTERS = ("archon_rl.trainer.collector_link", "archon_rollout.served.launching")
-"""Modules that start collectors and servers by ``subprocess.Popen``."""
+STARTERS = ("archon_train.launch.local", "archon_rl.trainer.collector_link", "archon_rollout.served.launching")
+"""Modules that start ranks, collectors and servers by ``subprocess.Popen``."""
 
 _MAIN = (
     "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
@@ -184,16 +183,11 @@ def starting_by_forks(forks: ForkServer) -> Iterator[None]:
 
 def _install_everywhere(forks: ForkServer) -> Callable[[], None]:
     """Returns a function that restores the real processes."""
-    from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
-
     modules = [importlib.import_module(name) for name in STARTERS if importlib.util.find_spec(name.split(".")[0])]
     before = [(module, module.subprocess) for module in modules]
     install(forks, *modules)
-    # By keyword, as torch calls it.
-    subprocess_handler.Popen = lambda args, **options: forks.popen(args, **options)
 
     def undo() -> None:
-        subprocess_handler.Popen = subprocess.Popen
         for module, original in before:
             module.subprocess = original
 

@@ -11,6 +11,7 @@ token, H hidden size, P places along ``ep`` (R = P * etp).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -35,7 +36,7 @@ class AllToAllDispatch:
         self._place = place
         self._n_local = n_experts // place.ep
 
-    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, DispatchPlan]:
+    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Callable[[], Rows], DispatchPlan]:
         place, group = self._place, self._place.group
         places_TK = experts // self._n_local
         # A set, not counts: a token with several experts at a place goes there once.
@@ -62,13 +63,14 @@ class AllToAllDispatch:
         # Weights go with the rows, so that one row per token and rank comes back instead of one per expert. Autograd
         # runs the backward collectives in the reverse order of these calls on every rank; keep them unconditional, also
         # for ranks that send or receive nothing, or ranks deadlock.
-        rows = Rows(
-            x=compat.all_to_all_with_grad(x.index_select(0, token_S), group, sent, received),
-            experts=compat.all_to_all(experts_SK, group, sent, received),
-            weights=compat.all_to_all_with_grad(weights_SK, group, sent, received),
-            n_pairs=sum(n_pairs),
-        )
-        return rows, DispatchPlan(x.shape[0], token_S, tuple(sent), tuple(received))
+        experts_NK = compat.start_all_to_all(experts_SK, group, sent, received)
+        weights_NK = compat.start_all_to_all(weights_SK, group, sent, received)
+        x_NH = compat.start_all_to_all(x.index_select(0, token_S), group, sent, received)
+
+        def receive() -> Rows:
+            return Rows(x=x_NH(), experts=experts_NK(), weights=weights_NK(), n_pairs=sum(n_pairs))
+
+        return receive, DispatchPlan(x.shape[0], token_S, tuple(sent), tuple(received))
 
     def combine(self, y: Tensor, plan: DispatchPlan) -> Tensor:
         rows_SH = compat.all_to_all_with_grad(y, self._place.group, plan.received, plan.sent)

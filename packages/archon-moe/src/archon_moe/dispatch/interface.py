@@ -5,6 +5,7 @@ Legend: T tokens of this rank, N rows that reach it, K experts per token, H hidd
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -53,7 +54,7 @@ class Dispatch(Protocol):
     split backward pass runs in two parts.
     """
 
-    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows, Any]:
+    def dispatch(self, x: Tensor, experts: Tensor, weights: Tensor) -> tuple[Rows | Callable[[], Rows], Any]:
         """Send tokens to their experts.
 
         Args:
@@ -62,7 +63,8 @@ class Dispatch(Protocol):
             weights: [T, K], in at least fp32.
 
         Returns:
-            The rows that reach this rank, and the argument ``plan`` of ``combine``, such as a ``DispatchPlan``.
+            The rows that reach this rank, or a function that waits for them and returns them, which the block calls
+            once, after its shared expert; and the argument ``plan`` of ``combine``, such as a ``DispatchPlan``.
         """
 
     def combine(self, y: Tensor, plan: Any) -> Tensor:

@@ -27,7 +27,7 @@ from archon_rl.trainer.collecting import Collection, StoppedWaitingError
 from archon_rl.trainer.export_check import verify_export, verify_value_export
 from archon_rl.trainer.role_requests import BeginProfile, EndProfile
 from archon_rl.trainer.sharing import SharedEngine
-from archon_rl.trainer.step_metrics import PhaseClock
+from archon_rl.trainer.step_metrics import PhaseClock, peak_bytes
 from archon_rl.trainer.task import Task
 from archon_train.run.context import RunContext
 from archon_train.run.step_profiler import StepProfiler, check_profiled_steps
@@ -125,6 +125,12 @@ class TrainingLoop:
             raise
 
     def _run_step(self, done: int) -> dict[str, float]:
+        """The metrics of the step after ``done`` steps, with the memory that it took."""
+        row = self._run_profiled_step(done)
+        peak = max(self.run.ranks.gather(peak_bytes(self.engine.device)))
+        return {**row, "memory/peak_gb": peak / 1e9}
+
+    def _run_profiled_step(self, done: int) -> dict[str, float]:
         """The step after ``done`` steps, and its profile if it is to have one."""
         step = done + 1
         if not self._profiler.covers(step):

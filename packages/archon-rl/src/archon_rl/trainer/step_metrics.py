@@ -1,11 +1,15 @@
-"""The metrics of a training step: seconds per phase, and means over its optimizer updates."""
+"""The metrics of a training step: seconds per phase, memory, and means over its optimizer updates."""
 
 from __future__ import annotations
 
+import resource
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+
+import torch
 
 from archon_core.contracts.engine import StepStats
 from archon_engine.profiling.ranges import profiled_range
@@ -31,6 +35,20 @@ class PhaseClock:
         """``time/<phase>`` in seconds, and ``time/step`` for all of them."""
         rows = {f"time/{phase}": seconds for phase, seconds in self._seconds.items()}
         return {**rows, "time/step": sum(self._seconds.values())}
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process held.
+
+    On a CUDA device what torch had allocated there since the last call; on a CPU the resident memory of the process
+    since its start.
+    """
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        return peak
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def average(updates: Sequence[StepStats]) -> dict[str, float]:

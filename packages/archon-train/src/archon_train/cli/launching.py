@@ -25,6 +25,7 @@ from archon_core.ranks.first_failure import (
 from archon_core.ranks.log_folder import new_log_folder
 from archon_core.ranks.role_ranks import RoleRanks, ranks_of
 from archon_train.cli.training import explain_interruption, open_folder
+from archon_train.launch.local import run_ranks
 from archon_train.run.folder import RunFolder
 from archon_train.run.interrupt import SAME_SIGNAL_SECONDS, StopSignal
 
@@ -57,8 +58,6 @@ class LocalLauncher:
 
     def run(self, *, resume: bool) -> list[RankExit]:
         """Start the ranks and wait for them."""
-        from archon_train.launch.local import run_ranks  # imports torch
-
         if self._started:
             self._logs = new_log_folder(self._folder.path)
         self._started = True

@@ -1,7 +1,8 @@
 """The local launcher: starts and watches the ranks of a run on this machine.
 
-It starts processes with ``torch.distributed.elastic.multiprocessing`` but watches them itself: elastic's watcher gives
-other ranks 30 seconds to end when one dies, and does not distinguish a requested stop from a failure.
+Ranks are plain child processes, so that the launcher needs torch only for the store through which they find each other.
+It imports torch while the ranks do. torch's own launcher would let them wait for that, gives the other ranks 30 seconds
+to end when one dies, and does not distinguish a requested stop from a failure.
 """
 
 from __future__ import annotations
@@ -12,23 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-
-from torch.distributed.elastic.multiprocessing import (
-    LogsDest,
-    LogsSpecs,
-    SignalException,
-    SubprocessContext,
-    start_processes,
-)
 
 from archon_core.errors import USER_ERROR
 from archon_core.ranks.environment import LAUNCHER_PID
 from archon_core.ranks.error_file import ERROR_FILE, read_error
 from archon_core.ranks.first_failure import RankExit
-from archon_core.ranks.loopback_store import LOCALHOST, serve_loopback_store
+from archon_core.ranks.loopback_store import LOCALHOST, listen_on_loopback, serve_store
 from archon_train.launch.world import threads_per_rank
 from archon_train.run.interrupt import StopSignal
 
@@ -42,8 +36,6 @@ MISTAKE_GRACE_SECONDS = 5
 
 REAP_SECONDS = 10
 """Time to wait for a killed process. A process that hangs in a device driver cannot be reaped."""
-
-_ELASTIC_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)
 
 
 def run_ranks(
@@ -69,42 +61,19 @@ def run_ranks(
     Returns:
         The ranks that ended by themselves, without the ranks that this launcher killed.
     """
-    store = serve_loopback_store()
-    try:
-        context = _start(arguments, n_ranks, logs, store.port, variables or [{}] * n_ranks)
-    except SignalException as interruption:
-        stop.request(interruption.sigval)
-        return []
-    try:
-        return _watch(context, logs, stop)
-    finally:
-        _kill(context)
-        del store  # last: running ranks would treat its end as a failure
-
-
-class _RankLogs(LogsSpecs):
-    """Paths of each rank's output and error file."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(log_dir=str(folder))
-        self._folder = folder
-
-    def reify(self, envs: dict[int, dict[str, str]]) -> LogsDest:
-        """Elastic's hook: file names; an empty name stands for the terminal."""
-        errors = {rank: str(_error_path(self._folder, rank)) for rank in envs}
-        for rank, environment in envs.items():
-            environment[ERROR_FILE] = errors[rank]
-        # Elastic would overwrite a file that both streams name, so the rank merges its streams itself.
-        return LogsDest(
-            stdouts={rank: os.devnull if rank else "" for rank in envs},
-            stderrs={rank: str(_log_path(self._folder, rank)) if rank else "" for rank in envs},
-            error_files=errors,
-        )
-
-    @property
-    def root_log_dir(self) -> str:
-        """The folder."""
-        return str(self._folder)
+    with listen_on_loopback() as listener:
+        port = listener.getsockname()[1]
+        more = variables or [{}] * n_ranks
+        environments = [_rank_environment(rank, n_ranks, port, more[rank]) for rank in range(n_ranks)]
+        processes = _start(arguments, logs, environments)
+        store = None
+        try:
+            # Connections of ranks that are faster wait for the store.
+            store = serve_store(listener)
+            return _watch(processes, logs, stop)
+        finally:
+            _kill(processes)
+            del store  # last: running ranks would treat its end as a failure
 
 
 def _log_path(folder: Path, rank: int) -> Path:
@@ -115,35 +84,24 @@ def _error_path(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank}.error.json"
 
 
-def _start(
-    arguments: Sequence[str], n_ranks: int, logs: Path, port: int, variables: Sequence[Mapping[str, str]]
-) -> SubprocessContext:
+def _start(arguments: Sequence[str], logs: Path, environments: Sequence[Mapping[str, str]]) -> list[subprocess.Popen]:
+    """The processes of the ranks, each the leader of a process group."""
     # Without -P, `python -m` would put the working directory first on sys.path, which `archon` does not.
     isolated = () if sys.path[0] in ("", os.getcwd()) else ("-P",)
-    command = (*isolated, "-m", "archon_core.cli", *arguments)
+    command = [sys.executable, *isolated, "-m", "archon_core.cli", *arguments]
     sys.stdout.flush()
     sys.stderr.flush()
-    with _handlers_kept():
-        context = start_processes(
-            name="archon",
-            entrypoint=sys.executable,
-            args=dict.fromkeys(range(n_ranks), command),
-            envs={rank: _rank_environment(rank, n_ranks, port, more) for rank, more in enumerate(variables)},
-            logs_specs=_RankLogs(logs),
-        )
-    assert isinstance(context, SubprocessContext)
-    return context
-
-
-@contextlib.contextmanager
-def _handlers_kept() -> Iterator[None]:
-    """Restore signal handlers: elastic installs its own and leaves them."""
-    handlers = {number: signal.getsignal(number) for number in _ELASTIC_SIGNALS}
+    processes: list[subprocess.Popen] = []
     try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for rank, environment in enumerate(environments):
+            own = {**os.environ, **environment, ERROR_FILE: str(_error_path(logs, rank))}
+            with _log_path(logs, rank).open("wb") if rank else nullcontext() as log:
+                merged = subprocess.STDOUT if rank else None
+                processes.append(subprocess.Popen(command, env=own, stdout=log, stderr=merged, start_new_session=True))
+    except BaseException:
+        _kill(processes)
+        raise
+    return processes
 
 
 def _rank_environment(rank: int, n_ranks: int, port: int, more: Mapping[str, str]) -> dict[str, str]:
@@ -154,7 +112,7 @@ def _rank_environment(rank: int, n_ranks: int, port: int, more: Mapping[str, str
         "LOCAL_WORLD_SIZE": str(n_ranks),
         "MASTER_ADDR": LOCALHOST,
         "MASTER_PORT": str(port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",  # all ranks are clients of the launcher's store
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # to torch: all ranks are clients of the launcher's store
         LAUNCHER_PID: str(os.getpid()),
     }
     defaults = {
@@ -164,9 +122,9 @@ def _rank_environment(rank: int, n_ranks: int, port: int, more: Mapping[str, str
     return {name: os.environ.get(name, value) for name, value in defaults.items()} | {**more, **place}
 
 
-def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[RankExit]:
+def _watch(processes: Sequence[subprocess.Popen], logs: Path, stop: StopSignal) -> list[RankExit]:
     """Wait until all ranks have ended, or must be killed."""
-    running = {rank: handler.proc for rank, handler in context.subprocess_handlers.items()}
+    running = dict(enumerate(processes))
     ended: list[RankExit] = []
     passed_on = False
     deadline: float | None = None
@@ -186,14 +144,11 @@ def _watch(context: SubprocessContext, logs: Path, stop: StopSignal) -> list[Ran
     return [replace(exit, error=read_error(_error_path(logs, exit.rank))) for exit in ended]
 
 
-def _kill(context: SubprocessContext) -> None:
+def _kill(processes: Sequence[subprocess.Popen]) -> None:
     """Kill every rank and its child processes."""
-    processes = [handler.proc for handler in context.subprocess_handlers.values()]
     for process in processes:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)  # each rank leads a process group
+            os.killpg(process.pid, signal.SIGKILL)
     for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(REAP_SECONDS)
-    if all(process.poll() is not None for process in processes):  # torch 2.11 would wait for the others forever
-        context.close()

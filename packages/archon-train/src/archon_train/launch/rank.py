@@ -41,8 +41,6 @@ def run_as_rank(place: RankEnvironment, body: Callable[[], int]) -> NoReturn:
     faulthandler.enable()
     if started_by_archon():
         end_with_parent(int(os.environ[LAUNCHER_PID]))
-        if place.rank > 0:
-            os.dup2(2, 1)  # one log file, in the order of writing
     elif TORCHRUN_ID in os.environ:
         end_with_parent(os.getppid())
     try:
