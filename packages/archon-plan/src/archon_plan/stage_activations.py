@@ -70,7 +70,7 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
     # Cosines and sines, which all layers share.
-    around = float(region_tokens * max((kind.key_dim for kind in kinds), default=0) * value_bytes)
+    around = float(region_tokens * max((kind.rotated_dim for kind in kinds), default=0) * value_bytes)
     # A stage's input is a leaf of its graph, and its output the root: both live as long as the graph.
     keeps_input = bool(blocks) and blocks[0].keeps_input
     around += message * ((not stage.has_embed and not keeps_input) + (not stage.has_head))
