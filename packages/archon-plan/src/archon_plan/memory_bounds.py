@@ -79,7 +79,11 @@ class MemoryBounds:
     def _kept_by(self, dims: ParallelDims, mode: Checkpointing, tokens: int, compiles: bool) -> float:
         """Bytes that all blocks of the model keep of one micro-batch."""
         local = -(-tokens // (dims.tp * dims.cp))
-        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles
+        # Groups of context ranks lie within a machine, so they also depend on whether all ranks do.
+        world = (
+            dims.world_size if self._base.ranks_per_node is None else min(dims.world_size, self._base.ranks_per_node)
+        )
+        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles, world
         if key not in self._kept:
             own = replace(self._base.tokens, per_micro_batch=tokens)
             setting = replace(self._base, dims=dims, tokens=own, compiles=compiles)
