@@ -80,9 +80,7 @@ class MemoryBounds:
         """Bytes that all blocks of the model keep of one micro-batch."""
         local = -(-tokens // (dims.tp * dims.cp))
         # Groups of context ranks lie within a machine, so they also depend on whether all ranks do.
-        world = (
-            dims.world_size if self._base.ranks_per_node is None else min(dims.world_size, self._base.ranks_per_node)
-        )
+        world = min(dims.world_size, self._base.ranks_per_node or 0)
         key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles, world
         if key not in self._kept:
             own = replace(self._base.tokens, per_micro_batch=tokens)
