@@ -88,7 +88,9 @@ class MemoryBounds:
     def _kept_by(self, dims: ParallelDims, mode: Checkpointing, tokens: int, compiles: bool) -> float:
         """Bytes that all blocks of the model keep of one micro-batch."""
         local = -(-tokens // (dims.tp * dims.cp))
-        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles
+        # Groups of context ranks lie within a machine, so they also depend on whether all ranks do.
+        world = min(dims.world_size, self._base.ranks_per_node or 0)
+        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles, world
         found = self._kept.get(key)
         if found is None:
             own = replace(self._base.tokens, per_micro_batch=tokens)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, get_args
 
 from archon_core.contracts.decisions import Decision
@@ -68,11 +69,7 @@ class ContextSizes:
     @property
     def allowed_by_heads(self) -> tuple[int, ...]:
         """The divisors of c among which the heads of a tensor rank can be divided, ascending."""
-        return tuple(
-            size
-            for size in range(1, self.context + 1)
-            if self.context % size == 0 and self.query_heads % (size * self.tensor) == 0
-        ) or (1,)
+        return _parts(self.context, self.tensor, self.query_heads)
 
     @property
     def largest_group(self) -> int:
@@ -138,6 +135,13 @@ def style_decisions(style: str, sizes: ContextSizes, split: ContextSplit, *, opt
         if sizes.ranks_per_node is not None:
             reason += f" and fits into a node of {sizes.ranks_per_node} ranks"
     yield Decision(option, style, effective, reason)
+
+
+@lru_cache(maxsize=4096)
+def _parts(context: int, tensor: int, query_heads: int) -> tuple[int, ...]:
+    # Searches for layouts ask many times.
+    fitting = (size for size in range(1, context + 1) if context % size == 0 and query_heads % (size * tensor) == 0)
+    return tuple(fitting) or (1,)
 
 
 def _divisors(sizes: ContextSizes) -> list[int]:
