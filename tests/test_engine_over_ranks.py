@@ -15,6 +15,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.contracts.spec import load_target
 from archon_core.errors import DataError, LayoutError
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_rollout.decode_weights import LEAST_STEPS
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.losses import NegativeLogLikelihood
@@ -29,8 +30,9 @@ def make_engine(layout, *, optimizer="adamw", lr=1e-2, role="actor", seed=5, cha
         "initializer_range": 0.3,
         **(changes or {}),
     }
+    section = ArchonEngineConfig if "archon" in options else EngineConfig
     engine = assemble(
-        EngineConfig(
+        section(
             **{
                 "model_config": config,
                 "dtype": "float64",
@@ -110,12 +112,16 @@ ARCHITECTURES = {
         ("c2t2", "odd numbers of heads"),
         ("c4", "one key head"),
         ("r2c2", "sliding windows"),
-        ("d2c2", "rotation by each sequence's length"),
+        ("c4 gather", "sliding windows"),
+        ("c4 hybrid", "odd numbers of heads"),
+        ("c2 gather", "rotation by each sequence's length"),
     ],
 )
 def test_context_ranks_attend_as_one_process_does_in_any_architecture(layout, architecture):
+    layout, _, style = layout.partition(" ")
     options = {"changes": {"num_hidden_layers": 2, **ARCHITECTURES[architecture]}}
     expected = weights_after_training("d1", options)
+    options["archon"] = ArchonOptions(cp_style=style or "auto")
     for found in run_world(weights_after_training, world_size(layout), (layout, options)):
         for name, weight in expected.items():
             torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * float(weight.abs().max()), msg=name)
@@ -134,15 +140,6 @@ def refusal(layout, changes):
         ("t6", {"num_key_value_heads": 1}, "attention heads (8), ", "the largest t below 6 that works is t4"),
         ("t4", {"vocab_size": 9}, "embed outputs (9), head outputs (9) are too few", "t below 4 that works is t2"),
         ("t2", {"intermediate_size": 47}, "mlp.down_proj inputs (47)", "no smaller one does; leave t out"),
-        ("c3", {}, "attention heads, so it must divide the model's 8", "the largest c below 3 that works is c2"),
-        ("c7", {}, "the model's 8 attention heads", "the largest c below 7 that works is c4"),
-        ("t4c4", {}, "8 attention heads, of which each of 4 tensor ranks has 2", "that works is c2"),
-        (
-            "t4c3",
-            {"num_attention_heads": 4},
-            "of which each of 4 tensor ranks has 1",
-            "no smaller one does; leave c out",
-        ),
     ],
 )
 def test_a_size_that_does_not_divide_is_refused_with_the_largest_that_does(layout, changes, what, fix):

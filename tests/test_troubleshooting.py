@@ -53,6 +53,7 @@ from archon_engine.data.packing import plan_micro_batches
 from archon_engine.distributed.determinism import ensure_deterministic
 from archon_engine.nn.attention import check_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.context_style import ContextSizes, split_context
 from archon_engine.parallel.compilation import check_compiler
 from archon_etcd.registry import EtcdRegistry
 from archon_ray.groups import Bundle, Group, Node, explain_no_room
@@ -285,10 +286,15 @@ def _(folder: Path) -> None:
     check_started(place, cluster_shares({"actor": parse_layout("archon:d4")}), ["train", "run.yaml"])
 
 
-@row("Tensor or context ranks do not divide the model")
+@row("Tensor ranks do not divide the model")
 def _(folder: Path) -> None:
-    extents = ShardedExtents({"attention heads": 12, "layers.{layer}.mlp.down_proj inputs": 3072}, query_heads=12)
+    extents = ShardedExtents({"attention heads": 12, "layers.{layer}.mlp.down_proj inputs": 3072})
     check_sizes(extents, parse_layout("archon:t8"), option="actor.backend")
+
+
+@row("Context ranks cannot divide the heads")
+def _(folder: Path) -> None:
+    split_context("ulysses", ContextSizes(context=8, query_heads=4), option="actor.archon.cp_style")
 
 
 @row("A vocabulary has too few rows for the tensor ranks")

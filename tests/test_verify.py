@@ -19,7 +19,7 @@ from archon_testing.requested_model import read_model
 from archon_testing.worlds import run_world
 
 LAYOUTS = {
-    "qwen3": ("d3", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
+    "qwen3": ("d3", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV", "c8"),
     # Of four key heads, eight context ranks hold copies.
     "qwen2": ("t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
     "qwen3_moe": (
@@ -46,6 +46,9 @@ ELSEWHERE = {
 }
 """Where their runs are resumed."""
 
+STYLES = {("qwen3", "c8"): "gather"}
+"""How context ranks share attention, where it is not for the engine to choose."""
+
 
 @pytest.fixture(scope="module")
 def oracle(tmp_path_factory):
@@ -64,7 +67,8 @@ def cases_of(model, layout):
     asked = read_layout(layout)
     if max(asked.layout.world_size, asked.n_stages) == 8:
         variants, counts = (variants[number % len(variants)],), (1, 4)
-    fields = {"layout": str(asked.layout), "schedule": asked.schedule}
+    style = STYLES.get((model, layout), "auto")
+    fields = {"layout": str(asked.layout), "schedule": asked.schedule, "cp_style": style}
     of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
     design = Design(("float64", "float32"), variants, counts, full=False, precision="float64")
     return design.cases(

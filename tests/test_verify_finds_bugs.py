@@ -11,11 +11,11 @@ import torch
 from torch.distributed.fsdp import FSDPModule
 
 from archon_core.contracts import packed
-from archon_engine import mesh
+from archon_engine import compat, mesh
 from archon_engine.assembly import tied_copies
 from archon_engine.checkpoint import engine_checkpoints as checkpoints
 from archon_engine.models import initialize
-from archon_engine.nn import tensor_parallel, ulysses
+from archon_engine.nn import key_gathering, tensor_parallel, ulysses
 from archon_engine.step import grad_norm, step
 from archon_engine.step import sequential_runner as runner
 from archon_pipeline import stage_passes
@@ -82,6 +82,27 @@ def leave_copies_of_key_heads_unsummed():
         return torch.stack([x, *[others] * (copies - 1)], dim=2).flatten(1, 2)
 
     ulysses.replicate_heads = replicate_heads
+
+
+def leave_gathered_keys_in_the_order_of_the_ranks():
+    def gather_keys(self, k, v):
+        return compat.all_gather_with_grad(k, 0, self.across.group), compat.all_gather_with_grad(
+            v, 0, self.across.group
+        )
+
+    key_gathering.KeyGathering.gather_keys = gather_keys
+
+
+def leave_gradients_of_gathered_keys_unsummed():
+    """A rank takes the gradient of its own queries for that of its keys."""
+    gather_keys = key_gathering.KeyGathering.gather_keys
+
+    def own_gradients(self, k, v):
+        own = self.local_tokens(torch.arange(self.size * len(k)))
+        whole = gather_keys(self, k.detach(), v.detach())
+        return tuple(x.index_copy(0, own, part) for x, part in zip(whole, (k, v), strict=True))
+
+    key_gathering.KeyGathering.gather_keys = own_gradients
 
 
 def drop_the_last_micro_batch():
@@ -255,6 +276,18 @@ def test_copies_of_key_heads_whose_gradients_are_not_summed(oracle):
     _, found = look_into(oracle, leave_copies_of_key_heads_unsummed, "c2", changes=one_key_head)
     assert (found.module, found.parameter.name) == (None, "layers.1.attention.k_norm.weight")
     assert 0 < found.n_wrong < found.n_parameters
+
+
+@pytest.mark.slow
+def test_gathered_keys_in_a_wrong_order(oracle):
+    _, found = look_into(oracle, leave_gathered_keys_in_the_order_of_the_ranks, "c2", cp_style="gather")
+    assert (found.module.name, found.module.ranks) == ("layers.0.attention.core", ())  # of all ranks alike
+
+
+@pytest.mark.slow
+def test_gathered_keys_whose_gradients_are_not_summed(oracle):
+    _, found = look_into(oracle, leave_gradients_of_gathered_keys_unsummed, "c2", cp_style="gather")
+    assert (found.module, found.parameter.name) == (None, "layers.1.attention.k_norm.weight")
 
 
 @pytest.mark.slow

@@ -163,6 +163,7 @@ def _setting(case: Case, engine: Any) -> Setting:
         entropy=case.entropy,
         aux_loss=options.get("moe_aux_loss", "none") if has_loss else "none",
         z_loss=options.get("moe_z_loss_coef", 0.0) > 0,
+        cp_style=options.get("cp_style", "auto"),
     )
 
 

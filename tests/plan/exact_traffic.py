@@ -81,6 +81,11 @@ def counted_of(sent: Sequence[Sent]) -> Traffic:
 
 def members_of(axis: Axis, size: int, rank: int, dims: ParallelDims) -> tuple[int, ...]:
     """The global ranks of a rank's group along an axis."""
+    if axis in ("cp_heads", "cp_keys"):
+        context = members_of("cp", dims.cp, rank, dims)
+        place, heads = context.index(rank), size if axis == "cp_heads" else dims.cp // size
+        first = place // heads * heads
+        return context[first : first + heads] if axis == "cp_heads" else context[place % heads :: heads]
     grid, free = (dims.dense_grid, DENSE[axis]) if axis in DENSE else (dims.expert_grid, EXPERTS[axis])
     if axis == "ep" and size != dims.ep:
         free = ("ep", "etp")  # of tokens

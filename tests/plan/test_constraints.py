@@ -49,8 +49,6 @@ def nearest(request: EngineRequest) -> tuple[str, ...]:
     ("layout", "model", "expected"),
     [
         ("archon:d4t64", MOE, r"t64 on attention heads \(32\).*a t that divides them: 1, 2, 4, 8, 16, 32"),
-        ("archon:c3d2", MOE, r"c3 on 32 attention heads; allowed: a c that divides them: 1, 2, 4, 8, 16, 32"),
-        ("archon:t8c8", MOE, r"c8 on 4 attention heads of each tensor rank \(32 / t8\).*: 1, 2, 4"),
         ("archon:d6e6", MOE, r"e6 on 128 experts.*: 1, 2, 4, 8, 16, 32, 64, 128"),
         ("archon:(attn:d5|ffn:t5)", MOE, r"etp 5 on the width inside an expert \(768\)"),
         ("archon:d4e4", DENSE, r"e4 for experts, and model qwen3 has none"),
@@ -73,10 +71,23 @@ def test_a_wrong_layout_is_found_with_what_is_allowed(layout: str, model: str, e
 
 
 def test_all_violations_are_found_at_once() -> None:
-    request = asked("archon:d2t5c3e7p10", pp_schedule="1F1B", ac_mode="nothing")
-    words = ("ac_mode: found 'nothing'", "e7, which needs", "t5 on", "c3 on", "e7 on 128")
+    request = asked("archon:d2t5c3e7p10", pp_schedule="1F1B", ac_mode="nothing", cp_style="ulysses")
+    words = ("ac_mode: found 'nothing'", "e7, which needs", "t5 on", "ulysses with c3", "e7 on 128")
     found = texts(request)
     assert [word for word in words if not any(word in text for text in found)] == []
+
+
+@pytest.mark.parametrize(
+    ("layout", "allowed"),
+    [("archon:c3d2", "must divide the model's 32 attention heads: 1, 2, 4, 8, 16, 32"), ("archon:t8c8", "1, 2, 4;")],
+)
+def test_a_number_of_heads_limits_context_ranks_only_if_they_exchange_heads(layout: str, allowed: str) -> None:
+    assert texts(asked(layout)) == texts(asked(layout, cp_style="gather")) == []
+    [found] = texts(asked(layout, cp_style="ulysses"))
+    assert "actor.archon.cp_style: found ulysses with c" in found
+    assert allowed in found
+    # Only layouts in which c divides the heads are near one that must exchange them.
+    assert all("c3" not in text and "t8c8" not in text for text in nearest(asked(layout, cp_style="ulysses")))
 
 
 def test_an_unknown_schedule_and_a_wrong_size_are_both_found() -> None:
@@ -118,7 +129,7 @@ def check_as_a_run_does(layout: str, *, heads: int, mlp: int, layers: int, moe: 
     """The checks of core and of the packages that a run reaches. Raises LayoutError."""
     parsed = parse_layout(layout)
     dims = parsed.parallel_dims(moe=moe)
-    check_sizes(ShardedExtents({"heads": heads, "mlp": mlp}, heads), parsed, option="actor.backend")
+    check_sizes(ShardedExtents({"heads": heads, "mlp": mlp}), parsed, option="actor.backend")
     if moe:
         assert 128 % dims.ep == 0
         assert 768 % dims.etp == 0

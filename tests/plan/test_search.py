@@ -44,13 +44,15 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
     best: dict[ParallelDims, float] = {}
     for dims in valid_dims(sought.anatomy, world, axes=sought.axes):
         for option in one._space.options(dims):
-            for setting in map(one._space.with_actions, one._space.settings(dims, option)):
+            modes = one._space.allowed_modes(option.schedule)
+            settings = [one._space.setting(dims, option, mode) for mode in modes]
+            for setting in map(one._space.with_actions, settings):
                 if not fits_in_memory(setting, sought.device):
                     continue
                 seconds = step_time(setting, sought.device).total
                 best[dims] = min(best.get(dims, float("inf")), seconds)
                 # No setting is faster or smaller than its bounds.
-                assert one._may_fit(setting)
+                assert one._may_fit(dims, option, setting.checkpointing)
                 number, mode = option.tokens.n_micro_batches, setting.checkpointing
                 assert one._bounds.time_of(dims, option.place, number, mode) <= seconds * (1 + 1e-9)
     return best
@@ -135,7 +137,7 @@ def test_the_same_search_gives_the_same_answer():
 
 def test_valid_layouts_follow_the_rules_of_layouts_and_the_sizes_of_the_model():
     anatomy = anatomy_of(TINY_MOE)
-    found = list(valid_dims(anatomy, 16))
+    found = list(valid_dims(anatomy, 16, cp_style="ulysses"))
     assert len(set(found)) == len(found)
     for dims in found:
         assert dims.world_size == 16
@@ -146,6 +148,7 @@ def test_valid_layouts_follow_the_rules_of_layouts_and_the_sizes_of_the_model():
         assert dims.sharding_size % (dims.ep * dims.etp) == 0
     assert ParallelDims(dp_shard=4, tp=4, ep=4, etp=2) in found
     assert ParallelDims(pp=2, dp_replicate=2, dp_shard=2, cp=2) in found
+    assert {dims.cp for dims in set(valid_dims(anatomy, 16)) - set(found)} == {2, 4, 8, 16}
 
 
 def test_axes_that_are_not_supported_stay_at_one():

@@ -29,6 +29,7 @@ QUICK = (
     Case("r2", dtype="bfloat16"),
     Case("t2", changes=ONE_KEY_HEAD, options={"ac_mode": "full"}),
     Case("c2", changes=ONE_KEY_HEAD, entropy=True),
+    Case("c2", options={"cp_style": "gather"}),
     Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "1F1B"}),
     Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "ZBV"}),
     Case("d2e2", "qwen3_moe", options={"ac_mode": "full"}),
@@ -53,6 +54,9 @@ WIDE = (
     Case("t4", tokens=112, changes={"num_attention_heads": 12, "num_key_value_heads": 6}),
     Case("c4", changes=TWO_KEY_HEADS),
     Case("t2c2", changes=ONE_KEY_HEAD, options=FULL),
+    Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "gather", **FULL}),
+    Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "hybrid", **SELECTIVE}),
+    Case("t2c2", changes=TWO_KEY_HEADS, options={"cp_style": "gather"}),
     # Gated DeltaNet: context ranks exchange states.
     Case("t2c2", "qwen3_5", options=FULL),
     Case("c2", "qwen3_5", options=SELECTIVE),

@@ -59,7 +59,8 @@ def largest_activations(entries: Mapping[str, Any], setting: Setting) -> int:
     Experts run as ``grouped_mm``, because the loop over experts reads values.
     """
     dims, dtype = setting.dims, torch.bfloat16 if setting.types.compute == 2 else torch.float32
-    meshes = build_meshes(dims, "cpu", experts=setting.anatomy.has_experts)  # has values, so before the fake mode
+    # Has values, so before the fake mode.
+    meshes = build_meshes(dims, "cpu", experts=setting.anatomy.has_experts, context=setting.context)
     module, plan = _sharded(entries, setting, meshes)
     effective = SimpleNamespace(ac_mode=setting.checkpointing, ac_every=setting.every, compile=False, ac_debug=False)
     prepare_blocks(module, plan, effective, role="actor")  # type: ignore[arg-type]
@@ -107,7 +108,8 @@ def _batch(setting: Setting, meshes: Meshes) -> tuple[torch.Tensor, PackedSequen
     packed = PackedSequences.from_lengths((sequence,) * (tokens // sequence), head=head)
     if meshes.context is None:
         return ids, packed
-    return meshes.context.local_tokens(ids), packed.cut(meshes.context)
+    context = meshes.context.deal(packed.lengths)
+    return context.local_tokens(ids), packed.cut(context)
 
 
 @contextmanager

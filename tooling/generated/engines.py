@@ -79,6 +79,6 @@ def _ours(is_ours: Callable[[str], bool]) -> dict[str, str]:
         "tensor parallel": if_runs("t", "DTensor parameters, plain tensors in between"),
         "pipeline parallel": if_runs("p", codes(schedules)),
         "expert parallel": if_runs("e", "any ep x etp that divides d x c x t"),
-        "context parallel": if_runs("c", "Ulysses"),
+        "context parallel": if_runs("c", "Ulysses, gathered keys, both"),
         "status": "alpha; measured on CPUs only",
     }

@@ -51,7 +51,7 @@ ROWS = (
     Row("parallelism", "data_parallel_shard_degree", (f"{LAYOUT}:d",), "write the number: -1 is not derived"),
     Row("parallelism", "data_parallel_replicate_degree", (f"{LAYOUT}:r",)),
     Row("parallelism", "tensor_parallel_degree", (f"{LAYOUT}:t",), "sequence-parallel always"),
-    Row("parallelism", "context_parallel_degree", (f"{LAYOUT}:c",), "Ulysses: ranks exchange heads, not keys"),
+    Row("parallelism", "context_parallel_degree", (f"{LAYOUT}:c",), "exchanges heads or gathers keys (`cp_style`)"),
     Row("parallelism", "pipeline_parallel_degree", (f"{LAYOUT}:p",)),
     Row(
         "parallelism", "expert_parallel_degree", (f"{LAYOUT}:e",), "any size that divides, with any expert tensor size"

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.packed import Auxiliary, PackedSequences
 from archon_core.errors import ConfigError
+from archon_engine.nn.key_gathering import KeyGathering
 from archon_engine.nn.tensor_parallel import TensorParallel
 from archon_engine.nn.ulysses import ContextParallel
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
@@ -99,9 +100,14 @@ def test_sequence_loss_and_z_loss_do_not_depend_on_the_split_into_micro_batches(
     torch.testing.assert_close(totals["z_loss"], z, **EXACT)
 
 
-def cut_over_ranks(kind: str) -> float:
+def cut_over_ranks(kind: str, dealt: bool) -> float:
     """2 context ranks x 2 tensor ranks: the largest difference from one process of this rank's input gradients and the
-    router's gradient summed over ranks."""
+    router's gradient summed over ranks.
+
+    Args:
+        kind: of the losses.
+        dealt: whether context ranks hold two blocks of the pack each, as where they gather keys and values.
+    """
     x, pack = rows(12), PackedSequences.from_lengths((*LENGTHS[:2], 3, *LENGTHS[3:], 1))
     pack = replace(pack, n_padding=1)
     alone = block(BALANCED[kind])
@@ -115,20 +121,22 @@ def cut_over_ranks(kind: str) -> float:
     made = block(BALANCED[kind])
     made.parallel = TensorParallel(tensors[cp], tp, 2)
     context = ContextParallel(contexts[tp], cp, 2)
+    if dealt:
+        context = KeyGathering(contexts[tp], cp, 2, context).deal(pack.lengths)
     cut = replace(pack.cut(context), auxiliary=Auxiliary(n_tokens, n_sequences, lambda *_: None, dist.group.WORLD))
-    first = cp * 6 + tp * 3
-    own = x[first : first + 3].clone().requires_grad_()
+    places = cut.local_places(made.parallel)
+    own = x[places].clone().requires_grad_()
     made(own, cut).sum().backward()
     gradient = made.router.weight.grad
     dist.all_reduce(gradient)
     return max(
-        (own.grad - whole.grad[first : first + 3]).abs().max().item(),
+        (own.grad - whole.grad[places]).abs().max().item(),
         (gradient - alone.router.weight.grad).abs().max().item(),
     )
 
 
 def both_kinds() -> list[float]:
-    return [cut_over_ranks(kind) for kind in BALANCED]
+    return [cut_over_ranks(kind, dealt) for kind in BALANCED for dealt in (False, True)]
 
 
 def test_losses_are_exact_on_sequences_sharded_over_ranks() -> None:

@@ -109,6 +109,29 @@ def test_tensor_ranks_gather_and_scatter_every_region(checkpointing, again):
     assert not ulysses.overlaps
 
 
+@pytest.mark.parametrize(("checkpointing", "again"), [("selective", 0), ("full", 1)])
+def test_context_ranks_gather_keys_and_values_once_per_pass(checkpointing, again):
+    tokens, t, c, m = 4096, 2, 4, 3
+    of = {"tokens": Tokens(tokens, m), "checkpointing": checkpointing}
+    setting = Setting(MODEL, ParallelDims(cp=c, tp=t), cp_style="gather", **of)
+    one = 2 * 8 * 64 / t * tokens * 2 * (c - 1) / c
+    assert only(setting, "cp", "all_gather", "keys and values").bytes == m * LAYERS * (1 + again) * one
+    assert only(setting, "cp", "reduce_scatter", "keys and values").bytes == m * LAYERS * one
+    assert not [each for each in transfers(setting) if each.purpose == "heads"]
+
+
+def test_groups_of_context_ranks_exchange_heads_and_gather_those_keys():
+    tokens, m = 4092, 2
+    # 16 query heads over 12 ranks: groups of 4 exchange heads, and 3 groups gather. 8 key heads: 2 on each rank.
+    setting = Setting(MODEL, ParallelDims(cp=12), Tokens(tokens, m), checkpointing="none")
+    heads = only(setting, "cp_heads", "all_to_all", "heads")
+    assert (heads.size, heads.calls) == (4, m * LAYERS * 2 * 2)
+    assert heads.bytes == m * LAYERS * 2 * (2 * 16 + 2 * 8) * 64 * tokens / 12 * 2 * 3 / 4
+    keys = only(setting, "cp_keys", "all_gather", "keys and values")
+    assert (keys.size, keys.calls) == (3, m * LAYERS)
+    assert keys.bytes == m * LAYERS * 2 * 2 * 64 * tokens * 2 * 2 / 3
+
+
 @pytest.mark.parametrize(("n_experts", "top_k", "ep"), [(6, 2, 1), (6, 2, 3), (8, 3, 4), (8, 2, 8), (4, 4, 2)])
 def test_the_share_of_tokens_at_a_place_is_that_of_all_sets_of_experts(n_experts, top_k, ep):
     chosen = list(combinations(range(n_experts), top_k))

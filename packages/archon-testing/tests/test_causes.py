@@ -208,6 +208,16 @@ def test_a_ranks_share_of_an_output_is_found_by_its_shape(c, t):
             assert own_and_expected(rows[:1, :5], WHOLE, TOKENS, place, sizes) is None
 
 
+def test_a_rank_that_holds_several_parts_of_a_pack_is_compared_with_them():
+    rows = torch.cat([WHOLE, torch.full((6, 6), math.nan)])
+    places = [2, 3, 8, 9, 12, 13, 14, 15]
+    for t, own_places in ((1, places), (2, places[4:])):
+        place, sizes = {"cp": 1, "tp": t - 1}, {"cp": 2, "tp": t}
+        own, expected = own_and_expected(rows[own_places], WHOLE, TOKENS, place, sizes, places=places)
+        assert torch.equal(own, expected)
+        assert expected[:, 0].tolist() == [6 * token for token in own_places if token < TOKENS]
+
+
 def test_a_short_micro_batch_of_a_pipeline_is_padded_to_the_longest():
     rows = torch.cat([WHOLE, torch.full((6, 6), math.nan)])
     for i in range(2):

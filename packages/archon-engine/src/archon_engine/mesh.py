@@ -16,7 +16,9 @@ from archon_core.contracts.moe import ExpertParallel
 from archon_core.errors import LayoutError
 from archon_core.layout import ParallelDims
 from archon_core.ranks.ranks import DataRanks, Ranks
+from archon_engine.nn.key_gathering import KeyGathering
 from archon_engine.nn.ulysses import ContextParallel
+from archon_engine.options.context_style import ContextSplit
 
 PIPELINE, REPLICATE, SHARD, TENSOR = "pp", "dp_replicate", "dp_shard_cp", "tp"
 """Axes of the mesh of dense parameters. Context ranks hold different tokens, so they shard parameters like data ranks.
@@ -87,7 +89,14 @@ class Meshes:
         return self.dense.get_local_rank(PIPELINE) if self.dims.pp > 1 else 0
 
 
-def build_meshes(dims: ParallelDims, device_type: str, *, experts: bool = False) -> Meshes:
+def build_meshes(
+    dims: ParallelDims,
+    device_type: str,
+    *,
+    experts: bool = False,
+    context: ContextSplit | None = None,
+    in_order: bool = False,
+) -> Meshes:
     """Arrange the running processes along the axes of ``dims``. Collective over all of them.
 
     The process group must exist, with the number of processes that ``check_world`` requires.
@@ -96,6 +105,8 @@ def build_meshes(dims: ParallelDims, device_type: str, *, experts: bool = False)
         dims: sizes of the axes.
         device_type: ``cpu`` or ``cuda``.
         experts: whether the model has experts, which need separate meshes.
+        context: how context ranks share attention; ``None`` for the exchange of heads.
+        in_order: whether context ranks hold parts of a pack in its order.
     """
     assert dist.is_initialized(), "a process group comes before meshes"
     if device_type == "cuda":
@@ -106,7 +117,7 @@ def build_meshes(dims: ParallelDims, device_type: str, *, experts: bool = False)
     return Meshes(
         dims,
         dense,
-        _context(dims, device_type),
+        _context(dims, device_type, context or ContextSplit(heads=dims.cp), in_order),
         _experts(dims, device_type) if experts else None,
         _holders(dims, device_type),
     )
@@ -129,12 +140,25 @@ def _holders(dims: ParallelDims, device_type: str) -> dist.ProcessGroup | None:
     return init_device_mesh(device_type, (dims.pp, dims.stage_size), mesh_dim_names=("pp", "stage")).get_group("stage")
 
 
-def _context(dims: ParallelDims, device_type: str) -> ContextParallel | None:
+def _context(dims: ParallelDims, device_type: str, split: ContextSplit, in_order: bool) -> ContextParallel | None:
     if dims.cp == 1:
         return None
-    sizes = (dims.pp * dims.dp_replicate * dims.dp_shard, dims.cp, dims.tp)
-    mesh = init_device_mesh(device_type, sizes, mesh_dim_names=("data", "cp", "tp"))["cp"]
-    return ContextParallel(mesh.get_group(), mesh.get_local_rank(), mesh.size())
+    data = dims.pp * dims.dp_replicate * dims.dp_shard
+    root = init_device_mesh(device_type, (data, dims.cp, dims.tp), mesh_dim_names=("data", "cp", "tp"))
+    whole = _context_axis(root, "cp")
+    if split.groups == 1:
+        return whole
+    across, within = whole, None
+    if split.heads > 1:
+        # Neighbours exchange heads: their ranks are as close as tensor ranks allow.
+        sizes = (data, split.groups, split.heads, dims.tp)
+        parts = init_device_mesh(device_type, sizes, mesh_dim_names=("data", "across", "within", "tp"))
+        across, within = _context_axis(parts, "across"), _context_axis(parts, "within")
+    return KeyGathering(whole.group, whole.rank, whole.size, across, within, in_order)
+
+
+def _context_axis(mesh: DeviceMesh, axis: str) -> ContextParallel:
+    return ContextParallel(mesh.get_group(axis), mesh.get_local_rank(axis), mesh[axis].size())
 
 
 def check_world(dims: ParallelDims, *, option: str) -> None:

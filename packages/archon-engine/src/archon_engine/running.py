@@ -6,6 +6,7 @@ Each phase holds the one before by reference: ``Selection`` (specs) -> ``Bluepri
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from archon_core.contracts.decisions import Decision
@@ -80,11 +81,12 @@ def start(
     if pipeline is not None:
         needs, decisions = _pipeline_needs(config, pipeline, role=role)
         runner = _connect_runner(assembled, pipeline)
+    ranks_of_pack = None if meshes is None else meshes.context
     split = Splitter(
         config.mb_spec,
-        multiple=effective.pad_multiple,
+        multiple=math.lcm(effective.pad_multiple, 1 if ranks_of_pack is None else ranks_of_pack.multiple),
         at_least=effective.pad_at_least,
-        context=None if meshes is None else meshes.context,
+        context=ranks_of_pack,
         pipeline=needs,
         replays_routing=config.archon.moe_routing_replay,
         option=f"{role}.mb_spec",

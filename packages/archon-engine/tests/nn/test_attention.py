@@ -21,6 +21,7 @@ from archon_engine.nn.attention import (
 )
 from archon_engine.nn.attention_backends import flex, sdpa, varlen
 from archon_engine.nn.attention_backends.buckets import LEAST_FILL, plan_buckets
+from archon_engine.nn.ulysses import ContextParallel
 
 lengths_lists = st.lists(st.integers(1, 12), min_size=1, max_size=8).map(tuple)
 PLAIN = AttentionSettings(scale=1.0)
@@ -196,9 +197,51 @@ def test_flex_equals_sdpa(
     sinks = torch.linspace(-1, 2, 4) if has_sinks else None
     expected = sdpa.attend(q, k, v, packed, settings, sinks)
     torch.testing.assert_close(flex.attend(q, k, v, packed, settings, sinks), expected, rtol=1e-5, atol=1e-5)
-    mask = flex._block_mask(lengths, window, q.device)
+    mask = flex._block_mask(lengths, window, 0, q.device)
     first = flex.first_key_blocks(lengths, window)
     assert mask.to_dense()[0, 0].tolist() == [[int(first[i] <= j <= i) for j in range(3)] for i in range(3)]
+
+
+@pytest.mark.parametrize(("lengths", "n_before"), [((9,), 4), ((7, 1, 5), 6), ((4, 6), 4), ((5, 2), 0)])
+@pytest.mark.parametrize(
+    "own", [PLAIN, AttentionSettings(0.4, window=3), AttentionSettings(0.4, softcap=0.7, sinks=True)]
+)
+def test_queries_of_the_last_tokens_alone_get_what_all_queries_give_them(
+    lengths: tuple[int, ...], n_before: int, own: AttentionSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdpa, "MOST_QUERIES", 2)
+    q, k, v = qkv(sum(lengths), 4, 2, 8)
+    sinks = torch.linspace(-1, 2, 4, dtype=q.dtype).requires_grad_() if own.sinks else None
+    inputs = [x for x in (q, k, v, sinks) if x is not None]
+    upstream = torch.randn(sum(lengths) - n_before, 4, 8, dtype=q.dtype, generator=torch.Generator().manual_seed(1))
+    out = sdpa.attend(q[n_before:], k, v, PackedSequences.from_lengths(lengths), own, sinks)
+    expected = formula(q, k, v, lengths, own.scale, own.window, own.softcap, sinks)[n_before:]
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-12)
+    found, wanted = (torch.autograd.grad(x, inputs, upstream) for x in (out, expected))
+    for gradient, exact in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, exact, rtol=0, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("window", [None, 40])
+def test_flex_and_varlen_attend_from_the_last_tokens_alone(window: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    monkeypatch.setattr(flex, "_compiled_flex_attention", lambda: flex_attention)
+    monkeypatch.setattr(sdpa, "MOST_QUERIES", 50)
+    lengths, n_before, own = (300, 3, 57), 150, AttentionSettings(scale=0.2, window=window)
+    q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
+    packed = PackedSequences.from_lengths(lengths)
+    expected = sdpa.attend(q, k, v, packed, own)[n_before:]
+    for backend in (sdpa, flex):
+        torch.testing.assert_close(backend.attend(q[n_before:], k, v, packed, own), expected, rtol=1e-5, atol=1e-5)
+    mask = flex._block_mask(lengths, window, n_before, q.device)
+    assert mask.to_dense().shape[-2:] == (2, 3)
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", _stand_in("scale", "window_size", "enable_gqa"))
+    short, own = PackedSequences.from_lengths((9, 1, 4)), AttentionSettings(scale=0.2, window=window and 3)
+    q, k, v = (x[:14] for x in (q, k, v))
+    expected = sdpa.attend(q, k, v, short, own)[5:]
+    torch.testing.assert_close(varlen.attend(q[5:], k, v, short, own), expected, rtol=1e-5, atol=1e-5)
 
 
 def _stand_in(*accepts: str):
@@ -207,11 +250,16 @@ def _stand_in(*accepts: str):
     def kernel(q, k, v, cu_q, cu_k, max_q, max_k, **options):
         assert set(options) <= set(accepts)
         assert k.shape[1] == v.shape[1] == q.shape[1] or options["enable_gqa"]
-        lengths = tuple((cu_q[1:] - cu_q[:-1]).tolist())
-        assert max_q == max_k == max(lengths)
+        lengths, of_queries = (tuple((cu[1:] - cu[:-1]).tolist()) for cu in (cu_k, cu_q))
+        assert (max_q, max_k) == (max(of_queries), max(lengths))
+        n_before = lengths[0] - of_queries[0]
+        assert of_queries[1:] == lengths[1:]
         left, right = options.get("window_size", (-1, 0 if options.get("is_causal") else -1))
         assert right == 0
-        return formula(q, k, v, lengths, options.get("scale", q.shape[-1] ** -0.5), None if left < 0 else left + 1)
+        # As FlashAttention 2.1 aligns them: the queries of a sequence belong to its last keys.
+        q = torch.nn.functional.pad(q, (0, 0, 0, 0, n_before, 0))
+        window = None if left < 0 else left + 1
+        return formula(q, k, v, lengths, options.get("scale", q.shape[-1] ** -0.5), window)[n_before:]
 
     import inspect
 
@@ -348,15 +396,15 @@ def test_context_ranks_take_the_sinks_of_their_heads(size: int) -> None:
     packed = PackedSequences.from_lengths((4, 5))
     layer = PackedAttention("0", AttentionSettings(0.3, sinks=True))
 
-    def context(rank: int) -> SimpleNamespace:
-        return SimpleNamespace(
-            rank=rank,
-            size=size,
-            gather_sequences=lambda *heads: tuple(x.chunk(size, 1)[rank] for x in heads),
-            scatter_sequences=lambda out: out,
-        )
+    class WithoutExchange(ContextParallel):
+        def gather_sequences(self, *heads: Tensor) -> tuple[Tensor, ...]:
+            return tuple(x.chunk(self.size, 1)[self.rank] for x in heads)
 
-    of_ranks = [layer(q, k, v, replace(packed, context=context(rank)), sinks) for rank in range(size)]
+        def scatter_sequences(self, out: Tensor) -> Tensor:
+            return out
+
+    contexts = [WithoutExchange(None, rank, size) for rank in range(size)]
+    of_ranks = [layer(q, k, v, replace(packed, context=context), sinks) for context in contexts]
     whole = layer(q, k, v, packed, sinks)
     torch.testing.assert_close(torch.cat(of_ranks, 1), whole)
     # Each rank has the gradients of its heads' sinks; their sum over ranks is the whole gradient.

@@ -40,6 +40,7 @@ DECISIONS = {
     ("archon.pp_first_stage_less_layers", "a number"): (engine(pp_first_stage_less_layers=0), "default"),
     ("archon.pp_last_stage_less_layers", "a number"): (engine(pp_last_stage_less_layers=1), "default"),
     ("archon.pp_record_step", "a number"): (engine(pp_record_step=2), "default"),
+    ("archon.cp_style", "any value but auto"): (engine(cp_style="gather"), "auto"),
     ("gradient_checkpointing", True): (engine(gradient_checkpointing=True, optimizer=None), "false"),
     ("archon.offload_params", True): (engine(offload_params=True), "false"),
     ("enable_tree_training", True): (engine(enable_tree_training=True), "false"),

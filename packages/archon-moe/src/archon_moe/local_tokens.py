@@ -26,7 +26,8 @@ class LocalTokens:
     Attributes:
         packed: the pack, as this context rank sees it.
         parallel: the tensor ranks; ``None`` without tensor parallelism.
-        n_real: how many of this rank's tokens precede the padding. Padding ends the pack, so it ends each rank's part.
+        n_real: how many of this rank's tokens precede the padding. Padding ends the pack, and a rank holds its tokens
+            in their order, so padding ends each rank's part.
     """
 
     packed: PackedSequences
@@ -36,9 +37,10 @@ class LocalTokens:
     @classmethod
     def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> LocalTokens:
         """The tokens of a rank that holds ``n_tokens`` rows, padding included."""
-        first = packed.first_local_place(parallel, n_tokens)
-        n_real = sum(packed.lengths) - packed.n_padding - first
-        return cls(packed, parallel, max(0, min(n_real, n_tokens)))
+        ranges = packed.local_ranges(parallel)
+        assert sum(map(len, ranges)) == n_tokens, "a rank holds as many rows as it has places in the pack"
+        end = sum(packed.lengths) - packed.n_padding
+        return cls(packed, parallel, sum(max(0, min(part.stop, end) - part.start) for part in ranges))
 
     @property
     def n_sequences(self) -> int:

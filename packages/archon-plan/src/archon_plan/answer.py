@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from archon_core.errors import ConfigError
@@ -136,10 +136,15 @@ def answer_engine(request: EngineRequest, check: Check, device: Device, *, bucke
         device: what its ranks run on.
         bucket: bytes of a bucket in which it publishes weights; 0 if it publishes none.
     """
-    plan = plan_engine(request, check)
+    plan = plan_engine(on_nodes_of(request, device), check)
     setting = plan.setting
     memory = memory_of(setting, device, bucket=bucket)
     return EngineAnswer(plan, memory, tuple(transfers(setting)), step_time(setting, device))
+
+
+def on_nodes_of(request: EngineRequest, device: Device) -> EngineRequest:
+    """The request with the device's ranks per node, unless it says how many a machine has."""
+    return replace(request, ranks_per_node=request.ranks_per_node or device.devices_per_node)
 
 
 def memory_of(setting: Setting, device: Device, *, bucket: float = 0.0) -> tuple[RankMemory, ...]:

@@ -117,18 +117,26 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
 
 def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operation]:
     """Core attention and the output projection."""
-    T, b, c = s.region_tokens, s.value_bytes, s.context_ranks
+    T, b, c, groups = s.region_tokens, s.value_bytes, s.head_ranks, s.key_ranks
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
+    copies = 1.0
     if c > 1:
         copies = lcm(round(s.key_heads), c) / round(s.key_heads)
         exchanged = b * (queries + copies * (keys + values))
         yield Operation("heads", exchanged, given, kept=True, beside=exchanged, eager=True)
         given = ("heads",)
+    if groups > 1:
+        own = b * copies * (keys + values)
+        # Sent side by side, received in the order of the ranks, then put in that of the pack.
+        yield Operation("keys.gathered", groups * own, given[-2:], kept=True, beside=own, behind=own, eager=True)
+        yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
+        given = (given[0], "keys")
     if s.value_dim < s.key_dim:
         # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
-        yield Operation("v.padded", b * T * s.key_heads * s.key_dim, (given[-1],), eager=True)
-        given = (*given[: 1 if c > 1 else -1], "v.padded")
+        padded = b * groups * copies * T * s.key_heads * s.key_dim
+        yield Operation("v.padded", padded, (given[-1],), eager=True)
+        given = (*given, "v.padded") if c > 1 or groups > 1 else (*given[:-1], "v.padded")
     attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
     normaliser = T * s.query_heads * FP32
     yield Operation(
@@ -146,6 +154,10 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
+    if groups > 1:
+        # The two blocks of a rank are attended one by one. On a CPU, the second one also has a mask, left out here.
+        yield Operation("attended.joined", outputs, (joined,), eager=True)
+        joined = "attended.joined"
     if c > 1:
         yield Operation("attended.exchanged", outputs, (joined,), kept=True, behind=outputs, eager=True)
         yield Operation("attended.tokens", outputs, ("attended.exchanged",), eager=True)

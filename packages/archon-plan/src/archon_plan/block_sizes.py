@@ -46,7 +46,8 @@ class BlockSizes(NamedTuple):
         experts: ``None`` for a dense block.
         value_bytes: bytes of an activation.
         tensor_ranks: t.
-        context_ranks: c.
+        head_ranks: context ranks that exchange heads.
+        key_ranks: context ranks that gather keys and values.
         compiled: whether elementwise operations are fused.
         on_cpu: whether CPU kernels run.
         output_gate: whether queries have gates beside them, for the outputs of their heads.
@@ -70,7 +71,8 @@ class BlockSizes(NamedTuple):
     experts: ExpertSizes | None
     value_bytes: int
     tensor_ranks: int
-    context_ranks: int
+    head_ranks: int
+    key_ranks: int
     compiled: bool
     on_cpu: bool
     output_gate: bool = False
@@ -132,7 +134,8 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         experts=sizes,
         value_bytes=setting.types.compute,
         tensor_ranks=dims.tp,
-        context_ranks=dims.cp,
+        head_ranks=setting.context.heads,
+        key_ranks=setting.context.groups,
         compiled=setting.compiles,
         on_cpu=on_cpu,
         output_gate=attention.output_gate,

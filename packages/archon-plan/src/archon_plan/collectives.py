@@ -44,7 +44,9 @@ def group_of(axis: Axis, size: int, dims: ParallelDims, devices_per_node: int) -
         stride = 1
     elif axis in ("ep", "stage"):
         stride = dims.etp if axis == "ep" and size == dims.ep else 1
-    elif axis in ("cp", "fsdp"):
+    elif axis == "cp_keys":
+        stride = dims.tp * dims.cp // size
+    elif axis in ("cp", "cp_heads", "fsdp"):
         # dp_shard x cp: neighbours are tensor ranks apart, whether both sizes are above 1 or one of them.
         stride = dims.tp
     elif axis == "edp":

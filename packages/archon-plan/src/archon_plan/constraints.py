@@ -27,8 +27,9 @@ from archon_core.selection import select_model
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
+from archon_engine.options.context_style import shared_prefix_refusal, split_context
 from archon_engine.options.pipelines import micro_batch_decisions
-from archon_plan.extents import expert_extents, sharded_extents
+from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
 from archon_plan.parts import EngineRequest, Parts, choose_pipeline, plan_stages
 from archon_plan.violations import Check, Violation, divisors
@@ -184,7 +185,7 @@ class _Checker:
 
     def _check_sizes(self, layout: Layout, dims: ParallelDims | None, anatomy: ModelAnatomy) -> None:
         extents = sharded_extents(anatomy)
-        tensor, context = layout.dims["t"], layout.dims["c"]
+        tensor = layout.dims["t"]
         if broken := extents.not_divided_by(tensor):
             listed = ", ".join(f"{what} ({extent})" for what, extent in broken.items())
             common = math.gcd(*extents.by_tensor_ranks.values())
@@ -194,11 +195,7 @@ class _Checker:
                 f"t{tensor} on {what} ({extent}), of which some tensor ranks would get none",
                 f"up to {extent} equal parts, the last one smaller",
             )
-        heads, of = extents.query_heads, ""
-        if heads % tensor == 0 and tensor > 1:
-            heads, of = heads // tensor, f" of each tensor rank ({heads} / t{tensor})"
-        if heads % context:
-            self._add(f"c{context} on {heads} attention heads{of}", f"a c that divides them: {divisors(heads)}")
+        self._check_context(layout, anatomy)
         n_experts, inner = expert_extents(anatomy)
         ep, etp = layout.ep, 1 if dims is None else dims.etp
         if n_experts and n_experts % ep:
@@ -207,6 +204,18 @@ class _Checker:
             self._add(
                 f"etp {etp} on the width inside an expert ({inner})", f"an etp that divides it: {divisors(inner)}"
             )
+
+    def _check_context(self, layout: Layout, anatomy: ModelAnatomy) -> None:
+        config, role = self._request.config, self._request.role
+        option = f"{role}.archon.cp_style"
+        sizes = context_sizes(anatomy, ParallelDims(cp=layout.dims["c"], tp=layout.dims["t"]))
+        try:
+            split = split_context(config.archon.cp_style, sizes, option=option)
+        except ConfigError as error:
+            self._add_error(error, option)
+            return
+        if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
+            self._add_error(ConfigError(refusal), f"{role}.enable_tree_training")
 
     def _pipeline(self, layout: Layout, engine: TrainEngineSpec) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
         try:
@@ -251,6 +260,7 @@ class _Checker:
             device=request.device,
             pipeline_ranks=n_ranks,
             schedule=schedule,
+            context_ranks=layout.dims["c"],
         )
         for option, text in refusals(context):
             self._add(text.removeprefix("found "), option=f"{request.role}.{option}")

@@ -11,8 +11,10 @@ from archon_core.contracts.pipeline import RankActions, StagePlan
 from archon_core.layout import ParallelDims
 from archon_engine.data.packing import plan_micro_batches
 from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.context_style import split_context, style_decisions
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
+from archon_plan.extents import context_sizes, token_multiple
 from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
 from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
 from archon_plan.violations import Check
@@ -63,6 +65,12 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         explicit=request.explicit,
         schedule=parts.schedule,
     )
+    sizes = context_sizes(parts.anatomy, dims, request.ranks_per_node)
+    option = f"{request.role}.archon.cp_style"
+    split = split_context(config.archon.cp_style, sizes, option=option)
+    decisions += style_decisions(config.archon.cp_style, sizes, split, option=option)
+    multiple = token_multiple(parts.anatomy, dims, config.archon.cp_style, request.ranks_per_node)
+    effective = replace(effective, pad_multiple=math.lcm(effective.pad_multiple, multiple))
     spec, stages, divisor = config.mb_spec, None, 1
     if parts.schedule is not None and parts.pipeline is not None:
         stages = plan_stages(
@@ -109,6 +117,8 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         trains=trains,
         entropy=request.entropy,
         aux_loss=_aux_loss(config) if parts.anatomy.has_experts and trains else "none",
+        cp_style=config.archon.cp_style,
+        ranks_per_node=request.ranks_per_node,
         z_loss=bool(getattr(config.archon, "moe_z_loss_coef", 0.0)) and parts.anatomy.has_experts and trains,
     )
     return EnginePlan(request, parts, effective, setting, tuple(decisions), tuple(notes))

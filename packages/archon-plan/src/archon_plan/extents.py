@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
+
+from archon_core.layout import ParallelDims
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
+from archon_engine.options.context_style import ContextSizes, split_context
 
 _KEY_VALUE = ("k_proj", "v_proj")
 """Projections to key and value heads. Where t does not divide them, tensor ranks exchange their outputs."""
 
 
 def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
-    """The extents that tensor and context ranks share, as the engine reads them from a module
+    """The extents that tensor ranks share, as the engine reads them from a module
     (``archon_engine.parallel.plan_checks.sharded_extents``)."""
     equal: dict[str, int] = {}
     unequal: dict[str, int] = {}
-    queries = 0
     for layer in anatomy.kinds:
         if layer.attention.delta is None:
-            queries = layer.attention.heads.query
-            equal["attention heads"] = queries
+            equal["attention heads"] = layer.attention.heads.query
         else:
             equal["key heads of Gated DeltaNet"] = layer.attention.heads.key_value
         for weight in layer.weights:
@@ -30,7 +32,24 @@ def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
     for weight in (*anatomy.embed, *anatomy.last):
         if weight.role == "vocabulary":
             unequal["vocabulary"] = weight.shape[0]
-    return ShardedExtents(equal, queries, unequal)
+    return ShardedExtents(equal, unequal)
+
+
+def context_sizes(anatomy: ModelAnatomy, dims: ParallelDims, ranks_per_node: int | None = None) -> ContextSizes:
+    """The sizes that decide how context ranks share attention, as the engine takes them from a module and the machines
+    of a run (``archon_engine.assembly.context``)."""
+    per_node = ranks_per_node if ranks_per_node and dims.world_size > ranks_per_node else None
+    attentions = (layer.attention for layer in anatomy.kinds)
+    queries = max((each.heads.query for each in attentions if each.delta is None), default=0)
+    return ContextSizes(dims.cp, dims.tp, queries, per_node)
+
+
+def token_multiple(anatomy: ModelAnatomy, dims: ParallelDims, style: str, ranks_per_node: int | None = None) -> int:
+    """The length of a micro-batch is a multiple of this."""
+    sizes = context_sizes(anatomy, dims, ranks_per_node)
+    in_order = any(layer.attention.delta is not None for layer in anatomy.kinds)
+    split = split_context(style, sizes, option="archon.cp_style")
+    return math.lcm(dims.tp * dims.cp, split.multiple(in_order=in_order))
 
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:

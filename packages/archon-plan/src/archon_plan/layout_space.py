@@ -7,7 +7,8 @@ from functools import lru_cache
 
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
-from archon_plan.extents import expert_extents, sharded_extents
+from archon_engine.options.context_style import AUTO, ContextSizes, permits
+from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 
 ALL_AXES = "rdtpce"
 """Letters of all axes of a training layout."""
@@ -19,7 +20,9 @@ def divisors(number: int) -> tuple[int, ...]:
     return tuple(size for size in range(1, number + 1) if number % size == 0)
 
 
-def valid_dims(anatomy: ModelAnatomy, world: int, *, axes: str = ALL_AXES) -> Iterator[ParallelDims]:
+def valid_dims(
+    anatomy: ModelAnatomy, world: int, *, axes: str = ALL_AXES, cp_style: str = AUTO
+) -> Iterator[ParallelDims]:
     """All sizes of axes on exactly ``world`` ranks, in lexicographic order of p, t, c, r, e and etp.
 
     A size of p is valid if every pipeline rank gets a layer, the embedding or the head; whether a schedule can split
@@ -29,8 +32,9 @@ def valid_dims(anatomy: ModelAnatomy, world: int, *, axes: str = ALL_AXES) -> It
         anatomy: of the model.
         world: number of ranks.
         axes: letters that may have a size above 1, as both the engine and the model support them.
+        cp_style: how context ranks share attention (``archon.cp_style``).
     """
-    extents = sharded_extents(anatomy)
+    extents, heads = sharded_extents(anatomy), context_sizes(anatomy, ParallelDims()).query_heads
 
     def sizes(letter: str, ranks: int) -> tuple[int, ...]:
         return divisors(ranks) if letter in axes else (1,)
@@ -43,7 +47,7 @@ def valid_dims(anatomy: ModelAnatomy, world: int, *, axes: str = ALL_AXES) -> It
             if not extents.allows_tensor(tp):
                 continue
             for cp in sizes("c", stage // tp):
-                if not extents.allows_context(cp, tp):
+                if not permits(cp_style, ContextSizes(cp, tp, heads)):
                     continue
                 data = stage // (tp * cp)
                 for replicas in sizes("r", data):
@@ -71,6 +75,7 @@ def _expert_sizes(anatomy: ModelAnatomy, ranks: int, tp: int, axes: str) -> Iter
                     yield ep, etp
 
 
+@lru_cache(maxsize=4096)
 def micro_batch_numbers(sequences: int, n_stages: int, multiple: int) -> tuple[int, ...]:
     """Numbers of micro-batches to try, in increasing order, for the sequences of one data rank.
 

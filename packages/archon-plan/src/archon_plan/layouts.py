@@ -12,8 +12,9 @@ from archon_core.layout.grammar import working
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import Registry
+from archon_engine.options.context_style import ContextSizes, permits
 from archon_plan.constraints import backends, check_engine
-from archon_plan.extents import expert_extents, sharded_extents
+from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 from archon_plan.parts import EngineRequest
 from archon_plan.violations import Check
 
@@ -90,7 +91,8 @@ def _candidates(request: EngineRequest, check: Check, registry: Registry) -> Ite
         if guessed.anatomy is None or guessed.model is None:
             return
         anatomy, moe = guessed.anatomy, "moe" in guessed.model.needs
-    others = _Neighbours(wanted, anatomy, moe, wanted.engine.letters).dims()
+    style = request.config.archon.cp_style
+    others = _Neighbours(wanted, anatomy, moe, wanted.engine.letters, style).dims()
     for dims in sorted(others, key=lambda dims: _distance(wanted, dims)):
         yield write_layout(dims, backend=wanted.backend, moe=moe)
 
@@ -117,9 +119,10 @@ class _Neighbours:
     anatomy: ModelAnatomy
     moe: bool
     letters: str
+    cp_style: str
 
     def dims(self) -> Iterator[ParallelDims]:
-        extents = sharded_extents(self.anatomy)
+        extents, heads = sharded_extents(self.anatomy), context_sizes(self.anatomy, ParallelDims()).query_heads
         world = self.wanted.world_size
         replicas = {1, self.wanted.dims["r"]} if "r" in self.letters else {1}
         for r in sorted(size for size in replicas if world % size == 0):
@@ -127,7 +130,7 @@ class _Neighbours:
                 if not extents.allows_tensor(t):
                     continue
                 for c in self._sizes("c", world // (r * t)):
-                    if not extents.allows_context(c, t):
+                    if not permits(self.cp_style, ContextSizes(c, t, heads)):
                         continue
                     for p in self._sizes("p", world // (r * t * c)):
                         if p <= len(self.anatomy.layers) + 2:

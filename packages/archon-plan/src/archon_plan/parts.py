@@ -61,6 +61,7 @@ class EngineRequest:
         option: the option that holds the layout, for messages.
         device: ``cuda`` or ``cpu``.
         entropy: whether the loss asks the head for entropies, as the losses of policies do.
+        ranks_per_node: devices of a machine; ``None`` if unknown.
     """
 
     role: str
@@ -72,6 +73,7 @@ class EngineRequest:
     option: str = "--layout"
     device: str = "cuda"
     entropy: bool = False
+    ranks_per_node: int | None = None
 
 
 @dataclass(frozen=True)

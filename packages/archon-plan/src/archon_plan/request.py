@@ -121,6 +121,7 @@ def request_run(
                 option=f"{role}.backend",
                 device=kind,
                 entropy=lengths.samples and role == "actor",
+                ranks_per_node=config.cluster.n_gpus_per_node or None,
             )
         )
     notes += lengths.notes

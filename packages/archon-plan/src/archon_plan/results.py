@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Axis = Literal["pp", "dp_replicate", "fsdp", "cp", "tp", "edp", "ep", "etp", "stage"]
+Axis = Literal["pp", "dp_replicate", "fsdp", "cp", "cp_heads", "cp_keys", "tp", "edp", "ep", "etp", "stage"]
 """The group of a collective. ``fsdp`` is dp_shard x cp, over which dense parameters are sharded; ``edp`` that of
-experts; ``ep`` of tokens on their way to experts is ep x etp; ``stage`` is all ranks of a pipeline rank."""
+experts; ``ep`` of tokens on their way to experts is ep x etp; ``stage`` is all ranks of a pipeline rank. Of context
+ranks, ``cp_heads`` are neighbours that exchange heads, and ``cp_keys`` gather keys and values, one of each such
+group."""
 
 Collective = Literal["all_gather", "reduce_scatter", "all_reduce", "all_to_all", "send", "broadcast"]
 

@@ -54,7 +54,7 @@ def find_layouts(
         raise ConfigError("\n".join(request.problems) or f"{request.title}: found no engine to plan")
     engine = request.engines[0]
     backend = engine.layout.partition(":")[0] or "archon"
-    alone = replace(engine, layout=f"{backend}:d1")
+    alone = replace(engine, layout=f"{backend}:d1", ranks_per_node=device.devices_per_node)
     check = check_engine(alone, registry)
     if check.violations:
         return Refused(request, (Refusal(alone, check.violations, ()),))

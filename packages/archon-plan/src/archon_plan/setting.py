@@ -11,6 +11,8 @@ from archon_core.contracts.pipeline import ActionKind, RankActions, ScheduleSpec
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.models.stage import Stage
+from archon_engine.options.context_style import AUTO, ContextSplit, split_context
+from archon_plan.extents import context_sizes
 
 Checkpointing = Literal["none", "selective", "full", "memory_budget"]
 AuxiliaryLoss = Literal["none", "sequence", "global_batch"]
@@ -76,6 +78,8 @@ class Setting:
         aux_loss: what the auxiliary loss of experts balances over (``actor.archon.moe_aux_loss``); ``none`` also where
             its coefficient is 0.
         z_loss: whether routers have a z-loss.
+        cp_style: how context ranks share attention (``actor.archon.cp_style``).
+        ranks_per_node: of a machine; ``None`` if all ranks count as neighbours.
     """
 
     anatomy: ModelAnatomy
@@ -100,6 +104,8 @@ class Setting:
     entropy: bool = False
     aux_loss: AuxiliaryLoss = "none"
     z_loss: bool = False
+    cp_style: str = AUTO
+    ranks_per_node: int | None = None
 
     @cached_property
     def stage_plan(self) -> StagePlan:
@@ -125,7 +131,16 @@ class Setting:
     def layers_of(self, stage: Stage) -> Counter[tuple[int, bool]]:
         """(kind of layer, whether backward recomputes it as a whole) -> number of such layers in a stage."""
         kinds = self.anatomy.kind_of
+        if self.every is None:
+            alike = self.trains and self.checkpointing == "full"
+            return Counter([(kinds[layer], alike) for layer in stage.layers])
         return Counter((kinds[layer], self.checkpointing_of(layer) == "full") for layer in stage.layers)
+
+    @cached_property
+    def context(self) -> ContextSplit:
+        """How context ranks share attention."""
+        sizes = context_sizes(self.anatomy, self.dims, self.ranks_per_node)
+        return split_context(self.cp_style, sizes, option="archon.cp_style")
 
     @property
     def local_tokens(self) -> int:

@@ -64,10 +64,9 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     """The memory of ``stage`` on one of its ranks. The arguments are those of ``activations.activation_parts``."""
     anatomy, dims, value_bytes = setting.anatomy, setting.dims, setting.types.compute
     kinds = tuple(block_sizes(setting, kind, imbalance=imbalance, on_cpu=on_cpu) for kind in anatomy.kinds)
-    blocks = [
-        block_usage(kinds[anatomy.kind_of[layer]], setting.checkpointing_of(layer), setting.budget)
-        for layer in stage.layers
-    ]
+    alike = [(anatomy.kind_of[layer], setting.checkpointing_of(layer)) for layer in stage.layers]
+    usages = {(kind, mode): block_usage(kinds[kind], mode, setting.budget) for kind, mode in dict.fromkeys(alike)}
+    blocks = [usages[one] for one in alike]
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
     # Cosines and sines, which all layers share.

@@ -1,4 +1,4 @@
-"""Traffic of tokens: tensor ranks gather and scatter sequence shards, context ranks exchange heads.
+"""Traffic of tokens: tensor ranks gather and scatter sequence shards, context ranks exchange heads or gather keys.
 
 Each function adds one kind of layer for all its passes in a step. Selective checkpointing keeps the results of
 collectives; a layer that is recomputed as a whole repeats those of its forward pass.
@@ -79,9 +79,9 @@ def _needs_last_scatter(layer: LayerAnatomy, setting: Setting) -> bool:
 def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: TokenSizes, passes: Passes) -> None:
     dims, attention = setting.dims, layer.attention
     runs = passes.forward + passes.backward + passes.again
-    tensor, context = Group.of("tp", dims), Group.of("cp", dims)
+    tensor, split = Group.of("tp", dims), setting.context
     if attention.delta is not None:
-        _add_states(ledger, attention, sizes, context, dims.tp, passes)
+        _add_states(ledger, attention, sizes, Group.of("cp", dims), dims.tp, passes)
         return
     norms = sum(map(_is_projection_norm, layer.weights))
     squares = tensor.size * sizes.context * sizes.exact
@@ -96,10 +96,15 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
         forward = passes.forward + passes.again
         most = max(forward * out + passes.backward * back for out, back in key_heads_sent(attention, dims.tp))
         ledger.add_sent(tensor, "all_to_all", "key heads", sizes.context * sizes.compute * most, 2 * runs)
-    before, after = heads_exchanged(attention, dims.tp, dims.cp)
+    before, after = heads_exchanged(attention, dims.tp, split.heads)
     row = sizes.context * sizes.compute
-    ledger.add(context, "all_to_all", "heads", row * before, runs)
-    ledger.add(context, "all_to_all", "heads", row * after, runs)
+    exchanging = Group("cp" if split.groups == 1 else "cp_heads", split.heads)
+    ledger.add(exchanging, "all_to_all", "heads", row * before, runs)
+    ledger.add(exchanging, "all_to_all", "heads", row * after, runs)
+    gathering = Group("cp" if split.heads == 1 else "cp_keys", split.groups)
+    gathered = sizes.whole * sizes.compute * keys_gathered(attention, dims.tp, split.heads)
+    ledger.add(gathering, "all_gather", "keys and values", gathered, passes.forward + passes.again)
+    ledger.add(gathering, "reduce_scatter", "keys and values", gathered, passes.backward)
 
 
 def _add_states(
@@ -145,6 +150,13 @@ def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int,
     keys = math.lcm(math.lcm(attention.heads.key_value, tp) // tp, cp)
     size = attention.head_dim
     return queries * size + keys * (size + attention.value_dim), queries * attention.value_dim
+
+
+def keys_gathered(attention: AttentionAnatomy, tp: int, heads: int) -> int:
+    """Numbers per token of the pack that one rank has of keys and values after it gathered them
+    (``archon_engine.nn.key_gathering``), where ``heads`` context ranks exchanged heads before."""
+    keys = math.lcm(math.lcm(attention.heads.key_value, tp) // tp, heads) // heads
+    return keys * (attention.head_dim + attention.value_dim)
 
 
 @lru_cache(maxsize=4096)

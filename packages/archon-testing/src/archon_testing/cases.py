@@ -10,6 +10,7 @@ from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.errors import UnknownNameError, did_you_mean
 from archon_core.plugins import registry
+from archon_engine.options.context_style import AUTO, ContextStyle
 
 DtypeName = Literal["float64", "float32"]
 Variant = Literal["untied", "tied", "critic", "lora"]
@@ -44,6 +45,7 @@ class Case:
         model: name of the model spec; ``None`` for the one of the model type.
         check: what to check.
         recompute: mode of activation checkpointing.
+        cp_style: how context ranks share attention (``archon.cp_style``).
         exports: save the weights as ``hf`` at the end, and read the files back.
         resume_on: for the check ``resume``, the layout that resumes; ``None`` for ``layout`` itself.
         resume_schedule: pipeline schedule of ``resume_on``.
@@ -60,6 +62,7 @@ class Case:
     model: str | None = None
     check: Check = "training"
     recompute: Recompute = "none"
+    cp_style: ContextStyle = AUTO
     exports: bool = False
     resume_on: str | None = None
     resume_schedule: str | None = None
@@ -72,7 +75,7 @@ class Case:
     @property
     def on_one_process(self) -> Case:
         """The same run on one process, which also resumes it."""
-        return replace(self, layout=ONE_PROCESS, schedule=None, resume_on=None, resume_schedule=None)
+        return replace(self, layout=ONE_PROCESS, schedule=None, cp_style=AUTO, resume_on=None, resume_schedule=None)
 
     @property
     def last(self) -> Case:

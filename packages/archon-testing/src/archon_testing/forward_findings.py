@@ -45,7 +45,7 @@ def diagnose_forward(
     n_compared = 0
     for name, expected in whole.items():
         skipped = is_partial_sum(name, plan, world.sizes["tp"], _expert_ranks(world))
-        outputs = _beside(world, own.get(name), expected, passed.n_tokens) if not skipped else None
+        outputs = _beside(world, own.get(name), expected, passed.n_tokens, mine.places) if not skipped else None
         gathered = world.ranks.gather((name in own, outputs))
         everywhere = [outputs or [] for _, outputs in gathered]
         if not any(has for has, _ in gathered) or any(has and outputs is None for has, outputs in gathered):
@@ -58,7 +58,7 @@ def diagnose_forward(
             cause = cause_of_factor([(part.own, part.right) for part in everything], world.coordinates)
             tokens = set().union(*(part.wrong_tokens(limit * scale) for part in everything))
             first = min((int(passed.positions[number][token]) for number, token in tokens), default=0)
-            experts = _experts_of(world, name, own, whole, passed, limit)
+            experts = _experts_of(world, name, own, whole, passed, mine.places, limit)
             found = world.finding(name, errors, limit, cause=cause, first_position=first, **experts)
             lost = _lost_outputs(everything, limit * scale, sum(passed.n_tokens))
             remarks = (*diagnosis.remarks, *lost)
@@ -92,6 +92,7 @@ def _beside(
     own: Sequence[tuple[Tensor, ...]] | None,
     expected: Sequence[tuple[Tensor, ...]],
     n_tokens: Sequence[int],
+    places: Sequence[Sequence[int]],
 ) -> list[_Output] | None:
     """A module's outputs on this rank, each with the same part on one process; ``None`` if no sharding fits."""
     # A pipeline may run micro-batches without sequences, after all others.
@@ -100,23 +101,29 @@ def _beside(
     place, found = world.coordinates[world.ranks.rank], []
     for number, (mine_all, right_all) in enumerate(zip(own, expected, strict=False)):
         for mine, right in zip(mine_all, right_all, strict=True):
-            cut = place_of(mine, right, n_tokens[number], place, world.sizes, longest=max(n_tokens))
+            cut = place_of(mine, right, n_tokens[number], place, world.sizes, places=places[number])
             if cut is None:
                 return None
-            rows = len(range(*cut[0].indices(len(right)))) if cut else None
-            first = cut[0].start if cut else None
-            found.append(_Output(number, first, mine[:rows].double() if cut else mine.double(), right[cut].double()))
+            tokens = tuple(cut[0]) if cut else None
+            held = mine if tokens is None else mine[: len(tokens)]
+            found.append(_Output(number, tokens, held.double(), right[cut].double()))
     return found
 
 
 def _experts_of(
-    world: FailingWorld, module: str, own: Outputs, whole: Outputs, passed: Passed, limit: float
+    world: FailingWorld,
+    module: str,
+    own: Outputs,
+    whole: Outputs,
+    passed: Passed,
+    places: Sequence[Sequence[int]],
+    limit: float,
 ) -> dict[str, Any]:
     """The experts whose tokens are exactly the wrong tokens of an expert block; empty for other modules."""
     block = next((name for name in passed.experts if f"{module}.".startswith(f"{name}.")), None)
     if block is None:
         return {}
-    outputs = _beside(world, own.get(block), whole[block], passed.n_tokens) or []
+    outputs = _beside(world, own.get(block), whole[block], passed.n_tokens, places) or []
     scale = max(magnitude(tensor) for of_micro_batch in whole[block] for tensor in of_micro_batch) or 1.0
     here = set().union(*(output.wrong_tokens(limit * scale) for output in outputs))
     wrong = set().union(*world.ranks.gather(here))
@@ -139,24 +146,24 @@ class _Output:
 
     Attributes:
         number: of the micro-batch.
-        first: the place of the first row among its tokens; ``None`` where rows are not tokens.
+        tokens: the tokens of the rows; ``None`` where rows are not tokens.
         own: found.
         right: the same part of one process's.
     """
 
     number: int
-    first: int | None
+    tokens: tuple[int, ...] | None
     own: Tensor
     right: Tensor
 
     def wrong_tokens(self, limit: float) -> set[tuple[int, int]]:
         """(Micro-batch, index) of the tokens that differ by more than ``limit``."""
-        if self.first is None or not self.own.numel():
+        if self.tokens is None or not self.own.numel():
             return set()
         errors = (
             (self.own - self.right).abs().flatten(1).amax(1) if self.own.ndim > 1 else (self.own - self.right).abs()
         )
-        return {(self.number, self.first + row) for row in (~(errors <= limit)).nonzero().flatten().tolist()}
+        return {(self.number, self.tokens[row]) for row in (~(errors <= limit)).nonzero().flatten().tolist()}
 
 
 def _lost_outputs(outputs: Sequence[_Output], limit: float, n_tokens: int) -> list[str]:

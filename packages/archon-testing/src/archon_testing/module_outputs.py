@@ -32,11 +32,13 @@ class Passed:
 
     Attributes:
         positions: per micro-batch, the position of every token in its sequence.
+        places: per micro-batch, the place in the pack of every token that this context rank holds, padding included.
         experts: expert block -> per micro-batch, the routed experts [T, k].
         outputs: name -> per-token outputs of the whole batch, in its order, as the loss gets them.
     """
 
     positions: list[Tensor] = field(default_factory=list)
+    places: list[list[int]] = field(default_factory=list)
     experts: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -65,6 +67,7 @@ def record_outputs(engine: Any, case: Case, step: int = 0) -> tuple[Outputs, Pas
 
     def look(module: nn.Module, args: tuple[Any, ...]) -> None:
         passed.positions.append(args[1].positions.detach().clone())
+        passed.places.append(args[1].local_places().tolist())
 
     def ask(name: str) -> Any:
         def record(layer: int, chosen: Tensor) -> None:
@@ -115,6 +118,7 @@ def own_and_expected(
     sizes: Mapping[str, int],
     *,
     longest: int | None = None,
+    places: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor] | None:
     """A rank's output without padding, and the same part of the output on one process.
 
@@ -127,12 +131,13 @@ def own_and_expected(
         place: coordinates of this rank, by axis (``cp``, ``tp``).
         sizes: of these axes.
         longest: T of the longest micro-batch, to which a pipeline pads all others.
+        places: of this context rank's tokens in the padded pack; ``None`` for equal parts in its order.
 
     Returns:
         ``None`` if the shapes fit no such sharding.
     """
-    cut = place_of(own, whole, n_tokens, place, sizes, longest=longest)
-    return None if cut is None else (own[: cut[0].stop - cut[0].start] if cut else own, whole[cut])
+    cut = place_of(own, whole, n_tokens, place, sizes, longest=longest, places=places)
+    return None if cut is None else (own[: len(cut[0])] if cut else own, whole[cut])
 
 
 def place_of(
@@ -143,22 +148,25 @@ def place_of(
     sizes: Mapping[str, int],
     *,
     longest: int | None = None,
-) -> tuple[slice, ...] | None:
-    """The slices of ``whole`` that correspond to ``own``, as in ``own_and_expected``; empty for all of it.
+    places: Sequence[int] | None = None,
+) -> tuple[Any, ...] | None:
+    """The index of the part of ``whole`` that corresponds to ``own``, as in ``own_and_expected``; empty for all of it.
 
-    The first slice is over tokens. ``own`` may have padding after them.
+    It begins with a list of tokens, and slices of the other dims follow. ``own`` may have padding after these tokens.
     """
     if own.ndim != whole.ndim or not own.ndim or whole.shape[0] != n_tokens:
         return () if own.shape == whole.shape else None
     c, t = sizes["cp"], sizes["tp"]
-    rows, padded = own.shape[0], -(-(longest or n_tokens) // (c * t)) * c * t
-    firsts = {padded // (c * t): place["cp"] * t + place["tp"], padded // c: place["cp"], padded: 0}
-    first = firsts.get(rows, 0 if rows == n_tokens else None)
-    if first is None or (rows == n_tokens < padded and rows in firsts):
+    if places is None:
+        part = -(-(longest or n_tokens) // (c * t)) * t
+        places = range(place["cp"] * part, (place["cp"] + 1) * part)
+    rows, per_rank = own.shape[0], len(places) // t
+    held = {per_rank: places[place["tp"] * per_rank :][:per_rank], len(places): places, c * len(places): range(rows)}
+    found = held.get(rows, range(rows) if rows == n_tokens else None)
+    if found is None or (rows == n_tokens < c * len(places) and rows in held):
         return None
-    start = min(first * rows, n_tokens)
-    end = min(start + rows, n_tokens)
-    cut = [slice(start, max(start, end))]
+    # A rank holds its tokens in the order of the pack, which ends in padding.
+    cut: list[Any] = [[token for token in found if token < n_tokens]]
     for extent, whole_extent in zip(own.shape[1:], whole.shape[1:], strict=True):
         if extent == whole_extent:
             cut.append(slice(None))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from archon_core.errors import ArchonError, LayoutError, ModelError
 from archon_core.plugins import ScheduleSpec, registry
 from archon_engine.options.archon import ArchonOptions
+from archon_engine.options.context_style import AUTO, ContextStyle
 from archon_testing.cases import Case, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.enumeration import Design, candidate_layouts
@@ -72,6 +73,7 @@ class Plan:
         design: selects the cases of each layout.
         seed: of weights and batches.
         fitting: layouts that can run the model, to resume runs on.
+        cp_style: how context ranks share attention.
     """
 
     model: RequestedModel
@@ -80,6 +82,7 @@ class Plan:
     design: Design
     seed: int
     fitting: Sequence[RequestedLayout] = ()
+    cp_style: ContextStyle = AUTO
 
     @property
     def groups(self) -> list[list[Case]]:
@@ -96,6 +99,7 @@ class Plan:
                 schedule=layout.schedule,
                 seed=self.seed,
                 model=self.model.spec.name,
+                cp_style=self.cp_style,
             )
             for variant in self.design.variants
         }

@@ -265,10 +265,15 @@ def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load
         "actor.backend 'archon:t3': found t3; it must divide the model's attention heads (8); the largest t below 3 "
         "that works is t2"
     ]
-    (found,) = config_errors(plan(load, complete, text, "actor.backend=archon:c6"))
-    assert "found c6; context ranks share attention heads" in found
-    # Of key heads and vocabulary rows there may be any number.
-    assert plan(load, complete, text, "actor.backend=archon:c2t4").can_run
+    ulysses = "actor.archon.cp_style=ulysses"
+    (found,) = config_errors(plan(load, complete, text, "actor.backend=archon:c6", ulysses))
+    assert "actor.archon.cp_style: found ulysses with c6" in found
+    # Of key heads and vocabulary rows there may be any number, and of context ranks that gather keys.
+    assert plan(load, complete, text, "actor.backend=archon:c2t4", ulysses).can_run
+    gathered = plan(load, complete, text, "actor.backend=archon:c6")
+    assert gathered.can_run
+    (style,) = [decision for decision in gathered.engine_decisions if decision.option == "actor.archon.cp_style"]
+    assert (style.requested, style.effective) == ("auto", "hybrid: heads over 2 ranks, keys and values over 3")
 
 
 def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:

@@ -64,6 +64,7 @@ def test_the_defaults_are_allowed(schema: Any) -> None:
         ("actor.archon.ac_memory_budget", -0.1, "numbers from 0 up to 1"),
         ("actor.archon.reshard_after_forward_policy", "sometimes", "default, always, never"),
         ("actor.archon.attn_type", "tree", "varlen, flex, sdpa"),
+        ("actor.archon.cp_style", "ulyses", "auto, ulysses, gather, hybrid; did you mean 'ulysses'?"),
         ("actor.archon.moe_router_dtype", "bf16", "fp32; null takes the compute type"),
         ("actor.dtype", "bf16", "float32, bfloat16, float64"),
         ("actor.temperature", 0.0, "numbers above 0"),

@@ -8,6 +8,7 @@ attributes that they need, so a model built from them declares none itself.
 | ``parallel`` | layers, expert blocks | tensor parallelism | the layer does not learn its tensor ranks |
 | ``adds_bias`` | projections | tensor parallelism | the projection cannot have the role ``row`` |
 | ``accepts_sequence_shards`` | attention | context parallelism | the attention needs whole sequences |
+| ``accepts_any_order`` | attention | context parallelism | ranks hold parts of a pack in its order |
 | ``eager_methods`` | expert blocks | compilation | the whole block stays eager |
 | ``initial_values`` | owners of parameters | random initialisation | the rule of ``initial_values`` below |
 | ``fill_buffers`` | owners of buffers | materialisation | buffers stay uninitialised |
@@ -74,6 +75,12 @@ def accepts_sequence_shards(attention: nn.Module) -> bool:
     """Whether a core attention module honours ``PackedSequences.context``: it computes this rank's tokens from those
     of all context ranks. Default: false."""
     return getattr(attention, "accepts_sequence_shards", False)
+
+
+def accepts_any_order(attention: nn.Module) -> bool:
+    """Whether a core attention module works on any of a pack's tokens, as ``ContextRanks.places`` names them. A
+    recurrent one needs neighbours: with rank i the i-th part of the pack. Default: false."""
+    return getattr(attention, "accepts_any_order", False)
 
 
 def eager_methods(block: nn.Module) -> tuple[str, ...]:

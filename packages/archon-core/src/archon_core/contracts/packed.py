@@ -5,7 +5,7 @@ Legend: T tokens, S sequences, P positions with outputs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -17,11 +17,15 @@ OutputName = Literal["logprobs", "entropy", "values", "logits"]
 
 
 class ContextRanks(Protocol):
-    """This rank's place among the context ranks, which share a pack's tokens: rank i holds the i-th of ``size`` equal
-    parts."""
+    """This rank's place among the context ranks, which share a pack's tokens in equal numbers. Which tokens a rank
+    holds is up to the implementation."""
 
     rank: int
     size: int
+
+    def places(self, n_tokens: int) -> tuple[range, ...]:
+        """The places of this rank's tokens in a pack of ``n_tokens``, which ``size`` divides: ascending ranges, in the
+        order in which the rank holds the tokens."""
 
     def local_tokens(self, x: Tensor) -> Tensor:
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
@@ -32,11 +36,28 @@ class ContextRanks(Protocol):
     def stack(self, x: Tensor) -> Tensor:
         """The ranks' ``x``, of equal shape, in rank order, [size, ...]; backward sums gradients over the ranks."""
 
-    def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Exchange all heads of this rank's tokens, [T / size, H, D], for its heads of all tokens, [T, H / size, D]."""
+    def attend(
+        self,
+        backend: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """Attention of this rank's queries [T / size, Hq, D] over the keys and values of all ranks, of which this one
+        passes its own [T / size, Hkv, D]. Returns [T / size, Hq, Dv].
 
-    def scatter_sequences(self, out: Tensor) -> Tensor:
-        """The inverse, for attention's result: [T, H / size, D] to [T / size, H, D]."""
+        Args:
+            backend: computes attention without context ranks (``archon_engine.nn.attention.Backend``).
+            q: queries.
+            k: keys.
+            v: values.
+            packed: the whole pack.
+            settings: the layer's settings.
+            sinks: [Hq], the scores of ``settings.sinks``; ``None`` without.
+        """
 
 
 class TensorRanks(Protocol):
@@ -246,17 +267,29 @@ class PackedSequences:
             parallel: the tensor ranks, which cut the tokens of ``positions`` further; ``None`` without tensor
                 parallelism.
         """
-        n_own = self.positions.shape[0]
-        if parallel is not None and parallel.sequence_sharded:
-            n_own //= parallel.size
-        first = self.first_local_place(parallel, n_own)
-        return torch.arange(first, first + n_own, device=self.positions.device)
+        ranges = self.local_ranges(parallel)
+        return torch.cat([torch.arange(r.start, r.stop, device=self.positions.device) for r in ranges])
 
-    def first_local_place(self, parallel: TensorRanks | None, n_own: int) -> int:
-        """The first of the ``n_own`` places in ``local_places``, computed on the host."""
-        first = 0 if self.context is None else self.context.rank * self.positions.shape[0]
-        return first + parallel.rank * n_own if parallel is not None and parallel.sequence_sharded else first
+    def local_ranges(self, parallel: TensorRanks | None = None) -> tuple[range, ...]:
+        """The places in ``local_places`` as ascending ranges, computed on the host."""
+        n_own = self.positions.shape[0]
+        places = (range(n_own),) if self.context is None else self.context.places(n_own * self.context.size)
+        if parallel is None or not parallel.sequence_sharded:
+            return places
+        n_own //= parallel.size
+        return cut_ranges(places, parallel.rank * n_own, n_own)
 
     def local_rows(self, x: Tensor) -> Tensor:
         """The rows of ``x`` [T, ...] that belong to this rank's tokens."""
         return x if self.context is None else self.context.local_tokens(x)
+
+
+def cut_ranges(ranges: Sequence[range], start: int, number: int) -> tuple[range, ...]:
+    """The elements ``start`` to ``start + number`` of ``ranges`` joined end to end, again as ranges, none empty."""
+    kept, before = [], 0
+    for part in ranges:
+        first, stop = max(start - before, 0), min(start + number - before, len(part))
+        if first < stop:
+            kept.append(part[first:stop])
+        before += len(part)
+    return tuple(kept)

@@ -1,4 +1,4 @@
-"""The tensor and context sizes that a model allows: pure arithmetic, shared by dry runs and runs."""
+"""The tensor sizes that a model allows: pure arithmetic, shared by dry runs and runs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ class ShardedExtents:
     Attributes:
         by_tensor_ranks: name -> extent that tensor parallelism shards evenly.
         unequal: name -> extent that tensor parallelism shards with a possibly smaller last part.
-        query_heads: query heads, which context parallelism shards after tensor parallelism; 0 without attention.
     """
 
     by_tensor_ranks: Mapping[str, int] = field(default_factory=dict)
-    query_heads: int = 0
     unequal: Mapping[str, int] = field(default_factory=dict)
 
     def allows_tensor(self, size: int) -> bool:
@@ -36,18 +34,14 @@ class ShardedExtents:
         # All parts but the last have the rounded-up size; see ``archon_core.models.box.chunk_of``.
         return {what: extent for what, extent in self.unequal.items() if -(-extent // size) * (size - 1) >= extent}
 
-    def allows_context(self, size: int, tensor: int) -> bool:
-        """Whether ``size`` context ranks can divide the heads of each of ``tensor`` tensor ranks."""
-        return self.query_heads % (size * tensor) == 0
-
 
 def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None:
-    """Refuse tensor and context sizes that do not divide their extents, or leave ranks without a part.
+    """Refuse tensor sizes that do not divide their extents, or leave ranks without a part.
 
     Raises:
         LayoutError: with the extents and the largest valid size.
     """
-    tensor, context = layout.dims["t"], layout.dims["c"]
+    tensor = layout.dims["t"]
     where = f"{option} {str(layout)!r}"
     if not extents.allows_tensor(tensor):
         fix = _largest("t", tensor, extents.allows_tensor)
@@ -57,15 +51,6 @@ def check_sizes(extents: ShardedExtents, layout: Layout, *, option: str) -> None
         raise LayoutError(
             f"{where}: found t{tensor}; the model's {few} are too few: in parts of equal size, the last one smaller, "
             f"some tensor ranks get none; {fix}"
-        )
-    if not extents.allows_context(context, tensor):
-        heads = f"{extents.query_heads} attention heads"
-        if tensor > 1:
-            heads += f", of which each of {tensor} tensor ranks has {extents.query_heads // tensor}"
-        fix = _largest("c", context, lambda size: extents.allows_context(size, tensor))
-        raise LayoutError(
-            f"{where}: found c{context}; context ranks share attention heads, so it must divide the model's {heads}; "
-            f"{fix}"
         )
 
 

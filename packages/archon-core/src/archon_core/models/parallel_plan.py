@@ -56,7 +56,7 @@ class ParallelPlan:
             attention takes them: projections, or norms over whole projections behind them. Where t does not divide the
             key heads, ranks exchange these outputs so that each has whole heads; a plan that names none is refused
             there.
-        attention: core attention modules and recurrent cores, where context parallelism exchanges heads or states.
+        attention: core attention modules and recurrent cores, which read tokens of other context ranks.
         experts: expert blocks, where tokens are dispatched.
         units: the pipeline's units in order; a pattern such as ``layers.{layer}`` may match several.
         blocks: pattern of the repeated blocks. Each is an FSDP2 group, and is recomputed and compiled as a whole.

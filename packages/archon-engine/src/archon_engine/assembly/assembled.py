@@ -24,6 +24,7 @@ from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import Ranks
 from archon_engine.assembly.blocks import Blocks, prepare_blocks
 from archon_engine.assembly.blueprint import Blueprint, build_blueprint
+from archon_engine.assembly.context import context_decisions
 from archon_engine.assembly.experts import ExpertBlocks
 from archon_engine.assembly.tied_copies import TiedCopies
 from archon_engine.assembly.weight_loading import load_weights
@@ -136,7 +137,13 @@ def assemble(
     check_world(plan.dims, option=f"{role}.backend")
     meshes: Meshes | None = None
     if needs_meshes(plan.dims, effective):
-        meshes = build_meshes(plan.dims, effective.device, experts=plan.expert_builder is not None)
+        meshes = build_meshes(
+            plan.dims,
+            effective.device,
+            experts=plan.expert_builder is not None,
+            context=plan.context.split,
+            in_order=plan.context.in_order,
+        )
     module = _build_stages(plan, meshes)
     if effective.attn_type is not None:
         compute_dtype = getattr(torch, effective.compute_dtype)
@@ -179,6 +186,7 @@ def assemble(
     )
     decisions = (
         _model_decisions(plan, role)
+        + context_decisions(plan.context, config, plan.dims, role=role)
         + uneven
         + (_expert_decisions(experts, effective, role) if experts is not None else [])
         + ([] if plan.adapter is None else [*plan.adapter.decisions(role=role), *_frozen_decisions(plan, role)])

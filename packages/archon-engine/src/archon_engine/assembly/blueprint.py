@@ -5,7 +5,7 @@ Only reading the configuration is collective; everything else works without othe
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ from archon_core.layout.model_sizes import check_sizes
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.stage import Stage
 from archon_core.models.weight_map import ResolvedMap
+from archon_engine.assembly.context import ContextPlan, plan_context
 from archon_engine.assembly.stages import plan_stages
 from archon_engine.models.capabilities import check_capabilities
 from archon_engine.models.hf_config import read_source
@@ -55,6 +56,7 @@ class Blueprint:
         parallel: the model's parallel plan.
         whole: the whole, unsharded model on the meta device.
         weights: the resolved map between its weights and Hugging Face tensors.
+        context: how context ranks share attention.
         stages: the pipeline stages; ``None`` without a pipeline.
         expert_builder: builds its experts; ``None`` for a model without experts.
         adapter: its adapters; ``None`` to train its own weights.
@@ -71,6 +73,7 @@ class Blueprint:
     parallel: ParallelPlan
     whole: nn.Module
     weights: ResolvedMap
+    context: ContextPlan = field(default_factory=ContextPlan)
     stages: StagePlan | None = None
     expert_builder: MoEBuilder | None = None
     adapter: Adapter | None = None
@@ -137,6 +140,7 @@ def build_blueprint(
     option = f"{role}.backend"
     dims = layout.parallel_dims(moe=model.has_experts, option=option)
     _check_plan(whole, parallel, layout, option=option)
+    context = plan_context(config, whole, parallel, dims, role=role)
     stages: StagePlan | None = None
     if schedule is not None:
         assert selection.pipeline is not None, "a selection with a schedule has a pipeline"
@@ -160,6 +164,7 @@ def build_blueprint(
         parallel=parallel,
         whole=whole,
         weights=weights,
+        context=context,
         stages=stages,
         expert_builder=experts,
         adapter=adapter,

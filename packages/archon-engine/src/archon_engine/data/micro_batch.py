@@ -32,10 +32,10 @@ def build_micro_batch(
         batch: the whole batch, on the device where the model runs.
         indices: the sequences of this micro-batch; if empty, it consists of padding only.
         request: the outputs that the head computes; the field that ``request.where`` names must be in ``batch``.
-        multiple: the padded length is a multiple of this.
+        multiple: the padded length is a multiple of this; with context ranks, a multiple of theirs
+            (``ContextParallel.multiple``).
         at_least: minimum padded length.
-        context: the context ranks, among which tokens are divided; ``multiple`` must be a multiple of their number.
-            ``None`` without context parallelism.
+        context: the context ranks, among which tokens are divided; ``None`` without context parallelism.
         replays_routing: route tokens to the experts in the field ``ROUTED_EXPERTS`` [T, layers, top_k], if any.
 
     Returns:
@@ -59,5 +59,6 @@ def build_micro_batch(
         experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
         packed = replace(packed, experts=experts)
     if context is not None:
+        context = context.deal(lengths, batch.input_ids.device)
         input_ids, packed = context.local_tokens(input_ids), packed.cut(context)
     return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

@@ -37,7 +37,10 @@ class Backend(Protocol):
         sinks: Tensor | None = None,
     ) -> Tensor:
         """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], with ``sinks`` [Hq] if the settings
-        have any. Returns [T, Hq, Dv]."""
+        have any. Returns [T, Hq, Dv].
+
+        ``q`` may have fewer rows: those of the last tokens of the pack, where the first sequence has all others.
+        """
 
     def obstacles(
         self, device_type: str, dtype: torch.dtype, head_dim: int, settings: Collection[AttentionSettings]
@@ -55,6 +58,7 @@ class PackedAttention(nn.Module):
     """
 
     accepts_sequence_shards = True
+    accepts_any_order = True
 
     def __init__(self, layer: str, settings: AttentionSettings) -> None:
         super().__init__()
@@ -82,14 +86,10 @@ class PackedAttention(nn.Module):
             of_heads = () if sinks is None else (sinks,)
             return packed.cache.attend(self.layer, q, k, v, packed, self.settings, *of_heads)
         name = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.settings)
-        attend = load_backend(name).attend
+        backend = load_backend(name)
         if packed.context is None:
-            return attend(q, k, v, packed, self.settings, sinks)
-        q, k, v = packed.context.gather_sequences(q, k, v)
-        if sinks is not None:
-            # The sinks of this rank's heads; gradients of the others' come from the other context ranks.
-            sinks = sinks.chunk(packed.context.size)[packed.context.rank]
-        return packed.context.scatter_sequences(attend(q, k, v, packed, self.settings, sinks))
+            return backend.attend(q, k, v, packed, self.settings, sinks)
+        return packed.context.attend(backend, q, k, v, packed, self.settings, sinks)
 
     def extra_repr(self) -> str:
         return f"layer={self.layer}, {self.settings}, backend={self.backend or 'auto'}"

@@ -2,7 +2,7 @@
 
 Every rank holds T / c of a pack's tokens. Around attention, one all-to-all gives each rank all T tokens of its share of
 the heads, and a second one returns the results. All other layers work on single tokens. Cuts may fall inside a
-sequence, because ``cu_seqlens`` describes the whole pack.
+sequence, because ``cu_seqlens`` describes the whole pack. The number of heads limits c (not so in ``key_gathering``).
 
 Context parallelism is a property of the batch (``PackedSequences.context``), not of the module, so the same module also
 runs whole packs, for instance in generation.
@@ -13,20 +13,22 @@ Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimen
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import gather_results
 
 
 @dataclass(frozen=True)
 class ContextParallel:
-    """A rank's place among the context ranks, which share a pack's tokens. Rank i holds the i-th of ``size`` equal
-    parts.
+    """A rank's place among the context ranks, which share a pack's tokens and exchange heads. Rank i holds the i-th of
+    ``size`` equal parts.
 
     Attributes:
         group: the process group.
@@ -38,11 +40,25 @@ class ContextParallel:
     rank: int
     size: int
 
+    @property
+    def multiple(self) -> int:
+        """The number of tokens of a pack must be a multiple of this."""
+        return self.size
+
+    def deal(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> ContextParallel:
+        """The ranks that divide a pack of sequences of ``lengths``: these, whatever the lengths."""
+        return self
+
+    def places(self, n_tokens: int) -> tuple[range, ...]:
+        """See ``archon_core.contracts.packed.ContextRanks``."""
+        assert n_tokens % self.size == 0, f"{n_tokens} tokens were not padded for {self.size} context ranks"
+        part = n_tokens // self.size
+        return (range(self.rank * part, (self.rank + 1) * part),)
+
     def local_tokens(self, x: Tensor) -> Tensor:
-        """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
-        assert x.shape[0] % self.size == 0, f"{x.shape[0]} tokens were not padded for {self.size} context ranks"
-        part = x.shape[0] // self.size
-        return x[self.rank * part : (self.rank + 1) * part]
+        """This rank's part of ``x`` [T, ...]; T is a multiple of ``multiple``."""
+        parts = [x[place.start : place.stop] for place in self.places(x.shape[0])]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def gather_outputs(self, x: Tensor) -> Tensor:
         """Outputs [T / c, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
@@ -53,11 +69,30 @@ class ContextParallel:
         gradients over the ranks."""
         return compat.all_gather_with_grad(x[None], 0, self.group)
 
+    def attend(
+        self,
+        backend: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        packed: PackedSequences,
+        settings: AttentionSettings,
+        sinks: Tensor | None = None,
+    ) -> Tensor:
+        """See ``archon_core.contracts.packed.ContextRanks``."""
+        q, k, v = self.gather_sequences(q, k, v)
+        sinks = None if sinks is None else self.local_heads(sinks)
+        return self.scatter_sequences(backend.attend(q, k, v, packed, settings, sinks))
+
+    def local_heads(self, sinks: Tensor) -> Tensor:
+        """The sinks [H / c] of this rank's heads; gradients of the others' come from the other context ranks."""
+        return sinks.chunk(self.size)[self.rank]
+
     def gather_sequences(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """All heads of this rank's tokens to this rank's heads of all tokens: each [T / c, H, D] to [T, H / c, D].
 
         Key and value heads are replicated first where c does not divide their number. The number of query heads is a
-        multiple of c and of the number of key heads; layouts for which it is not are refused before.
+        multiple of c and of the number of key heads; ``options.context_style`` chooses ranks for which it is.
         """
         # The fewest copies that c divides. Copies of a head are neighbours, so the r-th part of the query heads still
         # reads the r-th part of the key heads, in groups of one size, as backends expect.

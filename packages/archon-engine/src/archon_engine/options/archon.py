@@ -10,6 +10,7 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, SHARE, one_of, opti
 from archon_core.contracts.engine_config import DTYPE, EngineConfig
 from archon_engine.options.combinations import refusals
 from archon_engine.options.context import OptionContext
+from archon_engine.options.context_style import CONTEXT_STYLES
 
 BALANCED = "null balances stages by cost"
 
@@ -57,6 +58,10 @@ class ArchonOptions:
         use_deterministic_algorithms: make runs equal to the last bit.
         keep_freed_memory: a process that trains on a CPU keeps the memory that a step frees for the next step, instead
             of returning it to the system (with glibc).
+        cp_style: how context ranks share attention. ``ulysses`` exchanges heads, so ``c`` x ``t`` must divide their
+            number. ``gather`` collects keys and values on every rank, for any ``c``. ``hybrid`` exchanges heads among
+            neighbouring ranks of a machine, as many as divide the heads, and gathers across them. ``auto`` is
+            ``ulysses`` where ``c`` allows it, else ``hybrid``, and ``gather`` if no part of ``c`` divides the heads.
         attn_type: attention kernel: ``varlen``, ``flex`` or ``sdpa``; null chooses by device.
         moe_router_dtype: compute type of routers: ``fp32``, or null for that of the model.
         master_dtype: type of the stored and updated weights; null uses float32 beside bfloat16 computation, and
@@ -84,6 +89,7 @@ class ArchonOptions:
     reshard_after_forward_policy: str = option("default", one_of("default", "always", "never"))
     use_deterministic_algorithms: bool = False
     keep_freed_memory: bool = True
+    cp_style: str = option("auto", one_of(*CONTEXT_STYLES))
     attn_type: str | None = option(None, one_of("varlen", "flex", "sdpa"))
     moe_router_dtype: str | None = option("fp32", one_of("fp32"), fix="null takes the compute type")
     master_dtype: str | None = option(None, DTYPE)

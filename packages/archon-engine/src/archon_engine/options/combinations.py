@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from archon_core.config.rules import written_value
 from archon_core.contracts.decisions import Decision
 from archon_engine.options.context import OptionContext
+from archon_engine.options.context_style import AUTO
 
 if TYPE_CHECKING:
     from archon_core.contracts.engine_config import EngineConfig
@@ -224,6 +225,15 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.has_no_pipeline and s.engine.archon.pp_record_step is not None,
     ),
     Rule(
+        "archon.cp_style",
+        "any value but auto",
+        "a layout without c",
+        "decision",
+        "there are no context ranks",
+        lambda s: s.context_ranks == 1 and s.engine.archon.cp_style != AUTO,
+        becomes=AUTO,
+    ),
+    Rule(
         "enable_tree_training",
         True,
         "this version",
@@ -258,11 +268,12 @@ def changes(context: OptionContext, *, role: str) -> tuple[dict[str, Any], list[
 def refuse_when_strict(config: EngineConfig, decisions: Iterable[Decision], *, role: str) -> str | None:
     """The text of an error if ``strict`` of the section ``role`` is set and a decision changes the configuration.
 
-    ``None`` otherwise, and for engines without the option. Decisions about defaults change nothing.
+    ``None`` otherwise, and for engines without the option. Decisions about defaults, and about options that leave the
+    choice to the engine (``auto``), change nothing.
     """
     if not getattr(getattr(config, "archon", None), "strict", False):
         return None
-    changed = [decision for decision in decisions if decision.requested != shown(None)]
+    changed = [decision for decision in decisions if decision.requested not in (shown(None), AUTO)]
     lines = [f"\n  {d.option}: found {d.requested}{_instead(d.effective)}: {d.reason}" for d in changed]
     if not lines:
         return None

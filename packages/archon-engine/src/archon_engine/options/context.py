@@ -22,6 +22,7 @@ class OptionContext:
         written: options of the section that the user wrote, as against defaults, such as ``archon.ac_mode``.
         pipeline_ranks: number of pipeline ranks in the layout; ``None`` before it is known.
         schedule: the pipeline schedule; ``None`` before it is known, and without a pipeline.
+        context_ranks: number of context ranks in the layout; ``None`` before it is known.
     """
 
     engine: ArchonEngineConfig
@@ -29,6 +30,7 @@ class OptionContext:
     written: frozenset[str] = field(default_factory=frozenset)
     pipeline_ranks: int | None = None
     schedule: ScheduleSpec | None = None
+    context_ranks: int | None = None
 
     @classmethod
     def of(
@@ -40,10 +42,11 @@ class OptionContext:
         device: str | None = None,
         pipeline_ranks: int | None = None,
         schedule: ScheduleSpec | None = None,
+        context_ranks: int | None = None,
     ) -> OptionContext:
         """The context of ``role``; ``explicit`` are the dotted names of all options that the user wrote."""
         written = (name.removeprefix(f"{role}.") for name in explicit if name.startswith(f"{role}."))
-        return cls(engine, device, frozenset(written), pipeline_ranks, schedule)
+        return cls(engine, device, frozenset(written), pipeline_ranks, schedule, context_ranks)
 
     @property
     def splits_backward(self) -> bool:

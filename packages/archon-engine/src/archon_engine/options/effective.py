@@ -94,7 +94,15 @@ def resolve_effective(
     """
     dims = dims or ParallelDims()
     options = config.archon
-    context = OptionContext.of(config, role, explicit, device=device, pipeline_ranks=dims.pp, schedule=schedule)
+    context = OptionContext.of(
+        config,
+        role,
+        explicit,
+        device=device,
+        pipeline_ranks=dims.pp,
+        schedule=schedule,
+        context_ranks=dims.cp,
+    )
     wrong = [f"{role}.{option}: {text}" for option, text in refusals(context)]
     if wrong:
         raise ConfigError("\n".join(wrong))

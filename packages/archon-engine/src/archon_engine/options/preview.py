@@ -8,6 +8,7 @@ from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
+from archon_engine.options.context_style import ContextSizes, shared_prefix_refusal, split_context, style_decisions
 from archon_engine.options.pipelines import count_stages, micro_batch_decisions
 from archon_engine.options.routing_replay import replay_without_experts, replay_without_record
 
@@ -15,12 +16,20 @@ from archon_engine.options.routing_replay import replay_without_experts, replay_
 def preview(outline: EngineOutline) -> EnginePreview:
     """``preview`` of the engine's ``TrainEngineSpec``. Raises PluginError: a pipeline's split cannot be imported."""
     config, role, schedule = outline.config, outline.role, outline.schedule
-    n_ranks = None if outline.layout is None else outline.layout.dims["p"]
-    context = OptionContext.of(config, role, outline.explicit, pipeline_ranks=n_ranks, schedule=schedule)
+    dims = None if outline.layout is None else outline.layout.dims
+    context = OptionContext.of(
+        config,
+        role,
+        outline.explicit,
+        pipeline_ranks=None if dims is None else dims["p"],
+        schedule=schedule,
+        context_ranks=None if dims is None else dims["c"],
+    )
     problems = [f"{role}.{option}: {text}" for option, text in refusals(context)]
     problems += [*_routing_replay_problems(outline), *_head_problems(outline)]
     _, decisions = changes(context, role=role)
     try:
+        decisions += _context_decisions(outline)
         decisions += _pipeline_decisions(outline)
     except (ConfigError, LayoutError) as error:
         problems.append(str(error))
@@ -39,16 +48,37 @@ def _routing_replay_problems(outline: EngineOutline) -> list[str]:
 
 
 def _head_problems(outline: EngineOutline) -> list[str]:
-    """Problems with the division of attention heads over tensor and context ranks. The engine checks the other
-    sizes."""
-    n_heads, layout = outline.entries.get("num_attention_heads"), outline.layout
-    if outline.model is None or layout is None or not isinstance(n_heads, int) or n_heads <= 0:
+    """Problems with the division of attention heads over tensor ranks. The engine checks the other sizes."""
+    n_heads, layout = _n_heads(outline), outline.layout
+    if n_heads is None or layout is None:
         return []
     try:
-        check_sizes(ShardedExtents({"attention heads": n_heads}, n_heads), layout, option=f"{outline.role}.backend")
+        check_sizes(ShardedExtents({"attention heads": n_heads}), layout, option=f"{outline.role}.backend")
     except LayoutError as error:
         return [str(error)]
     return []
+
+
+def _n_heads(outline: EngineOutline) -> int | None:
+    n_heads = outline.entries.get("num_attention_heads")
+    known = outline.model is not None and isinstance(n_heads, int) and n_heads > 0
+    return n_heads if known else None
+
+
+def _context_decisions(outline: EngineOutline) -> list[Decision]:
+    """Decisions about the style of context parallelism. Raises ConfigError: the style does not fit the heads.
+
+    A dry run does not know the machines that ranks will run on, so a run on several may choose smaller groups.
+    """
+    n_heads, layout = _n_heads(outline), outline.layout
+    if n_heads is None or layout is None or n_heads % layout.dims["t"]:
+        return []
+    style, option = outline.config.archon.cp_style, f"{outline.role}.archon.cp_style"
+    sizes = ContextSizes(layout.dims["c"], layout.dims["t"], n_heads)
+    split = split_context(style, sizes, option=option)
+    if outline.config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=outline.role)):
+        raise ConfigError(refusal)
+    return list(style_decisions(style, sizes, split, option=option))
 
 
 def _pipeline_decisions(outline: EngineOutline) -> list[Decision]:

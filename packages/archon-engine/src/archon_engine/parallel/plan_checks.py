@@ -28,7 +28,7 @@ def sharded_extents(module: nn.Module, plan: ParallelPlan) -> ShardedExtents:
     equal, unequal = {}, {}
     for what, extent, is_equal in _cut_by_tensor_ranks(module, plan):
         (equal if is_equal else unequal)[what] = extent
-    return ShardedExtents({**heads, **plan.other_heads, **equal}, plan.heads.query if plan.heads else 0, unequal)
+    return ShardedExtents({**heads, **plan.other_heads, **equal}, unequal)
 
 
 def check_refusals(plan: ParallelPlan, layout: Layout, *, option: str) -> None:
@@ -77,7 +77,7 @@ def check_tensor_plan(module: nn.Module, plan: ParallelPlan) -> None:
 
 
 def check_context_plan(module: nn.Module, plan: ParallelPlan) -> None:
-    """Check that every attention module of ``plan`` exchanges heads between context ranks, as ``PackedAttention`` does.
+    """Check that every attention module of ``plan`` exchanges data between context ranks, as ``PackedAttention`` does.
 
     Raises:
         ModelError: the plan names no attention although the model has heads, names a module that needs whole

@@ -70,7 +70,7 @@ class ServedModel:
                 described = json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
         n_heads = described.get("num_attention_heads") if isinstance(described, dict) else None
         if isinstance(n_heads, int) and n_heads > 0:
-            check_sizes(ShardedExtents({"attention heads": n_heads}, n_heads), layout, option="--layout")
+            check_sizes(ShardedExtents({"attention heads": n_heads}), layout, option="--layout")
 
     def load(self, layout: Layout) -> TrainEngine:
         """The engine with the model's weights. Collective over the ranks of the layout."""

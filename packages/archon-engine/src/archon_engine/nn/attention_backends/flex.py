@@ -29,7 +29,7 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
-    mask = _block_mask(packed.lengths, settings.window, q.device)
+    mask = _block_mask(packed.lengths, settings.window, k.shape[0] - q.shape[0], q.device)
     arguments = {
         "score_mod": None if settings.softcap is None else _cap(settings.softcap),
         "block_mask": mask,
@@ -75,15 +75,23 @@ def _compiled_flex_attention() -> Callable[..., Tensor]:
     return torch.compile(flex_attention, dynamic=True)
 
 
-def first_key_blocks(lengths: Sequence[int], window: int | None, block: int = BLOCK) -> list[int]:
-    """For each block of queries, the first block of keys that any of them sees; the last is its own block.
+def first_key_blocks(
+    lengths: Sequence[int], window: int | None, block: int = BLOCK, *, first_query: int = 0
+) -> list[int]:
+    """For each block of queries, the first block of keys that any of them sees; the last is that of its last token.
 
     The first key that a token sees never decreases along the pack, so a block's first token decides for the block, and
     the key blocks in between are all needed.
+
+    Args:
+        lengths: of the sequences.
+        window: number of keys that a token sees.
+        block: tokens of a block.
+        first_query: the place from which tokens have queries.
     """
     starts = [0, *accumulate(lengths)]
     first_blocks, sequence = [], 0
-    for query in range(0, starts[-1], block):
+    for query in range(first_query, starts[-1], block):
         while starts[sequence + 1] <= query:
             sequence += 1
         first_key = starts[sequence] if window is None else max(starts[sequence], query - window + 1)
@@ -92,25 +100,27 @@ def first_key_blocks(lengths: Sequence[int], window: int | None, block: int = BL
 
 
 @lru_cache(maxsize=8)
-def _block_mask(lengths: tuple[int, ...], window: int | None, device: torch.device) -> Any:
+def _block_mask(lengths: tuple[int, ...], window: int | None, first_query: int, device: torch.device) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
-    first = torch.tensor(first_key_blocks(lengths, window))
-    n_blocks, total = len(first), sum(lengths)
-    counts = torch.arange(n_blocks) - first + 1
+    first, total = torch.tensor(first_key_blocks(lengths, window, first_query=first_query)), sum(lengths)
+    n_key_blocks = -(-total // BLOCK)
+    ends = torch.arange(1, len(first) + 1) * BLOCK + first_query
+    counts = (ends.clamp(max=total) - 1) // BLOCK - first + 1
     # Per query block its key blocks, padded to the width of the table; entries beyond the count are not read.
-    table = (first[:, None] + torch.arange(n_blocks)).clamp(max=n_blocks - 1)
+    table = (first[:, None] + torch.arange(n_key_blocks)).clamp(max=n_key_blocks - 1)
     with torch.inference_mode(False):
         sequence_of_token = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths)).to(device)
 
         def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            seen = (sequence_of_token[query] == sequence_of_token[key]) & (key <= query)
-            return seen if window is None else seen & (query - key < window)
+            place = query + first_query
+            seen = (sequence_of_token[place] == sequence_of_token[key]) & (key <= place)
+            return seen if window is None else seen & (place - key < window)
 
         return BlockMask.from_kv_blocks(
             counts[None, None].to(device, torch.int32),
             table[None, None].to(device, torch.int32),
             BLOCK_SIZE=BLOCK,
             mask_mod=visible,
-            seq_lengths=(total, total),
+            seq_lengths=(total - first_query, total),
         )

@@ -19,6 +19,10 @@ from torch.nn import functional
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
 
+MOST_QUERIES = 1024
+"""Queries behind earlier keys of their sequence go through calls of at most this many, so that a mask stays small and
+calls read few keys that it hides."""
+
 
 def attend(
     q: Tensor,
@@ -29,18 +33,44 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
-    buckets, token_of_row, row_of_token = _layout(packed.lengths, q.device)
+    if q.shape[0] < k.shape[0]:
+        return _attend_last(q, k, v, packed.lengths, settings, sinks)
+    return _attend_whole(q, k, v, packed.lengths, settings, sinks)
+
+
+def _attend_last(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], settings: AttentionSettings, sinks: Tensor | None
+) -> Tensor:
+    """Attention of the last tokens of a pack, of which the first sequence has all others."""
+    n_before, n_keys = k.shape[0] - q.shape[0], lengths[0]
+    assert n_before <= n_keys, "only the first sequence has keys without queries"
+    tiles = [min(MOST_QUERIES, n_keys - row) for row in range(n_before, n_keys, MOST_QUERIES)]
+    *of_first, others = q.split([*tiles, q.shape[0] - sum(tiles)])
+    parts, stop = [], n_before
+    for tile in of_first:
+        stop += tile.shape[0]
+        first = 0 if settings.window is None else max(0, stop - tile.shape[0] - settings.window + 1)
+        parts.append(_attend_equal(tile, k[first:stop], v[first:stop], 1, settings, sinks))
+    if len(others):
+        parts.append(_attend_whole(others, k[n_keys:], v[n_keys:], lengths[1:], settings, sinks))
+    return torch.cat(parts)
+
+
+def _attend_whole(
+    q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], settings: AttentionSettings, sinks: Tensor | None
+) -> Tensor:
+    buckets, token_of_row, row_of_token = _layout(lengths, q.device)
     if token_of_row is not None:
         q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
     if not buckets:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
     if len(buckets) == 1:
-        out = _attend_bucket(q, k, v, buckets[0], settings, sinks)
+        out = _attend_equal(q, k, v, len(buckets[0].sequences), settings, sinks)
     else:
         # Not slices: the gradient of each would be a tensor of all rows, mostly zeros, added to those of the others.
         n_rows = [bucket.n_rows for bucket in buckets]
         parts = zip(q.split(n_rows), k.split(n_rows), v.split(n_rows), buckets, strict=True)
-        out = torch.cat([_attend_bucket(*part, settings, sinks) for part in parts])
+        out = torch.cat([_attend_equal(*x, len(bucket.sequences), settings, sinks) for *x, bucket in parts])
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
@@ -51,18 +81,20 @@ def obstacles(
     return []
 
 
-def _attend_bucket(
-    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings, sinks: Tensor | None
+def _attend_equal(
+    q: Tensor, k: Tensor, v: Tensor, n_sequences: int, settings: AttentionSettings, sinks: Tensor | None
 ) -> Tensor:
-    """[R, heads, D] to [R, Hq, Dv] for the rows of one bucket."""
+    """[R, heads, D] to [R, Hq, Dv] for sequences of equal length. Queries belong to the last keys of their sequence."""
     scale, window, softcap = settings.scale, settings.window, settings.softcap
-    size = (len(bucket.sequences), bucket.length)
-    q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
+    q, k, v = (x.unflatten(0, (n_sequences, -1)).transpose(1, 2) for x in (q, k, v))
+    n_queries, n_keys = q.shape[2], k.shape[2]
     mask = None
-    if softcap is not None or sinks is not None or (window is not None and window < bucket.length):
-        place = torch.arange(bucket.length, device=q.device)
-        distance = place[:, None] - place
-        mask = (distance >= 0) & (distance < (window or bucket.length))
+    # torch aligns a causal mask with the first key (``is_causal``), which is wrong where keys come before the queries.
+    causal_only = softcap is None and sinks is None and (window is None or window >= n_keys)
+    if not causal_only or n_queries != n_keys:
+        place = torch.arange(n_keys, device=q.device)
+        distance = place[n_keys - n_queries :, None] - place
+        mask = (distance >= 0) & (distance < (window or n_keys))
     if (softcap is not None or sinks is not None) and mask is not None:
         return _by_scores(q, k, v, mask, settings, sinks).transpose(1, 2).flatten(0, 1)
     grouped = q.shape[1] != k.shape[1]

@@ -56,12 +56,18 @@ def attend(
     elif groups > 1:
         # torch 2.11 has no such option and documents equal head counts only. Remove with support for 2.11.
         k, v = replicate_heads(k, groups), replicate_heads(v, groups)
-    cu_seqlens, longest = packed.cu_seqlens, packed.max_seqlen
+    cu_keys, n_before = packed.cu_seqlens, k.shape[0] - q.shape[0]
+    longest_keys = longest = packed.max_seqlen
+    cu_queries = cu_keys
+    if n_before:
+        # The kernel aligns queries with the last keys of a sequence, as FlashAttention 2.1 and later do.
+        cu_queries = (cu_keys - n_before).clamp(min=0)
+        longest = max(packed.lengths[0] - n_before, *packed.lengths[1:], 0)
     value_dim = v.shape[-1]
     if value_dim < q.shape[-1]:
         # The kernel takes heads of one size; zeros in values add zeros to outputs.
         v = functional.pad(v, (0, q.shape[-1] - value_dim))
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
+    out = varlen_attn(q, k, v, cu_queries, cu_keys, longest, longest_keys, **arguments)
     return out if value_dim >= q.shape[-1] else out[..., :value_dim]
 
 

@@ -1,0 +1,178 @@
+"""Gathered keys and values against the same attention on whole packs, and how packs are dealt."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences, cut_ranges
+from archon_engine.nn.attention import PackedAttention
+from archon_engine.nn.dealing import Span, block_costs, deal_blocks, spans_of
+from archon_engine.nn.key_gathering import KeyGathering
+from archon_engine.nn.ulysses import ContextParallel
+from archon_testing.worlds import run_world
+
+HEADS = {2: (3, 1, 4), 3: (4, 2, 3), 4: (4, 2, 3)}
+"""Context ranks -> (query heads, key heads, value dim). Only where groups of two exchange heads are they divided."""
+
+PACKS = [(24,), (5, 7, 1, 11), (1,) * 24, (2, 3, 1, 2, 13, 2, 1)]
+"""24 tokens: one sequence, sequences shorter than the number of ranks, cuts on boundaries and inside."""
+
+SETTINGS = [
+    AttentionSettings(0.5),
+    AttentionSettings(0.5, softcap=2.0),
+    AttentionSettings(0.5, window=4, sinks=True),
+]
+
+
+def tensors(heads, kv_heads, value_dim):
+    generator = torch.Generator().manual_seed(heads + kv_heads)
+    sizes = ((heads, 4), (kv_heads, 4), (kv_heads, value_dim), (heads, value_dim))
+    return [torch.randn(24, n, d, dtype=torch.float64, generator=generator) for n, d in sizes]
+
+
+def ranks_of(size, group, halves):
+    """This rank's places: all gather; then groups of two exchange heads, if ``size`` is 4."""
+    rank, whole = dist.get_rank(), ContextParallel(group, dist.get_rank(), size)
+    yield "gather", KeyGathering(group, rank, size, whole)
+    yield "gather in order", KeyGathering(group, rank, size, whole, in_order=True)
+    if size == 4:
+        across, within = divmod(rank, 2)
+        parts = (
+            ContextParallel(halves["across"][within], across, 2),
+            ContextParallel(halves["within"][across], within, 2),
+        )
+        yield "hybrid", KeyGathering(group, rank, size, *parts)
+        yield "hybrid in order", KeyGathering(group, rank, size, *parts, in_order=True)
+
+
+def differences():
+    """(case, largest difference of this rank's part) for 2, 3 and 4 context ranks."""
+    halves = {
+        "across": [dist.new_group([0, 2]), dist.new_group([1, 3])],
+        "within": [dist.new_group([0, 1]), dist.new_group([2, 3])],
+    }
+    found = []
+    for size in (2, 3, 4):
+        group = dist.new_group(range(size))
+        if dist.get_rank() >= size:
+            continue
+        for (style, context), lengths in itertools.product(ranks_of(size, group, halves), PACKS):
+            for settings in SETTINGS:
+                case = f"c{size}, {style}, {lengths}, {settings}"
+                found.append((case, difference(context.deal(lengths), *HEADS[size], lengths, settings)))
+    return found
+
+
+def difference(context, heads, kv_heads, value_dim, lengths, settings):
+    packed, attention = PackedSequences.from_lengths(lengths), PackedAttention("0", settings)
+    *inputs, upstream = tensors(heads, kv_heads, value_dim)
+    sinks = [torch.linspace(-1, 1, heads, dtype=torch.float64)] if settings.sinks else []
+    whole = [x.clone().requires_grad_() for x in (*inputs, *sinks)]
+    own = [context.local_tokens(x).clone().requires_grad_() for x in inputs]
+    own_sinks = [x.clone().requires_grad_() for x in sinks]
+    expected = attention(*whole[:3], packed, *whole[3:])
+    expected.backward(upstream)
+    result = attention(*own, packed.cut(context), *own_sinks)
+    result.backward(context.local_tokens(upstream))
+    pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=False))]
+    found = [float((part - context.local_tokens(x)).abs().max()) for part, x in pairs]
+    found.append(float((context.gather_outputs(result) - expected).abs().max()))
+    for part, x in zip(own_sinks, whole[3:], strict=True):
+        # Ranks have the gradients of their own queries; FSDP2 sums them over ranks, as those of any parameter.
+        dist.all_reduce(part.grad, group=context.group)
+        found.append(float((part.grad - x.grad).abs().max()))
+    return max(found)
+
+
+def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
+    for rank, found in enumerate(run_world(differences, 4)):
+        assert [case for case, error in found if not error < 1e-12] == []
+        assert len(found) == (96, 96, 72, 48)[rank]
+
+
+def place(rank, size, lengths, **fields):
+    """The place of a rank that gathers over all ``size`` context ranks, without a process group."""
+    return KeyGathering(None, rank, size, ContextParallel(None, rank, size), **fields).deal(lengths)
+
+
+def test_a_single_sequence_is_dealt_as_head_and_tail():
+    assert deal_blocks((80,), 4) == (0, 7, 1, 6, 2, 5, 3, 4)
+    assert [place(rank, 4, (80,)).places(80) for rank in range(2)] == [
+        (range(10), range(70, 80)),
+        (range(10, 20), range(60, 70)),
+    ]
+    # The two middle blocks are neighbours, and become one range.
+    assert place(3, 4, (80,)).places(80) == (range(30, 50),)
+
+
+def test_the_cost_of_a_block_is_its_number_of_visible_pairs():
+    assert block_costs((4,), 4) == [1, 2, 3, 4]
+    assert block_costs((1, 5, 2), 4) == [1 + 1, 2 + 3, 4 + 5, 1 + 2]
+    assert block_costs((3, 9), 2) == [6 + 6, 39]
+
+
+@pytest.mark.parametrize("lengths", [(960,), (500, 460), (700, 100, 160), (90,) * 10 + (60,), (1,) * 960])
+def test_no_rank_has_much_more_work_than_the_mean(lengths):
+    for n_ranks in (2, 4, 8, 16):
+        costs = block_costs(lengths, 2 * n_ranks)
+        order = deal_blocks(lengths, n_ranks)
+        assert sorted(order) == list(range(2 * n_ranks))
+        loads = [costs[order[2 * rank]] + costs[order[2 * rank + 1]] for rank in range(n_ranks)]
+        in_order = [costs[2 * rank] + costs[2 * rank + 1] for rank in range(n_ranks)]
+        assert max(loads) <= max(in_order)
+        assert max(loads) <= 1.35 * sum(loads) / n_ranks
+
+
+def test_pairs_of_blocks_have_the_smallest_maximum_of_all_pairs():
+    for lengths in [(48,), (10, 38), (40, 8), (7, 7, 7, 7, 20), (30, 2, 16)]:
+        costs = block_costs(lengths, 6)
+        order = deal_blocks(lengths, 3)
+        best = min(
+            max(costs[a] + costs[b] for a, b in zip(other[::2], other[1::2], strict=True))
+            for other in itertools.permutations(range(6))
+        )
+        assert max(costs[a] + costs[b] for a, b in zip(order[::2], order[1::2], strict=True)) == best
+
+
+def test_a_span_reads_keys_from_the_start_of_its_first_sequence():
+    spans = spans_of((5, 7, 2, 10), (range(3, 9), range(12, 18)))
+    assert spans == (Span(range(3, 9), range(9), (5, 4)), Span(range(12, 18), range(12, 18), (2, 4)))
+
+
+def test_ranks_hold_every_token_once_in_ascending_order():
+    for lengths, size in [((24,), 4), ((5, 19), 2), ((3,) * 8, 3)]:
+        held = [place(rank, size, lengths).places(24) for rank in range(size)]
+        assert sorted(i for ranges in held for part in ranges for i in part) == list(range(24))
+        for ranges in held:
+            places = [i for part in ranges for i in part]
+            assert places == sorted(places)
+            assert len(places) == 24 // size
+
+
+def test_a_cut_pack_names_the_places_of_its_tokens():
+    targets = torch.arange(16)
+    packed = PackedSequences.from_lengths((16,), head=HeadInputs(("logprobs",), targets))
+    context = place(1, 2, (16,))
+    cut = packed.cut(context)
+    assert cut.positions.tolist() == [4, 5, 6, 7, 8, 9, 10, 11]
+    context = place(0, 2, (16,))
+    cut = packed.cut(context)
+    assert cut.positions.tolist() == [0, 1, 2, 3, 12, 13, 14, 15]
+    assert cut.head.targets.tolist() == cut.local_places().tolist() == cut.positions.tolist()
+    assert cut.local_ranges() == (range(4), range(12, 16))
+    assert cut_ranges(cut.local_ranges(), 2, 4) == (range(2, 4), range(12, 14))
+
+
+def test_models_that_read_neighbours_keep_the_order_of_the_pack():
+    context = place(1, 3, (9,), in_order=True)
+    assert context.places(9) == (range(3, 6),)
+    assert (context.multiple, place(0, 3, (12,)).multiple) == (3, 6)
+
+
+def test_a_pack_that_was_not_padded_or_dealt_is_noticed():
+    with pytest.raises(AssertionError, match="10 tokens were not padded for 4 context ranks"):
+        place(0, 4, (10,))
+    with pytest.raises(AssertionError, match="a pack of 16 tokens was dealt, not of 8"):
+        place(0, 4, (16,)).local_tokens(torch.arange(8))

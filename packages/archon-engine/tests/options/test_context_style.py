@@ -1,0 +1,122 @@
+"""How context ranks share attention: the choice for every number of heads, the recorded decision, and refusals."""
+
+import pytest
+
+from archon_core.errors import ConfigError
+from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
+from archon_engine.options.combinations import refuse_when_strict
+from archon_engine.options.context_style import (
+    ContextSizes,
+    ContextSplit,
+    permits,
+    shared_prefix_refusal,
+    split_context,
+    style_decisions,
+)
+
+OPTION = "actor.archon.cp_style"
+
+
+def split(style, *sizes):
+    return split_context(style, ContextSizes(*sizes), option=OPTION)
+
+
+def decision(style, *sizes):
+    found = list(style_decisions(style, ContextSizes(*sizes), split(style, *sizes), option=OPTION))
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize(
+    ("style", "sizes", "expected"),
+    [
+        ("auto", (4, 1, 8), ContextSplit(4, 1)),
+        ("auto", (8, 1, 4), ContextSplit(4, 2)),
+        ("auto", (8, 2, 4), ContextSplit(2, 4)),
+        ("auto", (3, 1, 4), ContextSplit(1, 3)),
+        ("auto", (6, 1, 4), ContextSplit(2, 3)),
+        ("auto", (8, 1, 1), ContextSplit(1, 8)),
+        ("auto", (5, 1, 0), ContextSplit(5, 1)),  # a model without attention
+        ("gather", (4, 1, 8), ContextSplit(1, 4)),
+        ("ulysses", (4, 2, 8), ContextSplit(4, 1)),
+        ("hybrid", (4, 1, 8), ContextSplit(2, 2)),
+        ("hybrid", (2, 1, 8), ContextSplit(1, 2)),
+        ("hybrid", (12, 1, 8), ContextSplit(4, 3)),
+        # Groups that exchange heads lie within a machine: of 8 ranks, with 2 tensor ranks each, of 4 ranks.
+        ("hybrid", (32, 1, 64, 8), ContextSplit(8, 4)),
+        ("hybrid", (16, 2, 64, 8), ContextSplit(4, 4)),
+        ("hybrid", (4, 8, 64, 8), ContextSplit(1, 4)),
+        ("auto", (16, 1, 64, 8), ContextSplit(16, 1)),
+        ("auto", (16, 1, 8, 4), ContextSplit(4, 4)),
+    ],
+)
+def test_context_ranks_are_split_by_heads_and_machines(style, sizes, expected):
+    assert split(style, *sizes) == expected
+    assert expected.heads * expected.groups == sizes[0]
+
+
+def test_auto_finds_a_split_for_every_number_of_ranks_and_heads():
+    for context in range(1, 33):
+        for heads in range(1, 33):
+            for tensor in (t for t in (1, 2, 4) if heads % t == 0):
+                found = split("auto", context, tensor, heads)
+                assert found.heads * found.groups == context
+                assert heads % (found.heads * tensor) == 0
+                assert (found.groups == 1) == permits("ulysses", ContextSizes(context, tensor, heads))
+
+
+def test_too_few_heads_for_ulysses_are_refused_with_what_is_allowed_and_what_to_do():
+    with pytest.raises(ConfigError) as refused:
+        split("ulysses", 8, 2, 8)
+    assert str(refused.value) == (
+        "actor.archon.cp_style: found ulysses with c8; it divides heads among context ranks, so c must divide the "
+        "model's 8 attention heads, of which each of 2 tensor ranks has 4: 1, 2, 4; write auto, gather or hybrid, "
+        "which allow any c, or reduce c"
+    )
+
+
+def test_the_choice_of_auto_is_a_decision_that_strict_allows():
+    found = decision("auto", 8, 1, 4)
+    assert (found.requested, found.effective) == ("auto", "hybrid: heads over 4 ranks, keys and values over 2")
+    assert found.reason == "4 is the largest part of c8 that divides 4 attention heads"
+    assert decision("auto", 4, 2, 8).reason == (
+        "c4 divides 8 attention heads, of which each of 2 tensor ranks has 4, so context ranks exchange heads"
+    )
+    assert decision("auto", 3, 1, 4).effective == "gather"
+    strict = ArchonEngineConfig(archon=ArchonOptions(strict=True))
+    assert refuse_when_strict(strict, [found], role="actor") is None
+
+
+def test_a_hybrid_without_groups_is_a_change_that_strict_refuses():
+    found = decision("hybrid", 4, 8, 64, 8)
+    assert (found.requested, found.effective) == ("hybrid", "gather")
+    assert found.reason == (
+        "no part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and fits into a node "
+        "of 8 ranks"
+    )
+    strict = ArchonEngineConfig(archon=ArchonOptions(strict=True, cp_style="hybrid"))
+    assert "found hybrid, would use gather" in refuse_when_strict(strict, [found], role="actor")
+
+
+def test_a_style_that_is_in_effect_as_written_needs_no_decision():
+    assert decision("gather", 4, 1, 8) is None
+    assert decision("ulysses", 4, 1, 8) is None
+    assert decision("gather", 1, 1, 8) is None
+
+
+def test_prefix_trees_are_refused_where_keys_are_gathered():
+    sizes = ContextSizes(8, 1, 4)
+    assert shared_prefix_refusal(ContextSizes(4, 1, 4), ContextSplit(4, 1), role="actor") is None
+    assert shared_prefix_refusal(sizes, split("auto", 8, 1, 4), role="actor") == (
+        "actor.enable_tree_training: found true with hybrid attention over c8 (actor.archon.cp_style), which deals "
+        "tokens of whole sequences and does not follow paths of a prefix tree; set actor.enable_tree_training=false, "
+        "or a c that divides the model's 4 attention heads"
+    )
+
+
+def test_packs_are_padded_for_two_blocks_per_group():
+    assert ContextSplit(4, 1).multiple() == 4
+    assert ContextSplit(1, 3).multiple() == 6
+    assert ContextSplit(2, 3).multiple() == 6
+    assert ContextSplit(3, 2).multiple() == 12
+    assert ContextSplit(1, 3).multiple(in_order=True) == 3
