@@ -6,6 +6,7 @@ The servers have the routes and fields of the real ones, which the tests of the 
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -21,14 +22,17 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "archon-sglang" 
 from sglang_server import SglangServer
 from vllm_server import VllmServer, logprob_of
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
+from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.weight_transport import TransportContext, WeightBucket
 from archon_core.errors import ServerError
 from archon_core.models.box import Box
+from archon_core.plugins import registry
 from archon_core.ranks.ranks import DataRanks
 from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
 from archon_engine.checkpoint.safetensors_file import SafetensorsReader
 from archon_rollout.plugin import archon_weight_transports
+from archon_rollout.publication.adapters import publish_apart
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.registries.run_place import find_run
@@ -160,6 +164,34 @@ LONG = GenerationRequest((3, 4), GenerationConfig(max_new_tokens=400), seeds=(7,
 
 def generate(driver, record, request, id="r"):
     return asyncio.run(driver.generate(record, request, request_id=id, timeout=SECONDS))[0]
+
+
+class AdapterTrainer:
+    """The part of ``TrainsAdapters`` that chooses what is published."""
+
+    frozen_weights = ("up",)
+
+    def without_adapters(self):
+        raise NotImplementedError
+
+    def publish_apart(self):
+        return {"peft_type": "LORA"}
+
+
+@pytest.mark.parametrize(
+    ("backend", "transport", "reason"),
+    [
+        ("vllm", "disk", ""),
+        ("sglang", "disk", ""),
+        ("vllm", "shm", "with shm servers of the kind vllm get merged weights, .*; they take adapters by disk"),
+    ],
+)
+def test_adapters_are_published_apart_by_transports_with_which_servers_take_them(backend, transport, reason):
+    config = RolloutConfig(use_lora=True, weight_transport=transport)
+    described, decisions = publish_apart(config, registry().get(ServerDriverSpec, backend), AdapterTrainer())
+    assert described == (None if reason else {"peft_type": "LORA"})
+    assert len(decisions) == bool(reason)
+    assert all(re.match(reason, decision.reason) for decision in decisions)
 
 
 def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):

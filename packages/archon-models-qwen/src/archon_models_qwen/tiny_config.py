@@ -41,7 +41,8 @@ def tiny_qwen3_5_moe() -> dict[str, Any]:
         "shared_expert_intermediate_size": 24,
     }
     sizes = {name: size for name, size in _SIZES.items() if name != "intermediate_size"}
-    return {"model_type": "qwen3_5_moe_text", **sizes, **_HYBRID, **experts}
+    # An expert with few tokens has small gradients, which rounding changes more.
+    return {"model_type": "qwen3_5_moe_text", **sizes, **_HYBRID, **experts, "rms_norm_eps": 3e-2}
 
 
 _HYBRID: dict[str, Any] = {

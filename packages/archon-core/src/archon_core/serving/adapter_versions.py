@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 FOLDER = "adapter"
 """Folder of the adapters inside that of a version."""
 
+CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
+"""PEFT's names of the files in it."""
+
 KEPT = 2
 """Versions that stay loaded: requests may still be on their way to the older one."""
 

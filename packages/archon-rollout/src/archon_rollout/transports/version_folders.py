@@ -13,10 +13,8 @@ from pathlib import Path
 import torch
 
 from archon_core.errors import ServerError
-from archon_core.serving.adapter_versions import FOLDER as ADAPTER_FOLDER
-from archon_core.serving.adapter_versions import is_adapter
+from archon_core.serving.adapter_versions import CONFIG_FILE, FOLDER, WEIGHTS_FILE, is_adapter
 from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
-from archon_engine.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from archon_engine.checkpoint.publication import publish_folder, remove_folder, remove_leftovers
 from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
 
@@ -100,7 +98,7 @@ class VersionFolders:
         self._folder = None
 
     def _write_adapters(self, folder: Path) -> None:
-        target = folder / ADAPTER_FOLDER
+        target = folder / FOLDER
         target.mkdir()
         # Beside the weights, its configuration would make transformers look for adapters there.
         (folder / CONFIG_FILE).rename(target / CONFIG_FILE)
