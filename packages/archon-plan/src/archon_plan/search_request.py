@@ -52,9 +52,10 @@ def find_layouts(
     """
     if not request.engines:
         raise ConfigError("\n".join(request.problems) or f"{request.title}: found no engine to plan")
-    engine = request.engines[0]
+    # Candidates are planned on machines of this device, and so is the request of one that is found.
+    engine = replace(request.engines[0], ranks_per_node=device.devices_per_node)
     backend = engine.layout.partition(":")[0] or "archon"
-    alone = replace(engine, layout=f"{backend}:d1", ranks_per_node=device.devices_per_node)
+    alone = replace(engine, layout=f"{backend}:d1")
     check = check_engine(alone, registry)
     if check.violations:
         return Refused(request, (Refusal(alone, check.violations, ()),))
