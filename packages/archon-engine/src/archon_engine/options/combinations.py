@@ -223,15 +223,6 @@ RULES: tuple[Rule, ...] = (
         "there are no pipeline actions to time",
         lambda s: s.has_no_pipeline and s.engine.archon.pp_record_step is not None,
     ),
-    Rule(
-        "enable_tree_training",
-        True,
-        "this version",
-        "decision",
-        "this version packs each sequence separately and shares no prefixes",
-        lambda s: s.engine.enable_tree_training,
-        becomes=False,
-    ),
 )
 
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError
+from archon_engine.nn.attention_backends.paths import gather_paths
 from archon_engine.nn.ulysses import replicate_heads
 
 
@@ -56,12 +57,19 @@ def attend(
     elif groups > 1:
         # torch 2.11 has no such option and documents equal head counts only. Remove with support for 2.11.
         k, v = replicate_heads(k, groups), replicate_heads(v, groups)
-    cu_seqlens, longest = packed.cu_seqlens, packed.max_seqlen
+    ends, longest = packed.cu_seqlens, packed.max_seqlen
+    key_ends, longest_query = ends, longest
+    if packed.shared is not None:
+        # Queries of a segment, keys of the path to its end. Where their numbers differ, the kernel aligns causal masks
+        # and windows to the last query and the last key: torch calls it so itself for ``causal_lower_right``
+        # (torch 2.11 to 2.13, ``torch.nn.attention.bias``).
+        k, v = (gather_paths(x, packed.shared.key_tokens) for x in (k, v))
+        key_ends, longest_query = packed.shared.cu_keys, max(packed.lengths)
     value_dim = v.shape[-1]
     if value_dim < q.shape[-1]:
         # The kernel takes heads of one size; zeros in values add zeros to outputs.
         v = functional.pad(v, (0, q.shape[-1] - value_dim))
-    out = varlen_attn(q, k, v, cu_seqlens, cu_seqlens, longest, longest, **arguments)
+    out = varlen_attn(q, k, v, ends, key_ends, longest_query, longest, **arguments)
     return out if value_dim >= q.shape[-1] else out[..., :value_dim]
 
 
