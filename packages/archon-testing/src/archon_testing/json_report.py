@@ -77,6 +77,7 @@ def _case(case: Case) -> dict[str, Any]:
         "variant": case.variant,
         "n_mbs": case.n_mbs,
         "recompute": case.recompute,
+        "prefixes": case.prefixes,
         "exports": case.exports,
         "resumed_on": case.resumed_on or None,
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from archon_core.errors import ArchonError, LayoutError, ModelError
 from archon_core.plugins import ScheduleSpec, registry
 from archon_engine.options.archon import ArchonOptions
-from archon_testing.cases import Case, Variant, variant_case
+from archon_testing.cases import Case, Prefixes, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.failures import WorldError
@@ -72,6 +72,7 @@ class Plan:
         design: selects the cases of each layout.
         seed: of weights and batches.
         fitting: layouts that can run the model, to resume runs on.
+        prefixes: of the batches on the layouts.
     """
 
     model: RequestedModel
@@ -80,6 +81,7 @@ class Plan:
     design: Design
     seed: int
     fitting: Sequence[RequestedLayout] = ()
+    prefixes: Prefixes = "distinct"
 
     @property
     def groups(self) -> list[list[Case]]:
@@ -96,6 +98,7 @@ class Plan:
                 schedule=layout.schedule,
                 seed=self.seed,
                 model=self.model.spec.name,
+                prefixes=self.prefixes,
             )
             for variant in self.design.variants
         }
