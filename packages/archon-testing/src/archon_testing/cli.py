@@ -149,8 +149,8 @@ def verify(
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
     if tree and "tree" not in found.spec.capabilities:
         raise ModelError(
-            f"--tree: found model {found.spec.name!r}, which cannot share prefixes between sequences; allowed are models "
-            "that support tree (`archon models`); remove --tree"
+            f"--tree: found model {found.spec.name!r}, which cannot share prefixes between sequences; allowed are "
+            "models that support tree (`archon models`); remove --tree"
         )
     chosen, refused = buildable_variants(found, choose_variants(found.spec, variants or []), explicit=bool(variants))
     found = replace(found, remarks=(*found.remarks, *refused))

@@ -204,10 +204,11 @@ def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role:
 def _refuse_rotations_by_length(whole: nn.Module, role: str) -> None:
     for part in whole.modules():
         if isinstance(part, RotaryEmbedding) and part.length_dependent_above is not None:
+            limit, kind = part.length_dependent_above, part.arguments.kind
             raise ConfigError(
-                f"{role}.enable_tree_training: found true with rope_type {part.arguments.kind!r}, which rotates sequences "
-                f"longer than {part.length_dependent_above} tokens by their length, so that equal prefixes of different "
-                f"sequences differ; set {role}.enable_tree_training=false, or give the model another rope_type"
+                f"{role}.enable_tree_training: found true with rope_type {kind!r}, which rotates sequences above "
+                f"{limit} tokens by their length, so equal prefixes of two sequences can differ; set "
+                f"{role}.enable_tree_training=false, or give the model another rope_type"
             )
 
 

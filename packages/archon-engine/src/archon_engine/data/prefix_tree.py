@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,7 +76,7 @@ def build_prefix_tree(keys: Integers, lengths: Sequence[int]) -> PrefixTree:
         lengths: tokens per sequence.
     """
     offsets = [0, *accumulate(lengths)]
-    rows = [keys[start:end] for start, end in zip(offsets, offsets[1:], strict=False)]
+    rows = [keys[start:end] for start, end in pairwise(offsets)]
     token_of, source, predecessor, depths = (np.empty_like(keys) for _ in range(4))
     segments: list[int] = []
     paths: list[Integers] = []

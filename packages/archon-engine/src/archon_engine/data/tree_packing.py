@@ -1,8 +1,8 @@
 """Assigns sequences that share prefixes to micro-batches: a pure function of their prefix tree.
 
-A micro-batch holds a shared prefix once, so its size is not a sum over its sequences. Groups are put in the order of the
-tree, in which those with long common prefixes are neighbours, and cut into runs. Each cut duplicates the prefix that
-the groups on both sides share, so cuts go where little is shared: between subtrees.
+A micro-batch holds a shared prefix once, so its size is not a sum over its sequences. Groups are put in the order of
+the tree, in which groups with long common prefixes are neighbours, and cut into runs. Each cut duplicates the prefix
+that the groups on both sides share, so cuts go where little is shared: between subtrees.
 
 Legend: T tokens of the batch, n groups, in the order of the tree.
 """
@@ -62,9 +62,7 @@ def plan_tree_micro_batches(
     if algorithm == "kk" or wanted > len(ends):
         ends = _most_even(sizes, min(wanted, len(order)))
     runs = [order[start:end] for start, end in pairwise((0, *ends))]
-    plan = [
-        sorted(i for group in run for i in range(group * granularity, (group + 1) * granularity)) for run in runs
-    ]
+    plan = [sorted(i for group in run for i in range(group * granularity, (group + 1) * granularity)) for run in runs]
     return plan + [[] for _ in range(wanted - len(plan))]
 
 

@@ -43,7 +43,7 @@ def check_capabilities(
         )
     if shares_prefixes and "tree" not in spec.capabilities:
         raise ModelError(
-            f"{role}.enable_tree_training: found true; model {spec.name!r} cannot continue one prefix in several ways, as "
-            f"layers with a recurrent state cannot (it supports {declared}); set {role}.enable_tree_training=false, or "
-            "choose a model that supports tree (`archon models`)"
+            f"{role}.enable_tree_training: found true; model {spec.name!r} cannot continue one prefix in several ways, "
+            f"for instance because a layer has a recurrent state (it supports {declared}); set "
+            f"{role}.enable_tree_training=false, or choose a model that supports tree (`archon models`)"
         )

@@ -4,8 +4,8 @@ Sequences of similar length go through one call (``buckets``). Grouped heads are
 which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
 Where sequences share prefixes, every segment is one call, with a mask over its path.
 
-Legend: T tokens, R rows (tokens with padding), L length of a bucket, B sequences of a call, Q queries and K keys of one,
-Hq and Hkv heads, D head dimension, Dv that of values.
+Legend: T tokens, R rows (tokens with padding), L length of a bucket, B sequences of a call, Q queries and K keys of
+one, Hq and Hkv heads, D head dimension, Dv that of values.
 """
 
 from __future__ import annotations
@@ -87,9 +87,7 @@ def _attend_paths(
     return torch.cat([_attend_path(*one, settings, sinks) for one in zip(q.split(packed.lengths), k, v, strict=True)])
 
 
-def _attend_path(
-    q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, sinks: Tensor | None
-) -> Tensor:
+def _attend_path(q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, sinks: Tensor | None) -> Tensor:
     """[Q, Hq, Dv] for queries [Q, Hq, D] at the end of a path of keys [K, Hkv, D]."""
     n_queries, n_keys = q.shape[0], k.shape[0]
     q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
