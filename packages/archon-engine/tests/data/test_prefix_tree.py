@@ -16,7 +16,7 @@ from archon_core.contracts.packed import SharedPrefixes
 from archon_core.errors import DataError
 from archon_engine.data.prefix_tree import NO_TOKEN, build_prefix_tree, token_keys
 from archon_engine.data.tree_micro_batch import build_tree_micro_batch, pack_tree, plan_predictions, tree_of
-from archon_engine.data.tree_packing import plan_tree_micro_batches, run_sizes
+from archon_engine.data.tree_packing import Runs, plan_tree_micro_batches
 
 # Few ids, so that sequences share prefixes.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
@@ -112,10 +112,11 @@ def test_groups_stay_together(sequences, granularity, n_mbs):
 @given(SEQUENCES)
 def test_the_size_of_a_run_is_the_number_of_its_distinct_prefixes(sequences):
     tree, bounds = tree_from(sequences), [0, *accumulate(map(len, sequences))]
-    sizes = run_sizes([tree.token_of[a:b] for a, b in pairwise(bounds)], tree.n_tokens)
-    for a in range(len(sequences)):
-        for b in range(a, len(sequences)):
-            assert sizes[a, b] == len(prefixes(sequences[a : b + 1]))
+    runs = Runs([tree.token_of[a:b] for a, b in pairwise(bounds)], tree.n_tokens)
+    for start in range(len(sequences)):
+        expected = [len(prefixes(sequences[start:end])) for end in range(start + 1, len(sequences) + 1)]
+        assert runs.sizes(start).tolist() == expected
+        assert runs.sizes(start, 12).tolist() == [size for size in expected if size <= 12]
 
 
 def test_a_tree_that_is_too_large_is_cut_between_subtrees_where_least_is_shared():

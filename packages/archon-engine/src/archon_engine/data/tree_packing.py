@@ -16,8 +16,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from archon_core.errors import DataError
-from archon_engine.data.packing import PackingAlgorithm
+from archon_engine.data.packing import PackingAlgorithm, check_largest, groups_of
 from archon_engine.data.prefix_tree import PrefixTree
 
 
@@ -41,95 +40,116 @@ def plan_tree_micro_batches(
     Raises:
         DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.
     """
-    if len(lengths) % granularity:
-        raise DataError(
-            f"{option}.granularity={granularity}: found {len(lengths)} sequences in the batch; "
-            f"use a batch of a multiple of {granularity} sequences, or set granularity to a divisor of {len(lengths)}"
-        )
+    groups = groups_of(len(lengths), granularity, option=option)
     offsets = np.cumsum([0, *lengths])
-    spans = [tree.token_of[offsets[i] : offsets[i + granularity]] for i in range(0, len(lengths), granularity)]
+    spans = [np.unique(tree.token_of[offsets[group.start] : offsets[group.stop]]) for group in groups]
     # The last token of a sequence comes after those of all sequences before it in the order of the tree.
-    order = sorted(range(len(spans)), key=lambda group: int(spans[group].max()))
-    sizes = run_sizes([spans[group] for group in order], tree.n_tokens)
-    if max_tokens_per_mb is not None and len(order) and (most := int(np.diag(sizes).max())) > max_tokens_per_mb:
-        what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
-        raise DataError(
-            f"{option}.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {most} tokens; "
-            "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
-        )
-    ends = _fewest_tokens(sizes, max_tokens_per_mb)
+    order = sorted(range(len(spans)), key=lambda group: int(spans[group][-1]))
+    most = max((len(span) for span in spans), default=0)
+    check_largest(most, max_tokens_per_mb, granularity, option=option)
+    runs = Runs([spans[group] for group in order], tree.n_tokens)
+    ends = _fewest_tokens(runs, max_tokens_per_mb)
     wanted = math.ceil(max(n_mbs, len(ends), 1) / n_mbs_divisor) * n_mbs_divisor
     if algorithm == "kk" or wanted > len(ends):
-        ends = _most_even(sizes, min(wanted, len(order)))
-    runs = [order[start:end] for start, end in pairwise((0, *ends))]
-    plan = [sorted(i for group in run for i in range(group * granularity, (group + 1) * granularity)) for run in runs]
+        ends = _most_even(runs, min(wanted, len(order)), low=most, high=tree.n_tokens)
+    members = [order[start:end] for start, end in pairwise((0, *ends))]
+    plan = [sorted(i for group in run for i in groups[group]) for run in members]
     return plan + [[] for _ in range(wanted - len(plan))]
 
 
-def run_sizes(spans: Sequence[NDArray[np.int64]], n_tokens: int) -> NDArray[np.int64]:
-    """int64 [n, n]: tokens of the tree of groups a to b, both included, in row a and column b; 0 below the diagonal.
+class Runs:
+    """The sizes of runs of neighbouring groups, in tokens of their tree.
+
+    In a run that starts at group a, a token is new in the first group that has it, that is, if the group that had it
+    last comes before a. So one number per token tells for all runs whether it counts, and few of these differ.
 
     Args:
-        spans: the tree's tokens of every group.
+        spans: the distinct tokens of every group.
         n_tokens: tokens of the whole tree.
     """
-    n = len(spans)
-    last = np.full(n_tokens, -1)
-    added = np.zeros((n, n), dtype=np.int64)
-    for group, span in enumerate(spans):
-        tokens = np.unique(span)
-        # In a run that starts at a, a token is new if the group that had it last comes before a.
-        had = np.bincount(last[tokens] + 1, minlength=n + 1)
-        added[: group + 1, group] = np.cumsum(had)[: group + 1]
-        last[tokens] = group
-    return np.triu(np.cumsum(added, axis=1))
+
+    def __init__(self, spans: Sequence[NDArray[np.int64]], n_tokens: int) -> None:
+        self.n_groups = len(spans)
+        last = np.full(n_tokens, -1)
+        firsts, counts, self._starts = [], [], [0]
+        for group, tokens in enumerate(spans):
+            # New in runs that start at ``first`` or later.
+            first, count = np.unique(last[tokens] + 1, return_counts=True)
+            last[tokens] = group
+            firsts.append(first)
+            counts.append(count)
+            self._starts.append(self._starts[-1] + len(first))
+        self._firsts = np.concatenate([*firsts, np.empty(0, dtype=np.int64)])
+        self._counts = np.concatenate([*counts, np.empty(0, dtype=np.int64)])
+        self._groups = np.repeat(np.arange(self.n_groups), np.diff(self._starts))
+
+    def sizes(self, start: int, capacity: int | None = None) -> NDArray[np.int64]:
+        """The sizes of the runs from group ``start`` to each group from it on, as long as they are within
+        ``capacity``."""
+        width = self.n_groups if capacity is None else 32
+        while True:
+            stop = min(start + width, self.n_groups)
+            part = slice(self._starts[start], self._starts[stop])
+            added = np.where(self._firsts[part] <= start, self._counts[part], 0)
+            sizes = np.cumsum(np.bincount(self._groups[part] - start, added, minlength=stop - start)).astype(np.int64)
+            if capacity is None:
+                return sizes
+            fitting = int(np.searchsorted(sizes, capacity, side="right"))
+            if fitting < len(sizes) or stop == self.n_groups:
+                return sizes[:fitting]
+            width *= 2
 
 
-def _fewest_tokens(sizes: NDArray[np.int64], capacity: int | None) -> list[int]:
+def _fewest_tokens(runs: Runs, capacity: int | None) -> list[int]:
     """Where runs end: the fewest runs within ``capacity``, and of these those with the fewest tokens together."""
-    n = len(sizes)
+    n = runs.n_groups
     if capacity is None or not n:
         return [n] if n else []
-    n_runs, tokens, starts = np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, int)
-    for end in range(1, n + 1):
-        column = sizes[:end, end - 1]
-        first = int(np.argmax(column <= capacity))  # the longest run that fits; shorter ones do, too
-        candidates = slice(first, end)
-        best = np.lexsort((tokens[candidates] + column[candidates], n_runs[candidates]))[0]
-        start = first + int(best)
-        n_runs[end], tokens[end], starts[end] = n_runs[start] + 1, tokens[start] + column[start], start
-    ends = [n]
-    while starts[ends[-1]]:
-        ends.append(int(starts[ends[-1]]))
-    return ends[::-1]
+    n_runs, tokens, before = np.full(n + 1, n + 1), np.zeros(n + 1, dtype=np.int64), np.zeros(n + 1, dtype=np.int64)
+    n_runs[0] = 0
+    for start in range(n):
+        sizes = runs.sizes(start, capacity)
+        ends = slice(start + 1, start + 1 + len(sizes))
+        number, total = n_runs[start] + 1, tokens[start] + sizes
+        better = (n_runs[ends] > number) | ((n_runs[ends] == number) & (tokens[ends] > total))
+        n_runs[ends] = np.where(better, number, n_runs[ends])
+        tokens[ends] = np.where(better, total, tokens[ends])
+        before[ends] = np.where(better, start, before[ends])
+    ends_here = [n]
+    while before[ends_here[-1]]:
+        ends_here.append(int(before[ends_here[-1]]))
+    return ends_here[::-1]
 
 
-def _most_even(sizes: NDArray[np.int64], n_runs: int) -> list[int]:
-    """Where ``n_runs`` runs end, at most as many as groups, such that the largest is as small as possible."""
-    n = len(sizes)
-    if not n:
+def _most_even(runs: Runs, n_runs: int, *, low: int, high: int) -> list[int]:
+    """Where ``n_runs`` runs end, at most as many as groups, such that the largest is as small as possible.
+
+    Args:
+        low: size of the largest group.
+        high: size of all groups together.
+    """
+    if not runs.n_groups:
         return []
-    low, high = int(np.diag(sizes).max()), int(sizes[0, -1])
     while low < high:
         middle = (low + high) // 2
-        if len(_filled(sizes, middle)) <= n_runs:
+        if len(_filled(runs, middle)) <= n_runs:
             high = middle
         else:
             low = middle + 1
-    ends = _filled(sizes, low)
+    ends = _filled(runs, low)
     while len(ends) < n_runs:
-        # Halve the largest run that has several groups.
-        bounds = list(pairwise((0, *ends)))
-        start, end = max((b for b in bounds if b[1] - b[0] > 1), key=lambda b: sizes[b[0], b[1] - 1])
-        cuts = range(start + 1, end)
-        ends = sorted([*ends, min(cuts, key=lambda cut: max(sizes[start, cut - 1], sizes[cut, end - 1]))])
+        # Cut the largest run that has several groups, where it reaches half of its size.
+        of_runs = [(start, runs.sizes(start)[: end - start]) for start, end in pairwise((0, *ends))]
+        start, sizes = max((run for run in of_runs if len(run[1]) > 1), key=lambda run: run[1][-1])
+        half = int(np.searchsorted(sizes, sizes[-1] / 2, side="right"))
+        ends = sorted([*ends, start + min(max(half, 1), len(sizes) - 1)])
     return ends
 
 
-def _filled(sizes: NDArray[np.int64], capacity: int) -> list[int]:
+def _filled(runs: Runs, capacity: int) -> list[int]:
     """Where runs end that take groups as long as these fit."""
     ends, start = [], 0
-    while start < len(sizes):
-        start += int(np.searchsorted(sizes[start, start:], capacity, side="right"))
+    while start < runs.n_groups:
+        start += len(runs.sizes(start, capacity))
         ends.append(start)
     return ends

@@ -93,11 +93,11 @@ class Splitter:
     ) -> list[MicroBatch]:
         """Build the micro-batches of ``plan``, and micro-batches of padding up to ``number``, which this rank runs
         while others still have sequences. In a pipeline, all micro-batches of a step have the same length."""
-        chosen = [batch.select(indices) for indices in plan]
-        trees = [self._tree(selected) if self.shares_prefixes else None for selected in chosen]
+        trees = [self._shared_tree(batch, indices) for indices in plan]
         at_least = self.at_least
         if self.pipeline is not None:
-            sizes = [_n_tokens(selected, tree) for selected, tree in zip(chosen, trees, strict=True)]
+            planned = zip(trees, plan, strict=True)
+            sizes = [tree.n_tokens if tree else sum(batch.lengths[i] for i in indices) for tree, indices in planned]
             at_least = max(at_least, *sizes, 0)
         options: dict[str, Any] = {
             "multiple": self.multiple,
@@ -105,18 +105,21 @@ class Splitter:
             "context": self.context,
             "replays_routing": self.replays_routing,
         }
-        found = []
-        for indices, selected, tree in zip(plan, chosen, trees, strict=True):
-            if tree is not None and tree.shares:
-                found.append(build_tree_micro_batch(selected, indices, tree, request, **options))
-            else:
-                found.append(build_micro_batch(batch, indices, request, **options))
+        found = [
+            build_micro_batch(batch, indices, request, **options)
+            if tree is None
+            else build_tree_micro_batch(batch.select(indices), indices, tree, request, **options)
+            for tree, indices in zip(trees, plan, strict=True)
+        ]
         fillers = [build_micro_batch(batch, (), request, **options) for _ in range(number - len(plan))]
         return [*found, *fillers]
 
     def _tree(self, batch: Batch) -> PrefixTree:
         return tree_of(batch, replays_routing=self.replays_routing)
 
-
-def _n_tokens(batch: Batch, tree: PrefixTree | None) -> int:
-    return batch.n_tokens if tree is None else tree.n_tokens
+    def _shared_tree(self, batch: Batch, indices: Sequence[int]) -> PrefixTree | None:
+        """The tree of a micro-batch; ``None`` if its sequences share nothing, or are to be computed apart."""
+        if not self.shares_prefixes:
+            return None
+        tree = self._tree(batch.select(indices))
+        return tree if tree.shares else None
