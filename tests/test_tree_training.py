@@ -48,8 +48,8 @@ def verdict(oracle, layout, variant="untied", *, model="qwen3", before=None, **f
     ("layout", "variant", "model", "n_mbs"),
     [
         ("d2", "untied", "qwen3", 2),
-        ("c2", "critic", "qwen3", 1),
-        ("p2-ZBV", "tied", "qwen3", 4),
+        pytest.param("c2", "critic", "qwen3", 1, marks=pytest.mark.wide),
+        pytest.param("p2-ZBV", "tied", "qwen3", 4, marks=pytest.mark.wide),
         pytest.param("t2", "untied", "qwen3", 1, marks=pytest.mark.wide),
         pytest.param("d2t2c2", "untied", "qwen3", 2, marks=pytest.mark.wide),
         pytest.param("d2e2", "untied", "qwen3_moe", 1, marks=pytest.mark.wide),
