@@ -20,10 +20,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from archon_core.cli.console import print_json, print_remark
-from archon_core.errors import ConfigError, did_you_mean
+from archon_core.errors import ConfigError, ModelError, did_you_mean
 from archon_core.plugins import ModelSpec
 from archon_engine.options.context_style import AUTO, CONTEXT_STYLES, ContextStyle
-from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, allowed_dtypes, choose_variants
+from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, Prefixes, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
 from archon_testing.oracle import Oracle
@@ -112,6 +112,14 @@ def verify(
             help="How context ranks share attention, as in actor.archon.cp_style.",
         ),
     ] = AUTO,
+    tree: Annotated[
+        bool,
+        typer.Option(
+            "--tree",
+            help="Train on sequences that share prefixes, computed once on the layout (actor.enable_tree_training) and "
+            "for every sequence apart on the one process.",
+        ),
+    ] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and batches.")] = 1,
     as_is: Annotated[
         bool, typer.Option("--as-is", help="Keep the sizes of a config.json, however large it is.")
@@ -148,6 +156,11 @@ def verify(
     started = time.monotonic()
     asked = requested_layouts(read_layouts(layouts or []))
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
+    if tree and "tree" not in found.spec.capabilities:
+        raise ModelError(
+            f"--tree: found model {found.spec.name!r}, which cannot share prefixes between sequences; allowed are "
+            "models that support tree (`archon models`); remove --tree"
+        )
     chosen, refused = buildable_variants(found, choose_variants(found.spec, variants or []), explicit=bool(variants))
     found = replace(found, remarks=(*found.remarks, *refused))
     chosen_dtypes, precision = choose_dtypes(dtypes or [], found.spec)
@@ -167,7 +180,8 @@ def verify(
         asked += [(layout, "") for layout in fitting if str(layout) not in known]
     elif (most := largest_world_size(asked)) > 1 and chosen_dtypes:
         fitting = [layout for layout, _ in layouts_of_all(all_layouts(found, design.variants, most)[0])]
-    plan = Plan(found, asked, left_out, design, seed, fitting, _style(cp_style))
+    prefixes: Prefixes = "shared" if tree else "distinct"
+    plan = Plan(found, asked, left_out, design, seed, fitting, _style(cp_style), prefixes)
     quiet = json_file == "-"
     _print_remarks(found, model)
     with (
