@@ -43,7 +43,7 @@ class ModelServer(VllmServer):
             unknown = self.model.load_state_dict(found, strict=False).unexpected_keys
             assert not unknown, unknown
 
-    def next_token(self, prompt, ids, sampling):
+    def next_token(self, prompt, ids, sampling, adapter):
         with torch.no_grad(), self.computing:
             logits = self.model(torch.tensor([[*prompt, *ids]])).logits[0, -1].double()
         if not sampling["temperature"]:

@@ -39,11 +39,19 @@ def world_size(layout):
     return parse_layout(f"archon:{layout}").world_size
 
 
-def make_engine(layout, *, n_mbs=1, optimizer="adamw", dtype="float64", lr=1e-2, effective=None, **options):
-    tiny = load_target(registry().get("model", "qwen3").tiny_config)()
+QWEN3 = {"num_hidden_layers": 2}
+HYBRID = {"num_hidden_layers": 2, "layer_types": ["linear_attention", "full_attention"]}
+"""A layer with Gated DeltaNet and one with gated attention."""
+
+
+def make_engine(
+    layout, *, model="qwen3", n_mbs=1, optimizer="adamw", dtype="float64", lr=1e-2, effective=None, **options
+):
+    tiny = load_target(registry().get("model", model).tiny_config)()
+    sizes = QWEN3 if model == "qwen3" else HYBRID
     engine = assemble(
         ArchonEngineConfig(
-            model_config={**tiny, "num_hidden_layers": 2, "initializer_range": 0.3},
+            model_config={**tiny, **sizes, "initializer_range": 0.3},
             dtype=dtype,
             gradient_checkpointing="ac_mode" in options,
             mb_spec=MicroBatchSpec(n_mbs=n_mbs),
@@ -152,11 +160,11 @@ def lengths_of(step):
     return tuple(torch.randint(2, 12, (4 + step % 3,), generator=torch.Generator().manual_seed(step)).tolist())
 
 
-def compile_and_compare(layout, folder, options, backend):
+def compile_and_compare(layout, folder, options, backend, model="qwen3"):
     """The largest difference to eager runs, graphs, and how many batches of other lengths and generation have added."""
     if backend != "inductor":
         compile_without_code(backend)
-    plain, engine = make_engine(layout), make_engine(layout, enable_compile=True, **options)
+    plain, engine = (make_engine(layout, model=model, **more) for more in ({}, {"enable_compile": True, **options}))
     assert engine.effective.compile
     difference = worst(run(engine), run(plain))
     engine.forward_batch(share(engine, 2, (3, 5, 4, 7)), OutputRequest())
@@ -185,21 +193,25 @@ def compile_and_compare(layout, folder, options, backend):
 
 
 @pytest.mark.parametrize(
-    ("layout", "options", "backend"),
+    ("layout", "options", "backend", "model"),
     [
         pytest.param(
             "d1",
             {"ac_mode": "memory_budget", "ac_memory_budget": 0.5},
             "aot_eager_decomp_partition",
+            "qwen3",
             marks=pytest.mark.wide,
         ),
-        pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", marks=pytest.mark.wide),
-        pytest.param("c2", {"ac_mode": "full"}, "aot_eager", marks=pytest.mark.wide),
+        pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", "qwen3", marks=pytest.mark.wide),
+        pytest.param("c2", {"ac_mode": "full"}, "aot_eager", "qwen3", marks=pytest.mark.wide),
+        pytest.param("c2t2", {"ac_mode": "full"}, "aot_eager", "qwen3_5", marks=pytest.mark.wide),
     ],
     ids=lambda value: value if isinstance(value, str) else value["ac_mode"],
 )
-def test_compiled_blocks_give_equal_numbers_names_and_exports_and_share_graphs(layout, options, backend, tmp_path):
-    arguments = (layout, tmp_path, options, backend)
+def test_compiled_blocks_give_equal_numbers_names_and_exports_and_share_graphs(
+    layout, options, backend, model, tmp_path
+):
+    arguments = (layout, tmp_path, options, backend, model)
     results = run_world(compile_and_compare, world_size(layout), arguments, time_limit=240)
     for difference, n_graphs, added in results:
         assert difference < CLOSE

@@ -5,7 +5,10 @@ The servers have the routes and fields of the real ones, which the tests of the 
 
 from __future__ import annotations
 
+import asyncio
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "packages" / "archon-sglang" 
 from sglang_server import SglangServer
 from vllm_server import VllmServer, logprob_of
 
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
 from archon_core.contracts.weight_transport import TransportContext, WeightBucket
+from archon_core.errors import ServerError
 from archon_core.models.box import Box
 from archon_core.ranks.ranks import DataRanks
 from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
@@ -28,6 +33,7 @@ from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
 from archon_rollout.registries.run_place import find_run
 from archon_rollout.servers_view import Observer
+from archon_rollout.transports.disk import ADAPTER_FOLDERS
 from archon_sglang.driver import SglangDriver
 from archon_vllm.driver import VllmDriver
 
@@ -119,6 +125,103 @@ def test_vllm_servers_get_every_version_and_pass_the_canary(engine, publisher_of
             assert_equal(first.worker.tensors, engine.tensors)
             assert first.version == str(engine.version)
         assert not first.paused
+
+
+@pytest.fixture
+def adapted(engine, tmp_path):
+    """An engine that trains adapters and publishes them apart, and the context of its transport."""
+    companions = tmp_path / "architecture"
+    companions.mkdir()
+    (companions / "config.json").write_text("{}", encoding="utf-8")
+    (companions / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 2}', encoding="utf-8")
+    frozen = dict(engine.tensors)
+    adapters = {f"base_model.model.up.lora_{end}.weight": torch.rand(2, 40) for end in "AB"}
+    engine.tensors |= adapters
+
+    def step():
+        engine.version += 1
+        for tensor in adapters.values():
+            tensor.add_(0.5)
+
+    engine.step = step
+
+    def publisher(driver, canary=CANARY):
+        more = {"companions": companions, "options": {ADAPTER_FOLDERS: True}}
+        context = TransportContext(driver, run="foreign", folder=tmp_path, timeout=SECONDS, bucket_bytes=2**13, **more)
+        options = PublisherOptions(bucket_bytes=2**13, timeout=SECONDS, canary=canary)
+        return Publisher(engine, driver, TRANSPORTS["disk"].load()(context), options)
+
+    return SimpleNamespace(engine=engine, frozen=frozen, adapters=adapters, publisher=publisher)
+
+
+ONE_TOKEN = GenerationRequest((3, 4), GenerationConfig(max_new_tokens=1), seeds=(7,))
+LONG = GenerationRequest((3, 4), GenerationConfig(max_new_tokens=400), seeds=(7,))
+
+
+def generate(driver, record, request, id="r"):
+    return asyncio.run(driver.generate(record, request, request_id=id, timeout=SECONDS))[0]
+
+
+def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
+    engine = adapted.engine
+    driver = VllmDriver(SimpleNamespace(weight_transport="disk", return_routed_experts=False, use_lora=True))
+    with VllmServer(engine.tensors) as server, ThreadPoolExecutor(1) as background:
+        server.worker.tensors, loads = {}, []
+
+        def reload_weights(weights_path):
+            loads.append(weights_path)
+            server.worker.load(read_folder(weights_path).items())
+
+        server.worker.reload_weights = reload_weights
+        record = driver.ready(server.address, timeout=SECONDS)
+        publisher = adapted.publisher(driver)
+        running = None
+        for version in (1, 2, 3):
+            engine.step()
+            # The canary compares log-probabilities, which depend on every tensor, adapters included.
+            publication = publisher.publish([record])
+            assert not publication.failed
+            assert_equal(server.worker.tensors, adapted.frozen)
+            assert_equal(server.adapters[f"archon-v{version}"], adapted.adapters)
+            assert driver.state(record, timeout=SECONDS).version == version
+            assert generate(driver, record, ONE_TOKEN).versions == (version,)
+            if version == 1:
+                running = background.submit(generate, driver, record, LONG, "long")
+                while not server.running:
+                    time.sleep(0.002)
+        assert len(loads) == 1
+        assert list(server.adapters) == ["archon-v2", "archon-v3"]
+        # A request keeps the adapter with which it started, and its tokens say so.
+        assert running.result().versions == (1,) * 400
+        # A trainer that resumed from an earlier step publishes a version again.
+        engine.version = 2
+        engine.step()
+        assert not publisher.publish([record]).failed
+        assert_equal(server.adapters["archon-v3"], adapted.adapters)
+        publisher.close()
+
+
+def test_sglang_servers_load_adapters_beside_weights_that_they_load_once(adapted):
+    engine = adapted.engine
+    driver = SglangDriver(SimpleNamespace(return_routed_experts=False, use_lora=True))
+    with SglangServer() as server:
+        record = driver.ready(server.address, timeout=SECONDS)
+        publisher = adapted.publisher(driver, canary=None)
+        for version in (1, 2):
+            engine.step()
+            assert not publisher.publish([record]).failed
+            folder = Path(server.adapters[f"archon-v{version}"])
+            assert_equal(read_folder(folder), adapted.adapters)
+            assert (folder / "adapter_config.json").is_file()
+            assert_equal(read_folder(folder.parent), adapted.frozen)
+            assert generate(driver, record, ONE_TOKEN).versions == (version,)
+            assert server.calls[-1][1]["lora_path"] == f"archon-v{version}"
+        assert server.paths().count("/update_weights_from_disk") == 1
+        publisher.close()
+        other = SglangDriver(SimpleNamespace(return_routed_experts=False, use_lora=True))
+        found = other.ready(server.address, timeout=SECONDS)
+        with pytest.raises(ServerError, match="found version 2, whose adapter this run has not loaded"):
+            generate(other, found, ONE_TOKEN)
 
 
 def test_a_vllm_server_with_other_weights_than_it_was_sent_leaves(engine, publisher_of):

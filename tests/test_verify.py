@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from archon_core.cli.main import main
+from archon_engine.models.hf_config import load_hf_config
 from archon_testing import verdicts
 from archon_testing.cases import choose_variants, variant_case
 from archon_testing.enumeration import Design
@@ -18,7 +19,7 @@ from archon_testing.requested_model import read_model
 from archon_testing.worlds import run_world
 
 LAYOUTS = {
-    "qwen3": ("d3", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV"),
+    "qwen3": ("d3", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV", "c8"),
     # Of four key heads, eight context ranks hold copies.
     "qwen2": ("t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
     "qwen3_moe": (
@@ -45,9 +46,8 @@ ELSEWHERE = {
 }
 """Where their runs are resumed."""
 
-FLOAT64_ALONE = ("qwen3_5",)
-"""Models whose gradients in float32 differ by more than 1e-5 on one process already, if its micro-batches change; in
-bfloat16 likewise by more than their bound."""
+STYLES = {("qwen3", "c8"): "gather"}
+"""How context ranks share attention, where it is not for the engine to choose."""
 
 
 @pytest.fixture(scope="module")
@@ -67,18 +67,17 @@ def cases_of(model, layout):
     asked = read_layout(layout)
     if max(asked.layout.world_size, asked.n_stages) == 8:
         variants, counts = (variants[number % len(variants)],), (1, 4)
-    fields = {"layout": str(asked.layout), "schedule": asked.schedule}
+    style = STYLES.get((model, layout), "auto")
+    fields = {"layout": str(asked.layout), "schedule": asked.schedule, "cp_style": style}
     of_variant = {v: variant_case(config_of(model, asked.n_stages), v, **fields) for v in variants}
     design = Design(("float64", "float32"), variants, counts, full=False, precision="float64")
-    cases = design.cases(
+    return design.cases(
         of_variant,
         number,
         n_stages=asked.n_stages,
         sums_gradients=asked.sums_gradients,
         resume_on=resume_layouts(asked, [read_layout(text) for text in ELSEWHERE[model]], number),
     )
-    in_float64 = [case for case in cases if case.dtype == "float64" and case.check != "precision"]
-    return in_float64 if model in FLOAT64_ALONE else cases
 
 
 def is_wide(model, layout):
@@ -113,9 +112,26 @@ def test_a_layout_gives_the_numbers_of_one_process(oracle, model, layout):
     assert [describe(verdict) for verdict in oracle.verify(cases_of(model, layout)) if not verdict.passed] == []
 
 
-def test_of_a_composite_configuration_the_language_model_is_verified():
-    found = read_model(str(Path(__file__).parent / "data" / "qwen3_5-tiny"))
-    assert (found.spec.name, found.entries["model_type"]) == ("qwen3_5", "qwen3_5_text")
+@pytest.mark.parametrize(
+    ("name", "model_type"),
+    [
+        ("qwen3_5", "qwen3_5_text"),
+        ("qwen3_5_moe", "qwen3_5_moe_text"),
+        ("gpt_oss", "gpt_oss"),
+        ("glm4_moe", "glm4_moe"),
+        ("deepseek_v3", "deepseek_v3"),
+    ],
+)
+def test_configurations_with_the_entries_of_published_ones_are_verified(name, model_type):
+    """Of a composite one, the language model."""
+    found = read_model(str(Path(__file__).parent / "data" / f"{name}-tiny"))
+    assert (found.spec.name, found.entries["model_type"]) == (name, model_type)
+    tiny = found.spec.load_part("tiny_config")()
+    assert found.entries["num_hidden_layers"] == tiny["num_hidden_layers"] == 4
+    loaded = found.spec.load()
+    for critic in (False, True) if "critic" in found.spec.capabilities else (False,):
+        arguments = loaded.arguments.from_hf_config(load_hf_config(found.entries), critic=critic)
+        loaded.parallel_plan(arguments)
 
 
 def run_command(*arguments):

@@ -28,7 +28,12 @@ HOSTS: Mapping[str, str] = {"vllm": "archon-vllm"}
 """Program that loads modules of a package into its own process -> the package. It is not declared: the package also
 lives in environments without it."""
 
-NOT_INSTALLED: Mapping[str, str] = {"openenv": "openenv-core", "verifiers": "verifiers", "fla": "fla-core"}
+NOT_INSTALLED: Mapping[str, str] = {
+    "openenv": "openenv-core",
+    "verifiers": "verifiers",
+    "fla": "fla-core",
+    "megatron": "megatron-core",
+}
 """Top-level module -> distribution, of extras that the development environment lacks: their dependencies are many."""
 
 

@@ -42,12 +42,13 @@ def summary(report: Mapping[str, Any], world: int) -> dict[str, Any]:
     }
 
 
-def verify(model: str, world: int, what: str) -> dict[str, Any]:
+def verify(model: str, world: int, what: str, time_limit: float) -> dict[str, Any]:
     """Run the command. Raises SystemExit if a layout differs."""
     variant = ["--variant", "lora"] if what == LORA else []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        command = ["archon", "verify", model, "--all", "--world", str(world), *variant, "--json", str(file)]
+        command = ["archon", "verify", model, "--all", "--world", str(world), *variant]
+        command += ["--time-limit", str(time_limit), "--json", str(file)]
         if subprocess.run(command, check=False).returncode:
             raise SystemExit(f"{' '.join(command[:-2])} failed; {RESULTS.relative_to(ROOT)} is unchanged")
         return summary(json.loads(file.read_text(encoding="utf-8")), world)
@@ -59,10 +60,11 @@ def main() -> int:
     parser.add_argument("models", nargs="+")
     parser.add_argument("--world", type=int, default=4)
     parser.add_argument("--variant", choices=[LORA])
+    parser.add_argument("--time-limit", type=float, default=600.0, help="seconds per case, as of archon verify")
     given = parser.parse_args()
     for model in given.models:
         what = given.variant or WEIGHTS
-        found = verify(model, given.world, what)
+        found = verify(model, given.world, what, given.time_limit)
         results = json.loads(RESULTS.read_text(encoding="utf-8"))
         results[model] = {**results.get(model, {}), what: found}
         RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=2) + "\n", encoding="utf-8")

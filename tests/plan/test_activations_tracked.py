@@ -6,7 +6,6 @@ import pytest
 
 from archon_core import registry
 from archon_core.layout.dims import ParallelDims
-from archon_core.plugins import ModelSpec
 from archon_engine.nn import head, tiles
 from archon_plan import head_memory, layer_operations
 from archon_plan.activations import activation_parts
@@ -55,6 +54,27 @@ LATENT = {
 PARTIAL = {**GROUPED, "model_type": "glm4_moe", "num_key_value_heads": 2, "use_qk_norm": True}
 """A part of each head is rotated."""
 
+HYBRID = {
+    **DENSE,
+    "model_type": "qwen3_5_text",
+    "num_hidden_layers": 2,
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 4,
+    "linear_num_value_heads": 8,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 64,
+    "linear_conv_kernel_dim": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.25},
+}
+HYBRID_EXPERTS = {
+    **{name: value for name, value in HYBRID.items() if name != "intermediate_size"},
+    "model_type": "qwen3_5_moe_text",
+    "num_experts": 16,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 128,
+    "shared_expert_intermediate_size": 96,
+}
+
 DATA = ParallelDims(dp_shard=8)
 TENSOR = ParallelDims(dp_shard=4, tp=2)
 CONTEXT = ParallelDims(dp_shard=4, cp=2)
@@ -81,7 +101,7 @@ def check(
     left_out=0,
 ) -> None:
     setting = Setting(
-        anatomy=read_anatomy(registry().get(ModelSpec, entries["model_type"]), entries, critic=critic),
+        anatomy=read_anatomy(registry().model_for(entries["model_type"]), entries, critic=critic),
         dims=dims,
         tokens=Tokens(tokens, sequence=512),
         types=Types(compute=value_bytes),
@@ -138,6 +158,10 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         (LATENT, TENSOR, "none"),
         (LATENT, CONTEXT, "selective"),
         (PARTIAL, TENSOR, "none"),
+        (HYBRID, DATA, "none"),
+        (HYBRID, DATA, "selective"),
+        (HYBRID, TENSOR, "none"),
+        (HYBRID_EXPERTS, TENSOR, "full"),
     ],
     ids=[
         "d4t2",
@@ -150,6 +174,10 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         "latent-d4t2-none",
         "latent-d4c2",
         "partial-d4t2-none",
+        "hybrid-d8-none",
+        "hybrid-d8",
+        "hybrid-d4t2-none",
+        "hybrid-experts-d4t2-full",
     ],
 )
 def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):

@@ -26,7 +26,7 @@ from archon_plan.extents import sharded_extents
 from archon_plan.models import NamedModel, read_anatomy
 from archon_plan.parts import EngineRequest, Sequences, forward_actions, plan_stages, schedule_actions
 
-MODELS = ("qwen2", "qwen3", "qwen3_moe")
+MODELS = ("qwen2", "qwen3", "qwen3_moe", "qwen3_5")
 
 
 def entries_of(name: str, **changes: Any) -> dict[str, Any]:

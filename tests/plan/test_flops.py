@@ -15,13 +15,16 @@ from archon_core.contracts.batch import Batch, MicroBatch
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import OutputRequest
 from archon_core.layout.dims import ParallelDims
-from archon_core.models.anatomy import ModelAnatomy
+from archon_core.models.anatomy import AttentionAnatomy, DeltaNetAnatomy, ModelAnatomy
+from archon_core.models.parallel_plan import HeadCounts
 from archon_core.plugins import ModelSpec
 from archon_engine.nn import head
+from archon_engine.nn.delta_rule.chunks import CHUNK
+from archon_engine.nn.delta_rule.rule import gated_delta_rule
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe.kernels.operation import grouped_experts  # noqa: F401, registers torch.ops.archon_moe
 from archon_pipeline.stage_passes import StagePasses
-from archon_plan.flops import Work, layer_passes, stage_work
+from archon_plan.flops import Work, delta_flops, layer_passes, stage_work
 from archon_plan.setting import Setting, Tokens
 from archon_plan.sizes import sizes_of
 from archon_plan.timing import model_flops
@@ -192,6 +195,16 @@ def test_a_cpu_does_not_compute_a_single_chunk_of_logits_again(monkeypatch):
     monkeypatch.setattr(head, "CHUNK_BYTES", 2**20)
     plan = planned(DENSE, "none")
     assert plan.dense + plan.head * 3 / 4 == counted(DENSE, "none")["products"]
+
+
+def test_gated_delta_net_equals_what_torch_counts_but_for_triangular_systems():
+    n_tokens, key_heads, heads, key, value = 2 * CHUNK, 2, 4, 16, 8
+    of_keys, of_values, of_heads = (torch.rand(n_tokens, *s) for s in ((key_heads, key), (heads, value), (heads,)))
+    with FlopCounterMode(display=False) as counter:
+        gated_delta_rule(of_keys, of_keys, of_values, -of_heads, of_heads, (n_tokens,))
+    attention = AttentionAnatomy(HeadCounts(heads, key_heads), key, value, delta=DeltaNetAnatomy(4))
+    systems = heads * CHUNK * (key + value)
+    assert counter.get_total_flops() == n_tokens * (delta_flops(attention, n_tokens) - systems)
 
 
 @pytest.mark.parametrize("model", [DENSE, LATENT], ids=["dense", "latent"])

@@ -44,13 +44,15 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
     best: dict[ParallelDims, float] = {}
     for dims in valid_dims(sought.anatomy, world, axes=sought.axes):
         for option in one._space.options(dims):
-            for setting in map(one._space.with_actions, one._space.settings(dims, option)):
+            modes = one._space.allowed_modes(option.schedule)
+            settings = [one._space.setting(dims, option, mode) for mode in modes]
+            for setting in map(one._space.with_actions, settings):
                 if not fits_in_memory(setting, sought.device):
                     continue
                 seconds = step_time(setting, sought.device).total
                 best[dims] = min(best.get(dims, float("inf")), seconds)
                 # No setting is faster or smaller than its bounds.
-                assert one._may_fit(setting)
+                assert one._may_fit(dims, option, setting.checkpointing)
                 number, mode = option.tokens.n_micro_batches, setting.checkpointing
                 assert one._bounds.time_of(dims, option.place, number, mode) <= seconds * (1 + 1e-9)
     return best

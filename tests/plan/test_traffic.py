@@ -57,6 +57,9 @@ WIDE = (
     Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "gather", **FULL}),
     Case("c4", changes=ONE_KEY_HEAD, options={"cp_style": "hybrid", **SELECTIVE}),
     Case("t2c2", changes=TWO_KEY_HEADS, options={"cp_style": "gather"}),
+    # Gated DeltaNet: context ranks exchange states.
+    Case("t2c2", "qwen3_5", options=FULL),
+    Case("c2", "qwen3_5", options=SELECTIVE),
     # Families of transformers: norms behind regions, and over whole projections.
     Case("t2", "hf", changes={"model_type": "gemma2"}, options={**FULL, "model": "hf"}),
     Case("t2c2", "hf", changes={"model_type": "olmo2"}, options={**FULL, "model": "hf"}),

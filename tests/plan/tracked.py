@@ -19,7 +19,6 @@ from transformers import AutoConfig
 from archon_core import registry
 from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.parallel_plan import ParallelPlan
-from archon_core.plugins import ModelSpec
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
 from archon_engine.mesh import Meshes, build_meshes
@@ -89,7 +88,7 @@ def largest_activations(entries: Mapping[str, Any], setting: Setting) -> int:
 
 
 def _sharded(entries: Mapping[str, Any], setting: Setting, meshes: Meshes) -> tuple[nn.Module, ParallelPlan]:
-    spec = registry().get(ModelSpec, entries["model_type"])
+    spec = registry().model_for(entries["model_type"])
     model, builder = spec.load(), MoEBlocks(SimpleNamespace(moe_grouped_gemm=True))
     arguments = model.arguments.from_hf_config(AutoConfig.for_model(**entries), critic=setting.anatomy.critic)
     with torch.device("meta"):

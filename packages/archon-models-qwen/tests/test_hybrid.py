@@ -12,11 +12,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from archon_core.errors import ModelError
+from archon_core.models.parallel_plan import HeadCounts
 from archon_engine.checkpoint.hf import load_hf_weights
 from archon_engine.checkpoint.hf_saving import save_hf_weights
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.key_report import form_of
 from archon_engine.models.parameter_names import named_weights, weight_shapes
+from archon_engine.parallel.tensor import SHARDED_DIM
+from archon_models_qwen.hybrid_anatomy import anatomy
 from archon_models_qwen.hybrid_arguments import Qwen35Arguments, Qwen35MoEArguments
 from archon_models_qwen.hybrid_decoder import Qwen35Decoder
 from archon_models_qwen.hybrid_weight_map import moe_weight_map
@@ -59,6 +62,31 @@ def test_of_a_composite_the_language_model_is_read() -> None:
 def test_what_the_decoder_cannot_do_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ModelError, match=message):
         arguments({**tiny_qwen3_5(), **changes})
+
+
+@pytest.mark.parametrize("critic", [False, True])
+@pytest.mark.parametrize(
+    "entries",
+    [tiny_qwen3_5(), COMPOSITE, {**tiny_qwen3_5(), "layer_types": None, "attention_bias": True}],
+    ids=["tiny", "composite", "no layer types"],
+)
+def test_the_anatomy_is_that_of_the_module(entries: dict[str, Any], critic: bool) -> None:
+    made = Qwen35Arguments.from_hf_config(load_hf_config(entries), critic=critic)
+    with torch.device("meta"):
+        module = Qwen35Decoder(made)
+    plan, found = hybrid_parallel_plan(made), anatomy(entries, critic=critic)
+    described = {weight.name: weight for weight in (*found.embed, *found.last)}
+    for number, layer in enumerate(found.layers):
+        described |= {f"layers.{number}.{weight.name}": weight for weight in layer.weights}
+    real = {name: tuple(parameter.shape) for name, parameter in module.named_parameters()}
+    assert {name: weight.shape for name, weight in described.items()} == real
+    for name, weight in described.items():
+        owner, _, attribute = name.rpartition(".")
+        assert weight.role == plan.role_of(owner), name
+        assert weight.tensor_dim == SHARDED_DIM.get((weight.role, attribute)), name
+    assert [layer.attention.delta is not None for layer in found.layers] == list(made.linear)
+    assert found.attention.heads == HeadCounts(made.n_heads, made.n_kv_heads)
+    assert found.attention.rotated_dim == made.rope.rotated_dim
 
 
 @pytest.mark.parametrize("kind", ["linear_attention", "full_attention"])

@@ -31,6 +31,7 @@ class SglangServer:
         self.table = json.loads(TABLE.read_text(encoding="utf-8"))
         self.calls, self.refuses, self.running, self.aborted = [], {}, set(), set()
         self.version, self.paused, self.model_path, self.is_ready = "default", False, model_path, ready
+        self.adapters = {}
         self.name, self.token, self.spans = f"archon-{uuid.uuid4().hex}", token, True
         self.changed = threading.Condition()
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
@@ -100,7 +101,18 @@ class SglangServer:
             self.version, self.model_path = body["weight_version"], body["model_path"]
         return 200, {"success": True, "message": "Succeeded to update model weights.", "num_paused_requests": 0}
 
+    def do_load_lora_adapter(self, body):
+        if body["lora_name"] in self.adapters:
+            return 400, {"success": False, "error_message": f"LoRA with name {body['lora_name']} already exists"}
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return 200, {"success": True, "error_message": "", "loaded_adapters": self.adapters}
+
+    def do_unload_lora_adapter(self, body):
+        del self.adapters[body["lora_name"]]
+        return 200, {"success": True, "error_message": "", "loaded_adapters": self.adapters}
+
     def do_generate(self, body):
+        assert body.get("lora_path") is None or body["lora_path"] in self.adapters
         sampling, id = body["sampling_params"], body["rid"]
         ids, versions, reason = [], [], {"type": "length", "length": sampling["max_new_tokens"]}
         while len(ids) < sampling["max_new_tokens"]:

@@ -13,6 +13,7 @@ from sglang_contract import TABLE, problems_of, read_contract
 from archon_core.config.rules import broken_rules
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
+from archon_sglang.checks import check_run
 from archon_sglang.driver import SglangDriver
 from archon_sglang.options import NOT_PASSED, REMOVED, SglangOptions, flag_of
 
@@ -57,6 +58,30 @@ def test_every_flag_of_the_command_is_one_of_the_recorded_version(table):
     flags = [argument for argument in launched.command if argument.startswith("--")]
     assert set(flags) <= set(table["flags"])
     assert len(set(flags)) == len(flags)
+
+
+def test_servers_that_load_adapters_know_what_these_may_adapt(table):
+    command = launch(SglangOptions(enable_lora=True, max_lora_rank=8), use_lora=True).command
+    assert command[command.index("--lora-target-modules") + 1] == "all"
+    assert "--lora-target-modules" in table["flags"]
+    assert "--lora-target-modules" not in launch(SglangOptions(lora_paths=["a=/a"]), use_lora=True).command
+    assert "--lora-target-modules" not in launch(SglangOptions()).command
+
+
+def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
+    config = SimpleNamespace(
+        actor=SimpleNamespace(use_lora=True, lora_rank=32),
+        rollout=SimpleNamespace(use_lora=True, starts_servers=False),
+        sglang=SglangOptions(max_loaded_loras=1),
+    )
+    found = check_run(config, layout=parse_layout("sglang:d1")).problems
+    assert [problem.partition(": found ")[0] for problem in found] == [
+        "sglang.enable_lora",
+        "sglang.max_lora_rank",
+        "sglang.max_loaded_loras",
+    ]
+    config.sglang = SglangOptions(enable_lora=True, max_lora_rank=32)
+    assert check_run(config, layout=parse_layout("sglang:d1")).problems == ()
 
 
 def test_the_layout_alone_decides_the_number_of_devices():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.packed import PackedSequences
-from archon_testing.router_watch import RouterWatch, watching_routers
+from archon_testing.router_watch import AmbiguousRoutingError, RouterWatch, watching_routers
 
 
 class Block(nn.Module):
@@ -43,6 +43,14 @@ def test_the_margin_is_that_between_the_last_chosen_and_the_first_other_expert()
 def test_a_choice_by_a_hair_is_not_clear() -> None:
     assert watched([1.0, 0.25, 0.0], [0.0, 0.5, 0.0]).is_clear
     assert not watched([1.0, 0.25, 0.0], [0.0, 0.5, 0.49995]).is_clear
+
+
+def test_a_watch_can_end_a_run_at_the_first_choice_by_a_hair() -> None:
+    with watching_routers(stops=True) as watch:
+        Block()(torch.tensor([[1.0, 0.25, 0.0]]), PACKED)
+        with pytest.raises(AmbiguousRoutingError):
+            Block()(torch.tensor([[0.0, 0.5, 0.49995]]), PACKED)
+    assert not watch.is_clear
 
 
 def test_a_reference_in_which_every_expert_gets_tokens_is_not_enough() -> None:

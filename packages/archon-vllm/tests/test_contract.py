@@ -18,6 +18,7 @@ from vllm_contract import TABLE, problems_of, read_contract
 from archon_core.config.rules import broken_rules
 from archon_core.errors import ConfigError, ServerError
 from archon_core.layout import parse_layout
+from archon_vllm.checks import check_run
 from archon_vllm.driver import VllmDriver
 from archon_vllm.generation import read_completion, read_experts
 from archon_vllm.in_server.register import ENGINES, register
@@ -29,8 +30,8 @@ def table():
     return json.loads(TABLE.read_text(encoding="utf-8"))
 
 
-def launch(options=None, layout="vllm:d2t2p2", port=8000, transport="shm", experts=False):
-    config = SimpleNamespace(return_routed_experts=experts, weight_transport=transport)
+def launch(options=None, layout="vllm:d2t2p2", port=8000, transport="shm", experts=False, lora=False):
+    config = SimpleNamespace(return_routed_experts=experts, weight_transport=transport, use_lora=lora)
     driver = VllmDriver(config, options=options, token="secret")
     return driver.launch("/model", layout=parse_layout(layout), index=0, host="127.0.0.1", port=port)
 
@@ -63,6 +64,35 @@ def test_every_flag_is_one_of_the_recorded_version(table):
     flags = [argument for argument in launch(options, experts=True).command if argument.startswith("--")]
     assert {flag.replace("--no-", "--") for flag in flags} <= set(table["flags"])
     assert len(set(flags)) == len(flags)
+
+
+def test_servers_allow_adapters_to_be_loaded_where_a_run_publishes_them_apart():
+    allowed = {
+        transport: "VLLM_ALLOW_RUNTIME_LORA_UPDATING" in launch(transport=transport, lora=True).environment
+        for transport in ("shm", "distributed", "disk")
+    }
+    assert allowed == {"shm": False, "distributed": False, "disk": True}
+    assert "VLLM_ALLOW_RUNTIME_LORA_UPDATING" not in launch(transport="disk").environment
+
+
+def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
+    config = SimpleNamespace(
+        actor=SimpleNamespace(use_lora=True, lora_rank=32, model_config=None, path=""),
+        rollout=SimpleNamespace(use_lora=True, weight_transport="disk", starts_servers=False),
+        vllm=VllmOptions(max_loras=1),
+        gconfig=None,
+        eval_gconfig=None,
+    )
+    found = check_run(config, layout=parse_layout("vllm:d1")).problems
+    assert [problem.partition(": found ")[0] for problem in found] == [
+        "vllm.enable_lora",
+        "vllm.max_lora_rank",
+        "vllm.max_loras",
+    ]
+    config.vllm = VllmOptions(enable_lora=True, max_lora_rank=32)
+    assert check_run(config, layout=parse_layout("vllm:d1")).problems == ()
+    config.vllm, config.rollout.weight_transport = VllmOptions(), "shm"
+    assert check_run(config, layout=parse_layout("vllm:d1")).problems == ()
 
 
 def test_the_layout_alone_decides_the_number_of_devices():

@@ -21,6 +21,7 @@ ROUTERS = (
     "vllm/entrypoints/serve/dev/cache/api_router.py",
     "vllm/entrypoints/serve/dev/server_info/api_router.py",
     "vllm/entrypoints/serve/instrumentator/health.py",
+    "vllm/entrypoints/serve/lora/api_router.py",
     "vllm/entrypoints/scale_out/token_in_token_out/api_router.py",
 )
 CLASSES = {
@@ -29,6 +30,7 @@ CLASSES = {
         "GenerateTokensChoice",
         "GenerateTokensResponse",
     ),
+    "vllm/entrypoints/serve/lora/protocol.py": ("LoadLoRAAdapterRequest", "UnloadLoRAAdapterRequest"),
     "vllm/sampling_params.py": ("SamplingParams",),
 }
 PAUSE_MODES = "vllm/v1/engine/__init__.py"
@@ -77,6 +79,8 @@ def problems_of(table, method, target, body):
         found.append(f"{url.path}: unknown mode {mode!r}")
     if route["body"] in table["classes"]:
         found += _problems_of_fields(table["classes"][route["body"]], body, url.path)
+        if "sampling_params" not in table["classes"][route["body"]]:
+            return found
         return found + _problems_of_fields(
             table["classes"]["SamplingParams"], body["sampling_params"], "sampling_params"
         )

@@ -11,8 +11,10 @@ import threading
 import time
 import uuid
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from vllm_contract import TABLE, problems_of
 
 from archon_vllm.in_server.staging import StagedUpdates
@@ -88,6 +90,7 @@ class VllmServer:
         self.calls, self.running, self.aborted = [], set(), set()
         self.version, self.paused, self.resets = "default", False, True
         self.n_tokens = 0
+        self.adapters = {}
         self.late, self.order = {}, threading.Lock()
         self.changed = threading.Condition()
         self.http = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
@@ -188,13 +191,26 @@ class VllmServer:
         result = getattr(self.worker, body["method"])(*body.get("args", ()), **body.get("kwargs", {}))
         return {"results": [result]}
 
-    def next_token(self, prompt, ids, sampling):
+    def do_v1_load_lora_adapter(self, body, query):
+        if body["lora_name"] in self.adapters:
+            raise RuntimeError(f"The lora adapter '{body['lora_name']}' has already been loaded.")
+        folder = Path(body["lora_path"])
+        assert json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["peft_type"] == "LORA"
+        self.adapters[body["lora_name"]] = load_file(folder / "adapter_model.safetensors")
+        return f"Success: LoRA adapter '{body['lora_name']}' added successfully."
+
+    def do_v1_unload_lora_adapter(self, body, query):
+        del self.adapters[body["lora_name"]]
+        return f"Success: LoRA adapter '{body['lora_name']}' removed successfully."
+
+    def next_token(self, prompt, ids, sampling, adapter):
         """A token and its log-probability."""
-        return (sum(prompt) + len(ids)) % 97, logprob_of(self.worker.tensors)
+        return (sum(prompt) + len(ids)) % 97, logprob_of({**self.worker.tensors, **adapter})
 
     def do_inference_v1_generate(self, body, query):
         sampling, id = body["sampling_params"], "generate-tokens-" + body["request_id"]  # as vLLM does
         ids, versions, logprobs, reason = [], [], [], "length"
+        adapter = {} if body.get("model") is None else self.adapters[body["model"]]  # for the whole request
         while len(ids) < sampling["max_tokens"]:
             time.sleep(STEP_SECONDS)
             with self.changed:
@@ -202,7 +218,7 @@ class VllmServer:
                 if id in self.aborted:
                     reason = "abort"
                     break
-                token, logprob = self.next_token(body["token_ids"], ids, sampling)
+                token, logprob = self.next_token(body["token_ids"], ids, sampling, adapter)
                 ids.append(token)
                 versions.append(self.version)
                 logprobs.append(logprob)

@@ -73,6 +73,22 @@ def test_a_segment_changes_the_state_by_an_affine_map():
     torch.testing.assert_close(transition @ before[0] + offset, after[0], rtol=0, atol=1e-12)
 
 
+def test_decays_of_heads_that_forget_fast_keep_their_precision():
+    """Sums of logarithms from the start of a chunk reach hundreds, so their differences would lose digits."""
+    lengths, exact = (70, 130), [x.requires_grad_() for x in inputs(200)]
+    with torch.no_grad():
+        exact[3].mul_(20)
+    rounded = [x.detach().float().requires_grad_() for x in exact]
+    with torch.no_grad():
+        for x, narrow in zip(exact, rounded, strict=True):
+            x.copy_(narrow)
+    upstream = random(200, 4, 3, seed=7)
+    expected = torch.autograd.grad(gated_delta_rule(*exact, lengths)[0], exact, upstream)
+    found = torch.autograd.grad(gated_delta_rule(*rounded, lengths)[0], rounded, upstream.float())
+    errors = [float((f - e).abs().max() / e.abs().max()) for f, e in zip(found, expected, strict=True)]
+    assert max(errors) < 1e-6, errors
+
+
 def test_every_token_has_one_place_in_the_chunks():
     plan = ChunkPlan.of((5, 0, 12, 1, 8), size=4)
     assert plan.active == (4, 3, 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from archon_core.errors import ModelError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.decoder_anatomy import Entries, decoder, decoder_layer, linear, norm
 from archon_core.models.parallel_plan import HeadCounts
@@ -22,14 +21,6 @@ def anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy
         ModelError: an entry that its size depends on is missing, or is not a positive integer.
     """
     return _Reader(Entries(entries)).model(critic=critic)
-
-
-def hybrid_anatomy(entries: Mapping[str, Any], *, critic: bool = False) -> ModelAnatomy:
-    """Raises ModelError: the anatomy of Gated DeltaNet layers is not described yet."""
-    raise ModelError(
-        f"model_type {entries.get('model_type')!r}: Gated DeltaNet layers cannot be planned; measure a few steps of a "
-        "run instead"
-    )
 
 
 class _Reader:

@@ -12,7 +12,7 @@ CAPABILITIES: frozenset[Capability] = frozenset({"tp", "cp", "pp", "tied", "crit
 
 
 ANATOMY = "archon_models_qwen.anatomy:anatomy"
-HYBRID_ANATOMY = "archon_models_qwen.anatomy:hybrid_anatomy"
+HYBRID_ANATOMY = "archon_models_qwen.hybrid_anatomy:anatomy"
 
 
 @hookimpl

@@ -13,6 +13,7 @@ from collections.abc import Callable, Generator, Iterator
 from math import lcm
 
 from archon_plan.block_sizes import FP32, BlockSizes
+from archon_plan.delta_operations import delta_operations
 from archon_plan.expert_operations import expert_operations
 from archon_plan.latent_operations import latent_heads
 from archon_plan.layer_operations import linear, norm, tile_of
@@ -40,7 +41,13 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
         summands = ("experts.out",)
         if s.experts.shared_intermediate:
             width = s.experts.shared_intermediate
-            yield from _gated(s, "mlp_norm", "shared.out", s.tokens, width, True, prefix="shared.")
+            shared = "shared.ungated" if s.experts.shared_gate else "shared.out"
+            yield from _gated(s, "mlp_norm", shared, s.tokens, width, True, prefix="shared.")
+            if s.experts.shared_gate:
+                yield linear(s, "shared.scores", "mlp_norm", s.tokens, s.hidden, 1)
+                yield Operation("shared.gate", s.tokens * s.value_bytes, ("shared.scores",), ("shared.gate",))
+                factors = (shared, "shared.gate")
+                yield Operation("shared.out", stream, factors, factors, behind=stream)
             summands = ("experts.out", "shared.out")
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
 
@@ -59,6 +66,9 @@ def _region(
 
 
 def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
+    if s.filter_length:
+        yield from delta_operations(s, source, result)
+        return
     if s.latent is not None:
         yield from latent_heads(s, source)
         yield from _core(s, ("q.rotated", "k.rotated", "kv"), result)
@@ -73,7 +83,7 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
     exchanges = s.owned_key_heads != s.key_heads
-    yield linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim)
+    yield linear(s, "q", source, T, s.hidden, s.query_heads * s.key_dim * (2 if s.output_gate else 1))
     yield linear(s, "k", source, T, s.hidden, s.owned_key_heads * s.key_dim)
     yield linear(s, "v", source, T, s.hidden, s.owned_key_heads * s.value_dim)
     key, value = "k", "v"
@@ -152,6 +162,10 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("attended.exchanged", outputs, (joined,), kept=True, behind=outputs, eager=True)
         yield Operation("attended.tokens", outputs, ("attended.exchanged",), eager=True)
         joined = "attended.tokens"
+    if s.output_gate:
+        # The gate is the second half of a result that the norm of the queries has saved.
+        yield Operation("attended.gated", outputs, (joined, "q"), (joined,), extra=outputs, behind=outputs)
+        joined = "attended.gated"
     yield linear(s, result, joined, T, s.query_heads * s.value_dim, s.hidden)
 
 

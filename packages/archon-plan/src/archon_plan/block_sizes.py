@@ -11,6 +11,9 @@ from archon_plan.setting import Setting
 FP32, INT64 = 4, 8
 """Bytes of a number."""
 
+CHUNK = 64
+"""``archon_engine.nn.delta_rule.chunks``'s tokens of a chunk."""
+
 
 class ExpertSizes(NamedTuple):
     """Experts of a block on one rank. See ``archon_core.models.anatomy.ExpertsAnatomy``."""
@@ -19,6 +22,7 @@ class ExpertSizes(NamedTuple):
     top_k: int
     intermediate: float
     shared_intermediate: int
+    shared_gate: bool
     ep: int
     etp: int
     imbalance: float
@@ -46,6 +50,10 @@ class BlockSizes(NamedTuple):
         key_ranks: context ranks that gather keys and values.
         compiled: whether elementwise operations are fused.
         on_cpu: whether CPU kernels run.
+        output_gate: whether queries have gates beside them, for the outputs of their heads.
+        filter_length: tokens that the convolution of Gated DeltaNet reads; 0 for softmax attention.
+        segments: sequences on this rank.
+        chunk: tokens of a chunk of Gated DeltaNet, and ``chunks``, their number.
     """
 
     tokens: int
@@ -67,6 +75,11 @@ class BlockSizes(NamedTuple):
     key_ranks: int
     compiled: bool
     on_cpu: bool
+    output_gate: bool = False
+    filter_length: int = 0
+    segments: float = 1
+    chunk: int = 0
+    chunks: float = 0
 
     @property
     def region_tokens(self) -> int:
@@ -97,10 +110,14 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
             experts.top_k,
             experts.intermediate_size / dims.etp,
             experts.shared_intermediate_size,
+            experts.shared_gate,
             dims.ep,
             dims.etp,
             imbalance,
         )
+    tokens = setting.local_tokens * dims.tp
+    length = min(setting.tokens.sequence, tokens)
+    segments, chunk = tokens / length, min(CHUNK, length)
     return BlockSizes(
         tokens=setting.local_tokens,
         hidden=setting.anatomy.hidden_size,
@@ -121,4 +138,9 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         key_ranks=setting.context.groups,
         compiled=setting.compiles,
         on_cpu=on_cpu,
+        output_gate=attention.output_gate,
+        filter_length=attention.delta.filter_length if attention.delta else 0,
+        segments=segments,
+        chunk=chunk,
+        chunks=segments * -(-length // chunk),
     )

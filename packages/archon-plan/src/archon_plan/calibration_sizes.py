@@ -38,7 +38,7 @@ class Sizes:
         """
         layers = [*anatomy.kinds]
         sparse = next((layer for layer in layers if layer.experts is not None), None)
-        attention = layers[0].attention
+        attention = anatomy.attention
         heads = attention.heads.query // tensor, max(1, attention.heads.key_value // tensor), attention.head_dim
         return cls(
             tokens=tokens,

@@ -14,7 +14,7 @@ from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.context_style import split_context, style_decisions
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
-from archon_plan.extents import context_sizes
+from archon_plan.extents import context_sizes, token_multiple
 from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
 from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
 from archon_plan.violations import Check
@@ -69,7 +69,8 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
     option = f"{request.role}.archon.cp_style"
     split = split_context(config.archon.cp_style, sizes, option=option)
     decisions += style_decisions(config.archon.cp_style, sizes, split, option=option)
-    effective = replace(effective, pad_multiple=math.lcm(effective.pad_multiple, split.multiple()))
+    multiple = token_multiple(parts.anatomy, dims, config.archon.cp_style, request.ranks_per_node)
+    effective = replace(effective, pad_multiple=math.lcm(effective.pad_multiple, multiple))
     spec, stages, divisor = config.mb_spec, None, 1
     if parts.schedule is not None and parts.pipeline is not None:
         stages = plan_stages(

@@ -19,7 +19,10 @@ def sharded_extents(anatomy: ModelAnatomy) -> ShardedExtents:
     equal: dict[str, int] = {}
     unequal: dict[str, int] = {}
     for layer in anatomy.kinds:
-        equal["attention heads"] = layer.attention.heads.query
+        if layer.attention.delta is None:
+            equal["attention heads"] = layer.attention.heads.query
+        else:
+            equal["key heads of Gated DeltaNet"] = layer.attention.heads.key_value
         for weight in layer.weights:
             if weight.tensor_dim is None or weight.role == "expert" or not weight.name.endswith(".weight"):
                 continue
@@ -36,14 +39,17 @@ def context_sizes(anatomy: ModelAnatomy, dims: ParallelDims, ranks_per_node: int
     """The sizes that decide how context ranks share attention, as the engine takes them from a module and the machines
     of a run (``archon_engine.assembly.context``)."""
     per_node = ranks_per_node if ranks_per_node and dims.world_size > ranks_per_node else None
-    queries = max((layer.attention.heads.query for layer in anatomy.kinds), default=0)
+    attentions = (layer.attention for layer in anatomy.kinds)
+    queries = max((each.heads.query for each in attentions if each.delta is None), default=0)
     return ContextSizes(dims.cp, dims.tp, queries, per_node)
 
 
 def token_multiple(anatomy: ModelAnatomy, dims: ParallelDims, style: str, ranks_per_node: int | None = None) -> int:
     """The length of a micro-batch is a multiple of this."""
     sizes = context_sizes(anatomy, dims, ranks_per_node)
-    return math.lcm(dims.tp * dims.cp, split_context(style, sizes, option="archon.cp_style").multiple())
+    in_order = any(layer.attention.delta is not None for layer in anatomy.kinds)
+    split = split_context(style, sizes, option="archon.cp_style")
+    return math.lcm(dims.tp * dims.cp, split.multiple(in_order=in_order))
 
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:

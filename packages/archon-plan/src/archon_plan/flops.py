@@ -15,10 +15,17 @@ from dataclasses import dataclass
 
 from archon_core.models.anatomy import AttentionAnatomy
 from archon_core.models.stage import Stage
+from archon_plan.block_sizes import CHUNK
 from archon_plan.setting import Setting
 from archon_plan.sizes import LayerSizes, sizes_of
 
 _ATTENTION_BACKWARD = 2.5
+_PRODUCTS_BACKWARD = 2.0
+"""Of products whose both factors have gradients."""
+
+_DELTA_PASSES = 30
+"""Reads and writes of a feature between the projections of Gated DeltaNet, counted in its layers."""
+
 _ENDS_OPERATIONS = 30
 """Operations of embedding, or of norm, head and loss, in one direction."""
 
@@ -121,6 +128,17 @@ def mean_keys(attention: AttentionAnatomy, sequence: float) -> float:
     return (window * (window + 1) / 2 + (sequence - window) * window) / sequence
 
 
+def delta_flops(attention: AttentionAnatomy, sequence: float, tp: int = 1) -> float:
+    """FLOPs of Gated DeltaNet's rule for a token of a sequence of that many tokens, forward, on one of ``tp`` ranks.
+
+    Counted are products of keys and of queries with the keys of a chunk, the mixing of values, the triangular system,
+    whose other half is zero, and the state: read for corrections and for outputs, and written.
+    """
+    key, value, chunk = attention.head_dim, attention.value_dim, min(CHUNK, sequence)
+    of_chunk = chunk * (2 * 2 * key + 2 * value + key + value)
+    return attention.heads.query / tp * (of_chunk + 3 * 2 * key * value)
+
+
 def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Passes:
     """Mean work of equal layers, of which a share is recomputed as a whole."""
     dims, tokens = setting.dims, setting.tokens
@@ -138,7 +156,10 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     # A compiled block has no wrappers inside.
     wrapped = 0 if setting.compiles or dims.tp == 1 else _WRAPPED_OPERATIONS * len(layer.weights)
     others = Work(memory=traffic, operations=launched)
-    core = Work(attention=2 * scores * size)
+    core, core_backward = Work(attention=2 * scores * size), _ATTENTION_BACKWARD
+    if attention.delta is not None:
+        of_rule = local * dims.tp * delta_flops(attention, tokens.sequence, dims.tp)
+        core, core_backward = Work(attention=of_rule), _PRODUCTS_BACKWARD
     forward = products + core + others
     recompute = forward * recomputed
     if not setting.compiles:
@@ -153,7 +174,7 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
         forward,
         recompute,
         # Backward of a norm or an activation reads and writes about twice as much.
-        products + core * _ATTENTION_BACKWARD + Work(memory=2 * traffic, operations=launched),
+        products + core * core_backward + Work(memory=2 * traffic, operations=launched),
         # Only products have weights, so these gradients launch about half as many operations.
         products + Work(operations=launched / 2 + wrapped),
         # Experts begin both halves with the gradient behind their last matrix, one of three.
@@ -168,9 +189,13 @@ def _layer_bytes(setting: Setting, sizes: LayerSizes) -> float:
     fused = setting.compiles
     # An RMSNorm reads and writes the residual stream in 16 bits and in fp32 (archon_engine.nn.norm).
     norm = 2 * number if fused else (36 if number == 2 else 28)
-    rotated = (attention.heads.query + attention.heads.key_value) * attention.head_dim
+    rotated = 0 if attention.delta else (attention.heads.query + attention.heads.key_value) * attention.head_dim
     total = hidden * (layer.norms * norm + 2 * 3 * number)
     total += rotated * (norm * attention.head_norms + (2 if fused else 12) * number)
+    if attention.delta is not None:
+        # Convolution, chunks, and the gated norm of outputs, mostly in fp32 (``archon_engine.nn.delta_rule``).
+        heads = attention.heads
+        total += (2 * heads.key_value * attention.head_dim + heads.query * attention.value_dim) * 4 * _DELTA_PASSES
     if attention.latent is not None:
         # Every tensor rank normalises the low-rank vectors of all tokens.
         total += setting.dims.tp * norm * (attention.latent.query_rank + attention.latent.key_value_rank)

@@ -62,7 +62,7 @@ def _stage_rows(placement: Placement) -> list[tuple[str, ...]]:
 def split_rows(setting: Setting) -> list[tuple[str, str, str]]:
     """What is split, over how many ranks, and the part of each rank."""
     dims, anatomy, tokens = setting.dims, setting.anatomy, setting.tokens
-    heads = anatomy.layers[0].attention.heads
+    heads = anatomy.attention.heads
     n_experts, inner = expert_extents(anatomy)
     dense = dims.dp_shard * dims.cp
     rows = [
@@ -103,7 +103,7 @@ def _share(setting: Setting) -> int:
 
 
 def _heads_each(setting: Setting) -> str:
-    heads, dims = setting.anatomy.layers[0].attention.heads, setting.dims
+    heads, dims = setting.anatomy.attention.heads, setting.dims
     parts = dims.tp * dims.cp
     queries = heads.query // parts
     # A rank needs every key head that its query heads read, whole (``archon_engine.nn.key_heads``).

@@ -75,6 +75,7 @@ def _expert_sizes(anatomy: ModelAnatomy, ranks: int, tp: int, axes: str) -> Iter
                     yield ep, etp
 
 
+@lru_cache(maxsize=4096)
 def micro_batch_numbers(sequences: int, n_stages: int, multiple: int) -> tuple[int, ...]:
     """Numbers of micro-batches to try, in increasing order, for the sequences of one data rank.
 

@@ -121,6 +121,9 @@ def forward_peak(
     """
     sizes = result_sizes(operations, input_bytes)
     last_read = {name: place for place, operation in enumerate(operations) for name in operation.reads}
+    # Of other results in ``stay``, only the ``extra`` stays.
+    whole = {name for operation in operations for name in operation.saves}
+    whole |= {operation.name for operation in operations if operation.kept}
     live = peak = input_bytes + sum(exist.values())
     for place, operation in enumerate(operations):
         made = operation.bytes + operation.extra
@@ -129,7 +132,7 @@ def forward_peak(
         if operation.name not in stay:
             live -= operation.extra
         for name in operation.reads:
-            if last_read[name] == place and name != INPUT and name not in stay:
+            if last_read[name] == place and name != INPUT and (name not in stay or name not in whole):
                 live -= sizes[name]
     return peak
 

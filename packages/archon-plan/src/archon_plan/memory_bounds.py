@@ -30,6 +30,7 @@ class MemoryBounds:
         self._base, self._device, self._elements = base, device, elements
         self._counts = Counter(base.anatomy.kind_of)
         self._kept: dict[tuple[object, ...], float] = {}
+        self._last: tuple[ParallelDims, tuple[float, float]] | None = None
 
     def states_fit(self, dims: ParallelDims) -> bool:
         """Whether states may fit without activations."""
@@ -56,12 +57,20 @@ class MemoryBounds:
         base = self._base
         if not base.trains:
             return True
-        needed = self._kept_by(dims, mode, tokens, compiles) / dims.pp
-        if not base.offloads:
-            needed += self._elements.sharded(dims) * self._stored
-            if dims.pp > 1:
-                needed += self._elements.gathered(dims) * base.types.compute
+        states, gathered = self._held(dims)
+        needed = self._kept_by(dims, mode, tokens, compiles) / dims.pp + states + gathered
         return self._needed(needed) <= self._device.memory
+
+    def _held(self, dims: ParallelDims) -> tuple[float, float]:
+        """Bytes of weights with optimizer states, and of the weights that a pipeline gathers."""
+        if self._last is None or self._last[0] is not dims:
+            base, states, gathered = self._base, 0.0, 0.0
+            if not base.offloads:
+                states = self._elements.sharded(dims) * self._stored
+                gathered = self._elements.gathered(dims) * base.types.compute if dims.pp > 1 else 0.0
+            # The search asks for all modes and micro-batches of a layout in turn.
+            self._last = dims, (states, gathered)
+        return self._last[1]
 
     def _needed(self, live: float) -> float:
         """Bytes of a device with so many bytes of tensors (``memory.overhead_parts``), without communicators."""
@@ -79,14 +88,17 @@ class MemoryBounds:
     def _kept_by(self, dims: ParallelDims, mode: Checkpointing, tokens: int, compiles: bool) -> float:
         """Bytes that all blocks of the model keep of one micro-batch."""
         local = -(-tokens // (dims.tp * dims.cp))
-        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles
-        if key not in self._kept:
+        # Groups of context ranks lie within a machine, so they also depend on whether all ranks do.
+        world = min(dims.world_size, self._base.ranks_per_node or 0)
+        key = dims.tp, dims.cp, dims.ep, dims.etp, mode, local, compiles, world
+        found = self._kept.get(key)
+        if found is None:
             own = replace(self._base.tokens, per_micro_batch=tokens)
             setting = replace(self._base, dims=dims, tokens=own, compiles=compiles)
             on_cpu = self._device.kind == "cpu"
             kinds = setting.anatomy.kinds
-            self._kept[key] = sum(
+            found = self._kept[key] = sum(
                 count * block_kept(block_sizes(setting, kinds[kind], IMBALANCE, on_cpu), mode, setting.budget)
                 for kind, count in self._counts.items()
             )
-        return self._kept[key]
+        return found

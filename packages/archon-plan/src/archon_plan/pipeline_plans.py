@@ -32,6 +32,7 @@ class PipelinePlans:
         self._anatomy, self._names = anatomy, names
         self._of: dict[int, tuple[tuple[ScheduleSpec | None, StagePlan | None], ...]] = {}
         self._places: dict[int, tuple[int, ...]] = {}
+        self._shaped: dict[int, tuple[tuple[ScheduleSpec | None, StagePlan | None, int], ...]] = {}
         self._actions: dict[tuple[Any, ...], RankActions] = {}
         self.shapes: dict[int, tuple[tuple[RankShape, ...], ...]] = {}
 
@@ -50,7 +51,10 @@ class PipelinePlans:
 
     def shaped(self, pp: int) -> tuple[tuple[ScheduleSpec | None, StagePlan | None, int], ...]:
         """As ``of``, with the place of each schedule's ranks in ``shapes``."""
-        return tuple((*found, place) for found, place in zip(self.of(pp), self._places[pp], strict=True))
+        if pp not in self._shaped:
+            pairs = zip(self.of(pp), self._places[pp], strict=True)
+            self._shaped[pp] = tuple((*found, place) for found, place in pairs)
+        return self._shaped[pp]
 
     def actions(self, schedule: ScheduleSpec, plan: StagePlan, pp: int, number: int) -> RankActions:
         """The lists of a schedule."""

@@ -109,7 +109,7 @@ def _range_of(layers: tuple[int, ...]) -> range:
 
 def _classes(setting: Setting) -> tuple[RankClass, ...]:
     dims, anatomy = setting.dims, setting.anatomy
-    heads = anatomy.layers[0].attention.heads.query
+    heads = anatomy.attention.heads.query
     n_experts, inner = expert_extents(anatomy)
     by_place: dict[tuple[int, int, int], list[int]] = defaultdict(list)
     for rank in range(dims.stage_size):

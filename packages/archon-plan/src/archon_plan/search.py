@@ -13,8 +13,10 @@ its beginning a schedule repeats itself, so further micro-batches add equal time
 from __future__ import annotations
 
 import heapq
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from archon_core.errors import ConfigError
 from archon_core.layout.dims import ParallelDims
@@ -109,9 +111,8 @@ def least_devices(sought: Sought, most: int, *, fits: Fits = fits_in_memory) -> 
     return next((n for n in numbers if n <= most and _Search(sought, n, 1, fits, shared).fits_somewhere()), None)
 
 
-@dataclass(order=True)
-class _Node:
-    """An entry of the queue.
+class _Node(NamedTuple):
+    """An entry of the queue. Entries compare by their first four attributes, of which the numbers are unique.
 
     Attributes:
         bound: seconds that the step takes at least.
@@ -128,10 +129,10 @@ class _Node:
     progress: int
     place: int
     number: int
-    dims: ParallelDims = field(compare=False)
-    option: Option | None = field(default=None, compare=False)
-    setting: Setting | None = field(default=None, compare=False)
-    time: StepTime | None = field(default=None, compare=False)
+    dims: ParallelDims
+    option: Option | None = None
+    setting: Setting | None = None
+    time: StepTime | None = None
 
 
 class _Shared:
@@ -188,8 +189,10 @@ class _Search:
             # Micro-batches become smaller with their number, so the last of each schedule has the fewest tokens.
             smallest = {option.schedule: option for option in self._space.options(dims)}
             for option in smallest.values():
-                *_, thrifty = self._space.settings(dims, option)
-                if self._may_fit(thrifty) and self._fits_with_lists(thrifty):
+                *_, thrifty = self._space.allowed_modes(option.schedule)
+                if self._may_fit(dims, option, thrifty) and self._fits_with_lists(
+                    self._space.setting(dims, option, thrifty)
+                ):
                     return True
         return False
 
@@ -210,17 +213,22 @@ class _Search:
             modes = self._possible_modes(node.dims)
             if modes:
                 bound = min(self._bounds.time(node.dims, mode) for mode in modes)
-                heapq.heappush(self._queue, replace(node, bound=max(bound, node.bound), progress=_POSSIBLE))
+                heapq.heappush(self._queue, node._replace(bound=max(bound, node.bound), progress=_POSSIBLE))
             return
+        bounds: dict[tuple[int, int], float] = {}
         for option in self._space.options(node.dims):
-            times = [
-                self._bounds.time_of(node.dims, option.place, option.tokens.n_micro_batches, mode)
-                for mode in self._space.allowed_modes(option.schedule)
-                if self._memory.fits(node.dims, mode, option.tokens.per_micro_batch, compiles=option.compiles)
-            ]
-            if times:
-                bound, number = max(min(times), node.bound), next(self._numbers)
-                heapq.heappush(self._queue, _Node(bound, _LISTED, node.place, number, node.dims, option))
+            # Schedules whose ranks have the same shapes have the same bounds.
+            alike = option.place, option.tokens.n_micro_batches
+            if alike not in bounds:
+                times = (
+                    self._bounds.time_of(node.dims, option.place, option.tokens.n_micro_batches, mode)
+                    for mode in self._space.allowed_modes(option.schedule)
+                    if self._may_fit(node.dims, option, mode)
+                )
+                bounds[alike] = max(min(times, default=math.inf), node.bound)
+            if bounds[alike] < math.inf:
+                entry = _Node(bounds[alike], _LISTED, node.place, next(self._numbers), node.dims, option)
+                heapq.heappush(self._queue, entry)
 
     def _possible_modes(self, dims: ParallelDims) -> list[Checkpointing]:
         """The modes with which micro-batches of one sequence may fit."""
@@ -238,13 +246,15 @@ class _Search:
     def _clock(self, setting: Setting) -> StepClock:
         return StepClock(setting, self._sought.device, self._units)
 
-    def _may_fit(self, setting: Setting) -> bool:
-        tokens, mode = setting.tokens.per_micro_batch, setting.checkpointing
-        return self._memory.fits(setting.dims, mode, tokens, compiles=setting.compiles)
+    def _may_fit(self, dims: ParallelDims, option: Option, mode: Checkpointing) -> bool:
+        return self._memory.fits(dims, mode, option.tokens.per_micro_batch, compiles=option.compiles)
 
     def _add_modes(self, node: _Node, option: Option) -> None:
         """Replace an option by its modes of checkpointing that may fit."""
-        for setting in filter(self._may_fit, self._space.settings(node.dims, option)):
+        for mode in self._space.allowed_modes(option.schedule):
+            if not self._may_fit(node.dims, option, mode):
+                continue
+            setting = self._space.setting(node.dims, option, mode)
             bound, number = max(self._clock(setting).lower_bound(), node.bound), next(self._numbers)
             heapq.heappush(self._queue, _Node(bound, _BOUNDED, node.place, number, node.dims, option, setting))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 from archon_core.layout.dims import ParallelDims
 from archon_plan.collectives import seconds_of
@@ -34,6 +35,22 @@ _PassSeconds = tuple[float, float, float, float]
 """Seconds of forward and backward passes, and of computation in each."""
 
 _UnitSeconds = dict[Kind, _PassSeconds]
+
+
+class WeightSeconds(NamedTuple):
+    """What data ranks spend on the weights and gradients of all layers, over all pipeline ranks.
+
+    Attributes:
+        gather: gathering weights once.
+        reduce: gathering them again, and reducing gradients.
+        unpacked: copying weights around a gather.
+        packed: copying gradients around a reduction.
+    """
+
+    gather: float
+    reduce: float
+    unpacked: float
+    packed: float
 
 
 def _sum(parts: Iterable[tuple[_PassSeconds, int]]) -> _PassSeconds:
@@ -78,8 +95,10 @@ class Bounds:
         self._exchanges: dict[tuple[object, ...], tuple[float, float]] = {}
         self._quick: dict[tuple[int, ...], float] = {}
         self._passes: dict[tuple[object, ...], dict[tuple[int, int], float]] = {}
+        self._beside: dict[tuple[int, ...], float] = {}
         self._summed: dict[tuple[int, int], dict[Kind, float]] = {}
-        self._links: dict[tuple[object, ...], float] = {}
+        self._weights: dict[tuple[int, ...], WeightSeconds] = {}
+        self._around: tuple[ParallelDims, float] | None = None
 
     def time(self, dims: ParallelDims, mode: Checkpointing = "none") -> float:
         """Seconds that a step takes at least with any schedule and any number of micro-batches."""
@@ -115,12 +134,11 @@ class Bounds:
     def _without_pipeline(self, dims: ParallelDims, number: int, mode: Checkpointing) -> float:
         of = self._of_units(dims, -(-self._sequences_of(dims) // number), mode, self._base.compiles)
         forward, backward, forward_work, backward_work = _sum((of[kind], count) for kind, count in self._units_of_model)
-        gather, reduce = self._data_traffic(dims)
-        unpacked, packed = self._copies(dims)
+        weights = self._weight_seconds(dims)
         # What exceeds the computation beside it cannot be hidden.
-        forward += max(0.0, gather - forward_work) + unpacked
+        forward += max(0.0, weights.gather - forward_work) + weights.unpacked
         if self._base.trains:
-            backward += max(0.0, reduce - backward_work) + unpacked + packed
+            backward += max(0.0, weights.reduce - backward_work) + weights.unpacked + weights.packed
         return number * (forward + backward) + self._update(dims)
 
     def _of_pipelines(self, dims: ParallelDims, mode: Checkpointing) -> dict[tuple[int, int], float]:
@@ -130,23 +148,26 @@ class Bounds:
         key = dims.pp, sequences, dims.tp, dims.cp, dims.ep, dims.etp, mode, min(dims.world_size, self._per_node)
         found = self._passes.get(key)
         if found is None:
-            found = self._passes[key] = {
-                (place, number): self._of_pipeline(dims, shapes, number, mode)
-                for place, shapes in enumerate(self._shapes[dims.pp])
-                if mode in ("none", "full") or not shapes[0].splits
-                for number in _numbers(sequences, shapes[0].stages, dims.pp)
-            }
+            found = self._passes[key] = {}
+            units: dict[tuple[int, bool], _UnitSeconds] = {}
+            for place, shapes in enumerate(self._shapes[dims.pp]):
+                splits = shapes[0].splits
+                if splits and mode not in ("none", "full"):
+                    continue
+                for number in _numbers(sequences, shapes[0].stages, dims.pp):
+                    if (number, splits) not in units:
+                        # Blocks whose backward pass is split are not compiled.
+                        compiles = self._base.compiles and not splits
+                        units[number, splits] = self._of_units(dims, -(-sequences // number), mode, compiles)
+                    found[place, number] = self._of_pipeline(dims, shapes, number, units[number, splits])
         return found
 
     def _sequences_of(self, dims: ParallelDims) -> int:
         """Sequences of a data rank."""
         return -(-self._sequences // (dims.dp_replicate * dims.dp_shard))
 
-    def _of_pipeline(self, dims: ParallelDims, shapes: Sequence[RankShape], number: int, mode: Checkpointing) -> float:
-        """Seconds of the passes of the slowest rank."""
-        # Blocks whose backward pass is split are not compiled.
-        compiles = self._base.compiles and not shapes[0].splits
-        of = self._of_units(dims, -(-self._sequences_of(dims) // number), mode, compiles)
+    def _of_pipeline(self, dims: ParallelDims, shapes: Sequence[RankShape], number: int, of: _UnitSeconds) -> float:
+        """Seconds of the passes of the slowest rank. ``of``: times of units with so many micro-batches."""
         sums = self._accumulation(dims)
         types = self._base.types
         moved = number * (types.compute + 2 * types.reduce) + types.compute + types.reduce
@@ -164,16 +185,39 @@ class Bounds:
 
     def _around_pipeline(self, dims: ParallelDims) -> float:
         """Seconds of a step beside the passes: a pipeline gathers weights once, and reduces gradients at the end."""
-        gather, reduce = self._data_traffic(dims)
-        unpacked, _ = self._copies(dims)
+        if self._around is None or self._around[0] is not dims:
+            # The search asks for all modes and micro-batches of a layout in turn.
+            self._around = dims, self._seconds_around(dims)
+        return self._around[1]
+
+    def _seconds_around(self, dims: ParallelDims) -> float:
+        weights = self._weight_seconds(dims)
         # The first of at least as many micro-batches as there are pipeline ranks waits for weights of all stages.
-        of = self._of_units(dims, -(-self._sequences_of(dims) // dims.pp), "none", self._base.compiles)
-        beside = sum(count * of[kind][2] for kind, count in self._units_of_model)
-        seconds = max(0.0, gather - beside) + unpacked
+        beside = self._forward_work(dims, -(-self._sequences_of(dims) // dims.pp))
+        seconds = max(0.0, weights.gather - beside) + weights.unpacked
         if self._base.trains:
             # Behind the passes of the slowest rank, which has at least as many layers as the one with the fewest.
-            seconds += (reduce - gather) * self._least_share(dims.pp)
+            seconds += (weights.reduce - weights.gather) * self._least_share(dims.pp)
         return seconds + self._update(dims)
+
+    def _forward_work(self, dims: ParallelDims, sequences: int) -> float:
+        """Seconds of computation in the forward pass of a micro-batch through the whole model."""
+        # How experts are divided does not matter: every rank computes as much.
+        key = dims.tp, dims.cp, sequences, min(dims.world_size, self._per_node)
+        found = self._beside.get(key)
+        if found is None:
+            of = self._of_units(dims, sequences, "none", self._base.compiles)
+            found = self._beside[key] = sum(count * of[kind][2] for kind, count in self._units_of_model)
+        return found
+
+    def _weight_seconds(self, dims: ParallelDims) -> WeightSeconds:
+        """What data ranks spend on weights and gradients; layouts with equal groups share it."""
+        ranks, experts = dims.dp_shard * dims.cp, dims.ep * dims.etp
+        key = ranks, dims.tp, experts, dims.dp_replicate, min(dims.world_size, self._per_node)
+        found = self._weights.get(key)
+        if found is None:
+            found = self._weights[key] = WeightSeconds(*self._data_traffic(dims), *self._copies(dims))
+        return found
 
     def _data_traffic(self, dims: ParallelDims) -> tuple[float, float]:
         """Seconds of gathering all layers once, over all pipeline ranks, and of gathering them again and reducing their
@@ -226,12 +270,9 @@ class Bounds:
 
     def _per_byte(self, dims: ParallelDims, axis: Axis, size: int, collective: Collective) -> float:
         """Seconds per byte that a rank sends, without latency."""
-        key = axis, size, dims.tp, dims.ep * dims.etp, dims.sharding_size, min(dims.world_size, self._per_node)
-        if key not in self._links:
-            many = 1e15  # beside which latency is nothing
-            seconds = seconds_of(Transfer(axis, size, collective, "", 1, many, overlaps=True), dims, self._units.device)
-            self._links[key] = seconds / many * (1 - 1e-9)
-        return self._links[key]
+        many = 1e15  # beside which latency is nothing
+        seconds = seconds_of(Transfer(axis, size, collective, "", 1, many, overlaps=True), dims, self._units.device)
+        return seconds / many * (1 - 1e-9)
 
     def _of_units(self, dims: ParallelDims, sequences: int, mode: Checkpointing, compiles: bool) -> _UnitSeconds:
         """Seconds of one micro-batch through a unit of each kind."""

@@ -91,12 +91,14 @@ class SearchSpace:
     def options(self, dims: ParallelDims) -> Iterator[Option]:
         """The schedules and numbers of micro-batches of a layout."""
         ranks = -(-self._sought.sequences // (dims.dp_replicate * dims.dp_shard))
+        known: dict[int, Tokens | None] = {}
         for schedule, plan, place in self.plans.shaped(dims.pp):
             multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
             compiles = self.base.compiles and not (schedule is not None and schedule.splits_backward)
             for number in micro_batch_numbers(ranks, 1 if plan is None else len(plan), multiple):
-                tokens = self._tokens(dims, -(-ranks // number), number)
-                if tokens is not None:
+                if number not in known:
+                    known[number] = self._tokens(dims, -(-ranks // number), number)
+                if (tokens := known[number]) is not None:
                     yield Option(schedule, plan, place, tokens, compiles)
 
     def _tokens(self, dims: ParallelDims, sequences: int, number: int) -> Tokens | None:
@@ -104,28 +106,28 @@ class SearchSpace:
         tokens = sequences * self.base.tokens.sequence
         if self._sought.most_tokens is not None and tokens > self._sought.most_tokens and sequences > 1:
             return None
-        return replace(self.base.tokens, per_micro_batch=self.padded(dims, tokens), n_micro_batches=number)
+        base = self.base.tokens
+        return Tokens(self.padded(dims, tokens), number, base.sequence, base.scored)
 
     def padded(self, dims: ParallelDims, tokens: int) -> int:
         """Tokens of a micro-batch, which its tensor and context ranks share evenly."""
         multiple = token_multiple(self._sought.anatomy, dims, self.base.cp_style, self.base.ranks_per_node)
         return -(-tokens // multiple) * multiple
 
-    def settings(self, dims: ParallelDims, option: Option) -> Iterator[Setting]:
-        """The settings of a layout and an option, one per allowed mode of checkpointing."""
-        for mode in self.allowed_modes(option.schedule):
-            yield replace(
-                self.base,
-                dims=dims,
-                tokens=option.tokens,
-                stages=option.plan,
-                schedule=option.schedule,
-                reshards=dims.pp == 1,
-                reshards_last=False,
-                compiles=option.compiles,
-                checkpointing=mode,
-                every=None,
-            )
+    def setting(self, dims: ParallelDims, option: Option, mode: Checkpointing) -> Setting:
+        """The setting of a layout, an option and a mode of checkpointing that the option allows."""
+        return replace(
+            self.base,
+            dims=dims,
+            tokens=option.tokens,
+            stages=option.plan,
+            schedule=option.schedule,
+            reshards=dims.pp == 1,
+            reshards_last=False,
+            compiles=option.compiles,
+            checkpointing=mode,
+            every=None,
+        )
 
     def allowed_modes(self, schedule: ScheduleSpec | None) -> Iterator[Checkpointing]:
         """The modes of activation checkpointing that the engine allows with a schedule."""

@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
+from archon_plan.block_sizes import FP32
 from archon_plan.devices import Device
+from archon_plan.flops import delta_flops
 
 EXPERT = "expert"
 """Role of stacked expert weights in the parallel plan."""
@@ -106,7 +108,8 @@ class Server:
     def cached(self, tokens: float, sequences: float) -> float:
         """Bytes of the KV cache on one device: per token, layers / p x kv / t x (head + value size) x bytes per number.
 
-        Tensor ranks beyond the number of KV heads hold copies. Latent attention keeps a vector per token on every rank.
+        Tensor ranks beyond the number of KV heads hold copies. Latent attention keeps a vector per token on every rank,
+        Gated DeltaNet a matrix per head and sequence, in fp32.
 
         Args:
             tokens: prompt and completion tokens of all sequences together.
@@ -115,6 +118,8 @@ class Server:
         total = 0.0
         for attention, count in self._kinds.items():
             held = tokens if attention.window is None else min(tokens, sequences * attention.window)
+            if attention.delta is not None:
+                held = sequences
             total += count * held * self._cache_of(attention)
         return total / self.pipeline
 
@@ -197,6 +202,9 @@ class Server:
         """Floating-point operations of causal attention within a text of ``length`` tokens."""
         total = 0.0
         for attention, count in self._kinds.items():
+            if attention.delta is not None:
+                total += count * length * delta_flops(attention, length)
+                continue
             seen = min(length, attention.window or length)
             pairs = length * seen - seen * seen / 2
             total += count * 2 * attention.heads.query * (attention.head_dim + attention.value_dim) * pairs
@@ -221,6 +229,11 @@ class Server:
         return total
 
     def _cache_of(self, attention: AttentionAnatomy) -> float:
+        if attention.delta is not None:
+            heads, before = attention.heads, attention.delta.filter_length - 1
+            keys, values = heads.key_value * attention.head_dim, heads.query * attention.value_dim
+            state = FP32 * values * attention.head_dim
+            return (state + before * (2 * keys + values) * self.cache_bytes) / self.tensor
         if attention.latent is not None:
             # Every tensor rank keeps the vectors that its heads are made of, and the rotated part of keys.
             return (attention.latent.key_value_rank + (attention.rotated_dim or 0)) * self.cache_bytes

@@ -131,6 +131,9 @@ class Setting:
     def layers_of(self, stage: Stage) -> Counter[tuple[int, bool]]:
         """(kind of layer, whether backward recomputes it as a whole) -> number of such layers in a stage."""
         kinds = self.anatomy.kind_of
+        if self.every is None:
+            alike = self.trains and self.checkpointing == "full"
+            return Counter([(kinds[layer], alike) for layer in stage.layers])
         return Counter((kinds[layer], self.checkpointing_of(layer) == "full") for layer in stage.layers)
 
     @cached_property

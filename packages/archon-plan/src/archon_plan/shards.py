@@ -80,7 +80,8 @@ def shards_of(weights: tuple[WeightShape, ...], dims: ParallelDims, rank: int = 
         dims: the sizes of the axes.
         rank: number of the rank inside its pipeline rank.
     """
-    return sum((_shards(weight, dims, rank) for weight in weights), NOTHING)
+    held = [_shards(weight, dims, rank).numbers for weight in weights]
+    return Shards(*map(sum, zip(*held, strict=True))) if held else NOTHING
 
 
 def _shards(weight: WeightShape, dims: ParallelDims, rank: int) -> Shards:

@@ -64,14 +64,13 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     """The memory of ``stage`` on one of its ranks. The arguments are those of ``activations.activation_parts``."""
     anatomy, dims, value_bytes = setting.anatomy, setting.dims, setting.types.compute
     kinds = tuple(block_sizes(setting, kind, imbalance=imbalance, on_cpu=on_cpu) for kind in anatomy.kinds)
-    blocks = [
-        block_usage(kinds[anatomy.kind_of[layer]], setting.checkpointing_of(layer), setting.budget)
-        for layer in stage.layers
-    ]
+    alike = [(anatomy.kind_of[layer], setting.checkpointing_of(layer)) for layer in stage.layers]
+    usages = {(kind, mode): block_usage(kinds[kind], mode, setting.budget) for kind, mode in dict.fromkeys(alike)}
+    blocks = [usages[one] for one in alike]
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
     # Cosines and sines, which all layers share.
-    around = float(region_tokens * max((kind.key_dim for kind in kinds), default=0) * value_bytes)
+    around = float(region_tokens * max((kind.rotated_dim for kind in kinds), default=0) * value_bytes)
     # A stage's input is a leaf of its graph, and its output the root: both live as long as the graph.
     keeps_input = bool(blocks) and blocks[0].keeps_input
     around += message * ((not stage.has_embed and not keeps_input) + (not stage.has_head))

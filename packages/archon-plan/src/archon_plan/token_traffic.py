@@ -80,6 +80,9 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
     dims, attention = setting.dims, layer.attention
     runs = passes.forward + passes.backward + passes.again
     tensor, split = Group.of("tp", dims), setting.context
+    if attention.delta is not None:
+        _add_states(ledger, attention, sizes, Group.of("cp", dims), dims.tp, passes)
+        return
     norms = sum(map(_is_projection_norm, layer.weights))
     squares = tensor.size * sizes.context * sizes.exact
     ledger.add(tensor, "all_gather", "norms over heads", squares, norms * (passes.forward + passes.again))
@@ -102,6 +105,22 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
     gathered = sizes.whole * sizes.compute * keys_gathered(attention, dims.tp, split.heads)
     ledger.add(gathering, "all_gather", "keys and values", gathered, passes.forward + passes.again)
     ledger.add(gathering, "reduce_scatter", "keys and values", gathered, passes.backward)
+
+
+def _add_states(
+    ledger: Ledger, attention: AttentionAnatomy, sizes: TokenSizes, context: Group, tp: int, passes: Passes
+) -> None:
+    """Context ranks pass on the last tokens before a filter, and the map of a sequence's state, in fp32."""
+    assert attention.delta is not None, "attention exchanges heads"
+    heads, key, value = attention.heads, attention.head_dim, attention.value_dim
+    features = (2 * heads.key_value * key + heads.query * value) // tp
+    tokens = min(attention.delta.filter_length - 1, sizes.context)
+    for purpose, own in (
+        ("tokens before filters", tokens * features * sizes.compute),
+        ("states", heads.query // tp * key * (key + value) * sizes.exact),
+    ):
+        ledger.add(context, "all_gather", purpose, context.size * own, passes.forward + passes.again)
+        ledger.add(context, "reduce_scatter", purpose, context.size * own, passes.backward)
 
 
 def _needs_whole_projections(layer: LayerAnatomy) -> bool:

@@ -124,6 +124,7 @@ class UnitTimes:
     def __init__(self, device: Device) -> None:
         self.device = device
         self._work: dict[tuple[object, ...], tuple[Spent, ...]] = {}
+        self._waits: dict[tuple[object, ...], tuple[Spent, ...]] = {}
         self._units: dict[tuple[object, ...], UnitTime] = {}
         self._remembered: dict[Hashable, Any] = {}
 
@@ -153,19 +154,30 @@ class UnitTimes:
         # Up to the devices of a node the number of ranks tells where groups lie.
         world = min(dims.world_size, self.device.devices_per_node)
         stage = dims.stage_size if setting.aux_loss == "global_batch" else 0
-        key = (*size, dims.ep, dims.etp, world, stage, setting.entropy, *mode)
-        if key not in self._units:
-            self._units[key] = self._unit(setting, kind, recomputed, (*size, *mode))
-        return self._units[key]
+        groups = *size, dims.ep, dims.etp, world, stage, setting.entropy
+        found = self._units.get((*groups, *mode))
+        if found is None:
+            # Collectives are the same with any checkpointing, which only decides how many of them are repeated.
+            waits = self._waits_of(setting, kind, (*groups, setting.compiles, setting.trains))
+            found = self._units[*groups, *mode] = self._unit(setting, kind, recomputed, (*size, *mode), waits)
+        return found
 
-    def _unit(self, setting: Setting, kind: Kind, recomputed: float, key: tuple[object, ...]) -> UnitTime:
+    def _waits_of(self, setting: Setting, kind: Kind, key: tuple[object, ...]) -> tuple[Spent, ...]:
+        """Waiting for collectives of the forward pass, of the backward pass, and of a repeated forward pass."""
+        if key not in self._waits:
+            each = Passes(1, 0), Passes(0, 1), Passes(0, 0, 1)
+            self._waits[key] = tuple(self._wait(setting, kind, passes) for passes in each)
+        return self._waits[key]
+
+    def _unit(
+        self, setting: Setting, kind: Kind, recomputed: float, key: tuple[object, ...], waits: tuple[Spent, ...]
+    ) -> UnitTime:
         if key not in self._work:
             passes = _passes(setting, kind, recomputed)
             each = passes.forward, passes.recompute, passes.backward_input, passes.backward_weight, passes.split_weight
             self._work[key] = tuple(spend(work, setting, self.device) for work in each)
         forward, again, inputs, weights, split = self._work[key]
-        each = Passes(1, 0), Passes(0, 1), Passes(0, 0, 1)
-        wait, wait_backward, wait_again = (self._wait(setting, kind, passes) for passes in each)
+        wait, wait_backward, wait_again = waits
         recompute = {RECOMPUTE: sum(again.values())}
         return UnitTime(
             forward=add_up(forward, wait),

@@ -78,13 +78,15 @@ def stage_units(setting: Setting, stage: Stage, rank: int = 0) -> StageUnits:
     dims = setting.dims
     # Where data and context ranks are alike, and replicas and other stages do not matter, layouts share their groups.
     sizes = dims.dp_shard * dims.cp, dims.tp, dims.ep, dims.etp
-    return _units(Same(setting.anatomy), stage.has_embed, stage.has_head, _kinds(setting, stage), sizes, rank)
+    same = Same(setting.anatomy)
+    return _units(same, stage.has_embed, stage.has_head, _kinds(same, stage.layers), sizes, rank)
 
 
-def _kinds(setting: Setting, stage: Stage) -> tuple[tuple[int, int], ...]:
+@lru_cache(maxsize=4096)
+def _kinds(same: Same, layers: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
     """Kinds of layers in a stage and how many of each it has."""
-    kind_of = setting.anatomy.kind_of
-    return tuple(sorted(Counter([kind_of[layer] for layer in stage.layers]).items()))
+    kind_of = same.anatomy.kind_of
+    return tuple(sorted(Counter([kind_of[layer] for layer in layers]).items()))
 
 
 def stage_weights(anatomy: ModelAnatomy, stage: Stage) -> tuple[tuple[WeightShape, ...], tuple[WeightShape, ...]]:

@@ -20,6 +20,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
+from archon_core.serving.adapter_versions import FOLDER, AdapterVersions, adapter_name, labelled
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import (
@@ -32,7 +33,7 @@ from archon_core.serving.record import (
 )
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
-from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
+from archon_core.serving.weight_labels import BROKEN_LABEL, DEFAULT_LABEL, version_of
 from archon_sglang.generation import read_completion, request_data
 from archon_sglang.launching import launch_server
 from archon_sglang.options import SglangOptions
@@ -61,6 +62,7 @@ class SglangDriver:
         self._token = token
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
+        self._adapters = AdapterVersions()
         self._experts_shapes: dict[str, tuple[int, int]] = {}
         batch = self._options.max_running_requests
         self.capabilities = ServerCapabilities(
@@ -95,6 +97,7 @@ class SglangDriver:
             port=port,
             dtype=dtype,
             routed_experts=self._config.return_routed_experts,
+            loads_adapters=getattr(self._config, "use_lora", False) and not frozen,
             options=replace(self._options, model_path="") if frozen else self._options,
         )
 
@@ -120,9 +123,11 @@ class SglangDriver:
         experts = self._config.return_routed_experts
         shape = await asyncio.to_thread(self._experts_shape, server, timeout) if experts else None
         seeded = self._options.enable_deterministic_inference
+        version = self._adapters.version_for(server, expected=getattr(self._config, "use_lora", False))
+        adapter = {} if version is None else {"lora_path": adapter_name(version)}
         ids = _sample_ids(request_id, len(request.seeds))
         bodies = [
-            request_data(request, sample, request_id=id, routed_experts=experts, seeded=seeded)
+            {**request_data(request, sample, request_id=id, routed_experts=experts, seeded=seeded), **adapter}
             for sample, id in enumerate(ids)
         ]
         self._n_samples[request_id] = len(ids)
@@ -130,7 +135,7 @@ class SglangDriver:
             answers = await call_each(server.address, "/generate", bodies, token=self._token, timeout=timeout)
         finally:
             self._n_samples.pop(request_id, None)
-        return [read_completion(answer, experts_shape=shape) for answer in answers]
+        return [labelled(read_completion(answer, experts_shape=shape), version) for answer in answers]
 
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of SGLang."""
@@ -218,10 +223,11 @@ class SglangDriver:
 
     def verify_update(self, server: ServerRecord, manifest: WeightManifest, *, timeout: float) -> Receipt:
         """An empty receipt: SGLang computes no checksums."""
+        self._adapters.receive(server, manifest.tensors)
         return Receipt(server.incarnation, manifest.version)
 
     def commit_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
-        """Pause, load the folder, resume.
+        """Pause, load the folder, resume; adapters apart are loaded without a pause.
 
         If the server does not answer, it may have loaded a part. The weights are then labelled as broken before it is
         resumed; a load that ends later sets the label of its version.
@@ -235,10 +241,28 @@ class SglangDriver:
                 f"server {server.address}: commit of version {version}: found {received} received; start the update "
                 "again"
             )
+        if not self._adapters.are_received(server):
+            self._load_folder(server, folder, str(version), timeout)
+            return
+        if self._adapters.needs_adapted(server):
+            # The label changes with the adapter, without which these weights are no version of the trainer's.
+            self._load_folder(server, folder, DEFAULT_LABEL, timeout)
+            self._adapters.has_loaded_adapted(server)
+        name = adapter_name(version)
+        if self._adapters.forget(server, version):
+            self._post(server.address, "/unload_lora_adapter", {"lora_name": name}, timeout)
+        body = {"lora_name": name, "lora_path": f"{folder}/{FOLDER}"}
+        self._post(server.address, "/load_lora_adapter", body, timeout)
+        label = {"new_version": str(version), "abort_all_requests": False}
+        self._post(server.address, "/update_weight_version", label, timeout)
+        # Beyond sglang.max_loaded_loras, SGLang unloads the least recently used ones; an unload waits for its requests.
+        self._adapters.has_loaded(server, version)
+
+    def _load_folder(self, server: ServerRecord, folder: str, label: str, timeout: float) -> None:
         body = {
             "model_path": folder,
             "load_format": "auto",  # without it, a server that started without weights makes random ones
-            "weight_version": str(version),
+            "weight_version": label,
             "flush_cache": True,
             "abort_all_requests": False,
         }
@@ -248,8 +272,8 @@ class SglangDriver:
                 self._post(server.address, "/update_weights_from_disk", body, timeout)
             except UncertainCallError:
                 with suppress(ServerError):
-                    label = {"new_version": BROKEN_LABEL, "abort_all_requests": False}
-                    self._post(server.address, "/update_weight_version", label, min(timeout, LABEL_SECONDS))
+                    broken = {"new_version": BROKEN_LABEL, "abort_all_requests": False}
+                    self._post(server.address, "/update_weight_version", broken, min(timeout, LABEL_SECONDS))
                 raise
         finally:
             self.resume(server, timeout=timeout)
@@ -283,7 +307,8 @@ class SglangDriver:
     def _post(self, address: str, path: str, data: Any, timeout: float) -> Any:
         answer = call(address, "POST", path, data, token=self._token, timeout=timeout)
         if isinstance(answer, dict) and answer.get("success") is False:
-            raise ServerError(f"server {address}: {path} failed: {answer.get('message')}")
+            why = answer.get("message") or answer.get("error_message")
+            raise ServerError(f"server {address}: {path} failed: {why}")
         return answer
 
 

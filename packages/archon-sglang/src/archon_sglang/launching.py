@@ -22,6 +22,7 @@ def launch_server(
     dtype: str,
     routed_experts: bool,
     options: SglangOptions,
+    loads_adapters: bool = False,
 ) -> ServerLaunch:
     """The command of one server of a layout.
 
@@ -33,6 +34,7 @@ def launch_server(
         dtype: the trainer's compute dtype; empty if unknown.
         routed_experts: whether completions carry the experts of every token.
         options: the section ``sglang``.
+        loads_adapters: whether adapters are loaded while it runs.
 
     Raises:
         ConfigError: the port is 0, or an option does not divide the ranks of a server.
@@ -55,6 +57,9 @@ def launch_server(
     command += ["--tp-size", str(tensor), "--served-model-name", f"archon-{uuid.uuid4().hex}"]
     if routed_experts or options.enable_return_routed_experts:
         command.append("--enable-return-routed-experts")
+    if loads_adapters and not options.lora_paths:
+        # Without an adapter at its start, a server must know what adapters may adapt.
+        command += ["--lora-target-modules", "all"]
     # The trainer's path would bring its torch and transformers into another environment.
     environment = {"PYTHONPATH": ""} if options.python else {}
     return ServerLaunch((*command, *command_options(options)), environment, n_processes=tensor)

@@ -19,6 +19,7 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             summary="SGLang 0.5.23: loads published weights in place while generation is paused",
             letters="dt",
             transports=("disk",),
+            adapter_folders=("disk",),
             check="archon_sglang.checks:check_run",
             config=(ConfigSection("sglang", "archon_sglang.options:SglangOptions"),),
         )

@@ -67,12 +67,13 @@ CHECKPOINT = "checkpoint"
 HEADLESS = "checkpoint-without-head"
 
 
-def build_engine(case: Case, checkpoint: Path | None) -> Any:
+def build_engine(case: Case, checkpoint: Path | None, *, balances: bool = True) -> Any:
     """The initialised engine of a case.
 
     Args:
         case: model, layout, dtypes.
         checkpoint: folder with the weights; ``None`` for initial weights from the seed.
+        balances: whether experts have balancing losses and choice biases.
 
     Raises:
         ArchonError: from the engine; ``LayoutError`` if the layout does not fit the model.
@@ -82,7 +83,7 @@ def build_engine(case: Case, checkpoint: Path | None) -> Any:
     recompute = {"ac_mode": case.recompute} if case.recompute != "none" else {}
     options = ArchonOptions(enable_compile=False, model=case.model, cp_style=case.cp_style, **schedule, **recompute)
     plugins = registry()
-    if "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
+    if balances and "moe" in plugins.model_for(case.model_config["model_type"], case.model).needs:
         vars(options).update(BALANCING)
     config = ArchonEngineConfig(
         backend=case.layout,
@@ -114,13 +115,13 @@ def optimizer_of(case: Case) -> OptimizerConfig:
     return replace(OPTIMIZER, gradient_clipping=0.0) if case.compute_dtype == BFLOAT16 else OPTIMIZER
 
 
-def write_checkpoints(case: Case, folder: Path, attempt: int = 0) -> None:
+def write_checkpoints(case: Case, folder: Path, attempt: int = 0, *, balances: bool = True) -> None:
     """Save random weights, none of them zero or one, in Hugging Face format from one process; new ones per attempt.
 
     Initial weights would hide errors: zero biases that are added twice, norm weights of one that are not applied. A
     model that can start without some of its weights, such as a critic, gets a second checkpoint without them.
     """
-    engine = build_engine(replace(case.reference, lora=False), None)
+    engine = build_engine(replace(case.reference, lora=False), None, balances=balances)
     fill_weights(engine.parameters, case.seed, attempt, starts=starting_points(engine.module))
     fill_choice_biases(named_weights(engine.module), case.seed, attempt)
     shutil.rmtree(folder, ignore_errors=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
+from archon_core.cli.console import print_json
+from archon_core.errors import ConfigError
 from archon_testing.cases import Case
 from archon_testing.diagnosis import Diagnosis, Finding
 from archon_testing.verdicts import LIMITS, NOTHING, Deviation, Verdict
@@ -118,6 +123,26 @@ def _finding(finding: Finding) -> dict[str, Any]:
         "experts": list(finding.experts),
         "first_position": finding.first_position,
     }
+
+
+def check_writable(file: str) -> None:
+    """Check before minutes of work that ``file`` is writable, or ``-``; creates nothing. Raises ConfigError."""
+    path = Path(file)
+    if file != "-" and (path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK)):
+        raise ConfigError(f"--json: cannot write {file!r}; name a file in an existing, writable folder")
+
+
+def write_json(content: object, file: str) -> None:
+    """Write to ``file``, or to standard output for ``-``. Raises ConfigError."""
+    if file == "-":
+        print_json(content)
+        return
+    try:
+        Path(file).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"--json: cannot write {file!r} ({error}); name a file in an existing, writable folder"
+        ) from error
 
 
 def _number(value: float) -> float | str:

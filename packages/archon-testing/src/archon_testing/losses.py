@@ -83,6 +83,17 @@ class LanguageModelLoss(OracleLoss):
         return LossSums({"token": token, "sequence": sequence}, metrics)
 
 
+class LikelihoodLoss(OracleLoss):
+    """Weighted likelihood per token: all that an implementation offers which has no entropies and no second unit."""
+
+    request = OutputRequest()
+
+    def __call__(self, outputs: Mapping[OutputName, Tensor], micro_batch: Batch) -> LossSums:
+        mask = micro_batch.token_fields[MASK]
+        pull, logprobs = _masked(micro_batch.token_fields[PULL], mask), _masked(outputs["logprobs"], mask)
+        return LossSums({"token": -(pull * logprobs).sum()}, {TARGETS: self.count(micro_batch)})
+
+
 class ValueLoss(OracleLoss):
     """Squared error of values per token, and its mean per sequence, with targets far from the values."""
 

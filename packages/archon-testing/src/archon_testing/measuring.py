@@ -65,7 +65,7 @@ def measure(
         outputs: dict[str, Tensor] = {}
         steps: list[StepRecord] = []
         if case.check == "precision":
-            steps = [_train(engine, case, batches[0], loss, 0, start, problems)]
+            steps = [train_step(engine, case, batches[0], loss, 0, start, problems)]
             problems += rounded_sums(steps[0].gradients, **_sums(case))
         else:
             if case.dtype != "float64":
@@ -73,7 +73,7 @@ def measure(
             for step, batch in enumerate(batches):
                 if step == RESUMED_AFTER and save_to is not None:
                     engine.save(save_to, "dcp")
-                trained = _train(engine, case, batch, loss, step, start, problems)
+                trained = train_step(engine, case, batch, loss, step, start, problems)
                 seen = with_state and step <= RESUMED_AFTER
                 steps.append(replace(trained, state=own_state(engine)) if seen else trained)
             # After training, float32 weights may differ by more than the limit of outputs.
@@ -133,7 +133,7 @@ def measure_resumed(case: Case, folder: Path, saved: Path) -> Record:
         loss, batch = oracle_loss(critic=case.critic), oracle_batches(case, engine.hf_config)[RESUMED_AFTER]
         loaded, loaded_state = own_shards(engine), own_state(engine)
         problems: list[str] = []
-        step = _train(engine, case, batch, loss, RESUMED_AFTER, loaded, problems)
+        step = train_step(engine, case, batch, loss, RESUMED_AFTER, loaded, problems)
         step = replace(step, state=own_state(engine))
         data_rank = engine.data_ranks.rank
     finally:
@@ -197,7 +197,7 @@ def share_of(engine: Any, batch: Batch) -> Sequence[int]:
     return deal_unevenly(len(batch), engine.data_ranks.size)[engine.data_ranks.rank]
 
 
-def _train(
+def train_step(
     engine: Any,
     case: Case,
     batch: Batch,

@@ -233,9 +233,13 @@ class Oracle:
         return [(case, folder) for folder, case in places.items() if folder not in self._prepared]
 
     def _place(self, case: Case) -> Path:
-        """The folder of the case's reference, named by a hash of everything that its values depend on."""
-        content = json.dumps(vars(case.reference), sort_keys=True, default=str)
-        return self._folder / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+        return reference_folder(self._folder, case)
+
+
+def reference_folder(parent: Path, case: Case) -> Path:
+    """The folder of the case's reference, named by a hash of everything that its values depend on."""
+    content = json.dumps(vars(case.reference), sort_keys=True, default=str)
+    return parent / hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
 
 
 def _of_one_process(case: Case) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -22,7 +23,7 @@ from archon_testing.engines import CLIP_TO, write_checkpoints
 from archon_testing.functions import FunctionReference
 from archon_testing.measuring import initial_weights, measure, measure_resumed, save_training_state
 from archon_testing.record import Record
-from archon_testing.router_watch import LEAST_MARGIN, watching_routers
+from archon_testing.router_watch import LEAST_MARGIN, AmbiguousRoutingError, watching_routers
 from archon_testing.verdicts import RankReport, Verdict
 
 RECORD = "record.pt"
@@ -54,7 +55,10 @@ def _clear_reference(case: Case, folder: Path) -> Record:
     for attempt in range(MOST_ATTEMPTS):
         write_checkpoints(case, folder, attempt)
         spec = registry().model_for(case.model_config["model_type"], case.model)
-        with watching_routers(of_others=bool(spec.rounds_inside)) as routers:
+        with (
+            suppress(AmbiguousRoutingError),
+            watching_routers(of_others=bool(spec.rounds_inside), stops=True) as routers,
+        ):
             record = measure(case, folder, folder / "unused", with_state=True)
         if routers.is_clear:
             return replace(record, initial=initial_weights(case, folder))

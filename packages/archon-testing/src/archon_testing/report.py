@@ -8,8 +8,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from archon_core.cli.console import print_text
+from archon_core.cli.console import print_remark, print_text
 from archon_testing.cases import Case
+from archon_testing.requested_model import RequestedModel
 from archon_testing.verdicts import LIMITS, NOTHING, Comparison, Quantity, worst_deviation, worst_of
 from archon_testing.verification import LayoutReport
 
@@ -35,6 +36,16 @@ def kind_of(case: Case) -> str:
 def kind_and_resume(case: Case) -> str:
     """Variant, check, and the layout that resumes, such as ``untied resumed on archon:d1``."""
     return f"{kind_of(case)} on {case.resumed_on}" if case.resumed_on else kind_of(case)
+
+
+def print_remarks(model: RequestedModel, name: str) -> None:
+    """Print remarks about a model, which the user calls ``name``, and the sizes that were reduced."""
+    for remark in model.remarks:
+        print_remark(f"{name}: {remark}")
+    if model.changes:
+        print_remark(
+            f"{name} was shrunk, with the same structure: {', '.join(model.changes)} (--as-is keeps its sizes)"
+        )
 
 
 def print_line(report: LayoutReport) -> None:
@@ -82,12 +93,20 @@ def print_report(report: LayoutReport) -> None:
     print_text("")
 
 
-def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) -> None:
+def print_summary(
+    reports: Sequence[LayoutReport],
+    left_out: Mapping[str, str],
+    *,
+    numbers_of: str = "one process",
+    limits: Mapping[str, float] = LIMITS,
+) -> None:
     """Print the summary: the number of passing layouts, the failing ones, and those left out.
 
     Args:
         reports: of all layouts.
         left_out: layouts of ``--all`` that do not fit the model -> reason.
+        numbers_of: the oracle.
+        limits: its limit in each dtype.
     """
     if left_out:
         layout, reason = next(iter(left_out.items()))
@@ -96,11 +115,11 @@ def print_summary(reports: Sequence[LayoutReport], left_out: Mapping[str, str]) 
     passed = [report for report in reports if report.passed]
     n_cases = sum(len(report.verdicts) for report in reports)
     ran = {verdict.case.compute_dtype for report in reports for verdict in report.verdicts}
-    limits = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in LIMITS.items() if dtype in ran or not ran)
+    listed = ", ".join(f"{limit:g} in {dtype}" for dtype, limit in limits.items() if dtype in ran or not ran)
     line = Text.assemble(
         ("PASS", "bold green") if len(passed) == len(reports) else ("FAIL", "bold red"),
-        f": {len(passed)} of {len(reports)} layouts give the numbers of one process ({n_cases} cases; relative errors "
-        f"up to {limits})",
+        f": {len(passed)} of {len(reports)} layouts give the numbers of {numbers_of} ({n_cases} cases; relative errors "
+        f"up to {listed})",
     )
     for what in ("different", "crashed", "refused"):
         if chosen := [str(report.layout) for report in reports if report.outcome == what]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout import Layout, backend_table, parse_layout, refuse_axes
@@ -113,7 +113,7 @@ def resume_layouts(
 
     def axes_of(layout: RequestedLayout) -> frozenset[str]:
         dims = layout.layout.parallel_dims(moe=True)
-        return frozenset(axis for axis, size in vars(dims).items() if size > 1)
+        return frozenset(axis for axis, size in asdict(dims).items() if size > 1)
 
     own = axes_of(asked)
     fitting = [

@@ -9,7 +9,7 @@ Legend: T tokens, E experts, K experts per token.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,16 +25,22 @@ LEAST_MARGIN = 1e-4
 """Least distance between the last chosen logit and the first unchosen one: far above fp32 rounding."""
 
 
+class AmbiguousRoutingError(Exception):
+    """A run that a watch stops, because rounding could change a choice of experts."""
+
+
 @dataclass
 class RouterWatch:
     """Statistics of routers.
 
     Attributes:
+        stops: end the run at the first ambiguous decision, by an ``AmbiguousRoutingError``.
         margin: the smallest margin of all tokens; infinite without experts.
         n_passes: number of training passes of expert blocks.
         n_with_idle: number of those passes in which some expert got no token.
     """
 
+    stops: bool = False
     margin: float = math.inf
     n_passes: int = 0
     n_with_idle: int = 0
@@ -60,20 +66,27 @@ class RouterWatch:
             outside = scores.masked_fill(is_chosen, -math.inf).amax(1)
             # Below zero if the router ranks experts in another way; then a margin between experts is meaningless.
             margins += (inside - outside)[inside > outside].tolist()
-        self.margin = min([self.margin, *margins])
+        self.note(margins)
         if is_training:
             self.n_passes += 1
             self.n_with_idle += int(not is_chosen.any(0).all())
 
+    def note(self, margins: Sequence[float]) -> None:
+        """Record margins. Raises AmbiguousRoutingError: one is too small, and the watch stops runs."""
+        self.margin = min([self.margin, *margins])
+        if self.stops and not self.margin > LEAST_MARGIN:
+            raise AmbiguousRoutingError
+
 
 @contextmanager
-def watching_routers(*, of_others: bool = False) -> Iterator[RouterWatch]:
+def watching_routers(*, of_others: bool = False, stops: bool = False) -> Iterator[RouterWatch]:
     """Watch every expert block that runs in this process inside the block.
 
     Args:
+        stops: see ``RouterWatch``.
         of_others: whether the routers belong to another library, of which only ``topk`` calls can be observed.
     """
-    watch = RouterWatch()
+    watch = RouterWatch(stops)
     if of_others:
         with _WatchedChoices(watch):
             yield watch
@@ -147,4 +160,4 @@ class _WatchedChoices(TorchFunctionMode):
         best = scores.sort(dim=1, descending=True).values
         inside, outside = best[:, k - 1], best[:, k]
         margins = (inside / outside).log() if bool((scores > 0).all()) else inside - outside
-        self._watch.margin = min([self._watch.margin, *margins.tolist()])
+        self._watch.note(margins.tolist())

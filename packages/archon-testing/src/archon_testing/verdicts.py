@@ -59,12 +59,14 @@ class Comparison:
         worst: the worst error of each quantity.
         problems: errors that need no reference, such as ranks that report different losses.
         trained: whether there were optimizer steps before the weights were recorded.
+        limit: of every quantity; ``None`` for those of the dtype.
     """
 
     dtype: str
     worst: Mapping[Quantity, Deviation]
     problems: tuple[str, ...] = ()
     trained: bool = True
+    limit: float | None = None
 
     @property
     def judged(self) -> tuple[Quantity, ...]:
@@ -77,7 +79,8 @@ class Comparison:
     @property
     def failed(self) -> tuple[Quantity, ...]:
         """The quantities whose error is above the limit."""
-        return tuple(q for q in self.judged if not self.worst[q].error <= limit_of(self.dtype, q))
+        limits = {q: limit_of(self.dtype, q) if self.limit is None else self.limit for q in self.judged}
+        return tuple(q for q, limit in limits.items() if not self.worst[q].error <= limit)
 
     @property
     def passed(self) -> bool:
@@ -167,4 +170,5 @@ def worst_of(comparisons: Iterable[Comparison]) -> Comparison:
     assert len(dtypes) == 1, f"comparisons in {sorted(dtypes)} have no common limit"
     worst = {quantity: worst_deviation(c.worst[quantity] for c in everything) for quantity in QUANTITIES}
     problems = dict.fromkeys(problem for comparison in everything for problem in comparison.problems)
-    return Comparison(everything[0].dtype, worst, tuple(problems), any(comparison.trained for comparison in everything))
+    trained = any(comparison.trained for comparison in everything)
+    return replace(everything[0], worst=worst, problems=tuple(problems), trained=trained)

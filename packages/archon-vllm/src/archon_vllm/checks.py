@@ -8,7 +8,9 @@ from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
+from archon_core.serving.adapter_versions import KEPT
 from archon_core.serving.program_checks import missing_program, score_temperature_problems
+from archon_vllm.adapters import loads_adapters
 from archon_vllm.experts import FIX, config_has_experts, folder_has_experts
 from archon_vllm.options import VllmOptions
 
@@ -42,6 +44,7 @@ def check_run(config: Any, *, layout: Layout, option: str = "rollout") -> Server
 def _problems(config: Any, options: VllmOptions) -> Iterator[str]:
     if not options.allow_experts and (where := _place_of_experts(config.actor)):
         yield f"rollout.backend: found vllm with a mixture of experts ({where}); {FIX}"
+    yield from _adapter_problems(config, options)
     for section in ("gconfig", "eval_gconfig"):
         sampling = getattr(config, section)
         if sampling is not None and not sampling.greedy and (sampling.top_p < 1 or sampling.top_k > 0):
@@ -50,6 +53,23 @@ def _problems(config: Any, options: VllmOptions) -> Iterator[str]:
                 "because it returns log-probabilities of the distribution after the cut; use rollout.backend=served, "
                 "or remove them"
             )
+
+
+def _adapter_problems(config: Any, options: VllmOptions) -> Iterator[str]:
+    """Adapters that are loaded apart need room in the server."""
+    trains = getattr(config.actor, "use_lora", False)  # an option of archon-lora
+    if not (trains and loads_adapters(config.rollout, config.rollout.weight_transport)):
+        return
+    reason = "rollout.use_lora loads adapters apart, and a request keeps the one that it started with"
+    if not options.enable_lora:
+        yield f"vllm.enable_lora: found false; {reason}; set it to true"
+    if options.max_lora_rank < config.actor.lora_rank:
+        yield (
+            f"vllm.max_lora_rank: found {options.max_lora_rank} with actor.lora_rank {config.actor.lora_rank}; allowed "
+            "is a rank from it that vLLM knows; raise it"
+        )
+    if options.max_loras < KEPT:
+        yield f"vllm.max_loras: found {options.max_loras}; {reason}; allowed is {KEPT} or more"
 
 
 def _place_of_experts(actor: Any) -> str:

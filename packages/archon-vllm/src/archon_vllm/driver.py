@@ -16,6 +16,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ConfigError, RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
+from archon_core.serving.adapter_versions import AdapterVersions, adapter_name, labelled
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import (
@@ -29,6 +30,7 @@ from archon_core.serving.record import (
 from archon_core.serving.scores import Scores, ScoringRequest, ServedModelInfo
 from archon_core.serving.update import BucketNotice, Receipt, UpdatePlan
 from archon_core.serving.weight_labels import BROKEN_LABEL, version_of
+from archon_vllm.adapters import load_adapter, loads_adapters, unload_adapter
 from archon_vllm.experts import FIX, folder_has_experts, published_expert
 from archon_vllm.generation import read_completion, request_data
 from archon_vllm.launching import launch_server
@@ -54,6 +56,7 @@ class VllmDriver:
         self._staged = self._transport != "disk"
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
+        self._adapters = AdapterVersions()
         self.capabilities = ServerCapabilities(
             transports=(self._transport,),
             pause_modes=("keep", "wait", "abort"),
@@ -94,8 +97,13 @@ class VllmDriver:
             transport=self._transport,
             routed_experts=self._config.return_routed_experts,
             options=replace(self._options, model="") if frozen else self._options,
+            loads_adapters=self._loads_adapters and not frozen,
             token=self._token,
         )
+
+    @property
+    def _loads_adapters(self) -> bool:
+        return loads_adapters(self._config, self._transport)
 
     def ready(self, address: str, *, timeout: float) -> ServerRecord | None:
         """The record of the server at ``address``; ``None`` while it does not answer."""
@@ -116,14 +124,16 @@ class VllmDriver:
     ) -> list[Completion]:
         """The completions of one request. Each sample is a request of vLLM, because each has its own seed."""
         ids = _sample_ids(request_id, len(request.seeds))
-        bodies = [request_data(request, sample, request_id=id) for sample, id in enumerate(ids)]
+        version = self._adapters.version_for(server, expected=self._loads_adapters)
+        adapter = {} if version is None else {"model": adapter_name(version)}
+        bodies = [{**request_data(request, sample, request_id=id), **adapter} for sample, id in enumerate(ids)]
         path = "/inference/v1/generate"
         self._n_samples[request_id] = len(ids)
         try:
             answers = await call_each(server.address, path, bodies, token=self._token, timeout=timeout)
         finally:
             self._n_samples.pop(request_id, None)
-        return [read_completion(answer) for answer in answers]
+        return [labelled(read_completion(answer), version) for answer in answers]
 
     async def score(self, server: ServerRecord, request: ScoringRequest, *, timeout: float) -> Scores:
         """Log-probabilities of given tokens, at temperature 1. Each sequence is a request of vLLM."""
@@ -198,6 +208,7 @@ class VllmDriver:
     def verify_update(self, server: ServerRecord, manifest: WeightManifest, *, timeout: float) -> Receipt:
         """The receipt for all tensors; empty with ``disk``."""
         if not self._staged:
+            self._adapters.receive(server, manifest.tensors)
             return Receipt(server.incarnation, manifest.version)
         self._act(server.address, "verify", manifest.as_data(), timeout)
         return self._receipt(server.address, timeout)
@@ -219,6 +230,26 @@ class VllmDriver:
         received, folder = self._folders.pop(server.incarnation, (None, ""))
         if received != version:
             raise ServerError(f"server {address}: commit of version {version}: found {received} received")
+        if not self._adapters.are_received(server):
+            self._load_folder(address, folder, timeout, version=version)
+            return
+        if self._adapters.needs_adapted(server):
+            self._load_folder(address, folder, timeout)
+            self._adapters.has_loaded_adapted(server)
+        self._load_adapter(server, version, folder, timeout)
+
+    def _load_adapter(self, server: ServerRecord, version: int, folder: str, timeout: float) -> None:
+        """Load the adapter of a version, which requests name from now on, and forget the oldest."""
+        call_of = {"token": self._token, "timeout": timeout}
+        if self._adapters.forget(server, version):
+            unload_adapter(server.address, version, **call_of)
+        load_adapter(server.address, version, folder, **call_of)
+        self._post(server.address, "/update_weight_version", timeout, {"new_version": str(version)})
+        for old in self._adapters.has_loaded(server, version):
+            unload_adapter(server.address, old, **call_of)
+
+    def _load_folder(self, address: str, folder: str, timeout: float, *, version: int | None = None) -> None:
+        """Let vLLM read all weights from a folder. ``None`` leaves the label of the version as it is."""
         with self._paused(address, timeout):
             # A server that started without weights has no files to reload, unless it is told otherwise.
             formats = {"method": "update_config", "args": [{"load_config": {"load_format": "auto"}}]}
@@ -227,7 +258,8 @@ class VllmDriver:
             with self._label_of_broken(address, timeout):
                 body = {"method": "reload_weights", "kwargs": {"weights_path": folder}}
                 self._post(address, "/collective_rpc", timeout, body)
-                self._post(address, "/update_weight_version", timeout, {"new_version": str(version)})
+                if version is not None:
+                    self._post(address, "/update_weight_version", timeout, {"new_version": str(version)})
 
     def abort_update(self, server: ServerRecord, version: int, *, timeout: float) -> None:
         """Drop what was received."""

@@ -27,6 +27,7 @@ def launch_server(
     routed_experts: bool,
     options: VllmOptions,
     token: str,
+    loads_adapters: bool = False,
 ) -> ServerLaunch:
     """The command and environment of one server of a layout.
 
@@ -40,6 +41,7 @@ def launch_server(
         routed_experts: whether completions carry the experts of every token.
         options: the section ``vllm``.
         token: the run's secret, in the environment of the server.
+        loads_adapters: whether adapters are loaded while it runs.
 
     Raises:
         ConfigError: the port is 0.
@@ -67,6 +69,8 @@ def launch_server(
     if routed_experts:
         command.append("--enable-return-routed-experts")
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if loads_adapters:
+        environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if token:
         environment["VLLM_API_KEY"] = token
     if options.python:

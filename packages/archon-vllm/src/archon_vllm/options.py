@@ -10,6 +10,9 @@ from archon_core.config.rules import NOT_NEGATIVE, POSITIVE, number, one_of, opt
 TRANSPORTS = ("shm", "distributed", "disk")
 """Weight transports, the preferred one first."""
 
+ADAPTER_TRANSPORTS = ("disk",)
+"""Those with which vLLM loads adapters apart."""
+
 DEVICES = {"tensor_parallel_size": "t", "pipeline_parallel_size": "p", "data_parallel_size": "d"}
 """vLLM's options that change the number of devices -> the letter of ``rollout.backend`` that says it."""
 

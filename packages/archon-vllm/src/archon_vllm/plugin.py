@@ -20,6 +20,7 @@ def archon_server_drivers() -> Iterable[ServerDriverSpec]:
             letters="dtp",
             transports=("shm", "distributed", "disk"),
             one_rank=("distributed",),
+            adapter_folders=("disk",),
             check="archon_vllm.checks:check_run",
             config=(ConfigSection("vllm", "archon_vllm.options:VllmOptions"),),
         )

@@ -31,7 +31,9 @@ class ServerDriverSpec(Spec):
         letters: axis letters of layouts that the kind understands; ``d`` is the number of servers.
         transports: names of the weight transports that the kind receives from, the preferred one first.
         one_rank: those of them that reach servers of one rank only.
-        adapters: whether the kind can receive adapters apart from the weights that they adapt.
+        adapters: whether the kind can receive adapters apart from the weights that they adapt, as tensors of a version.
+        adapter_folders: names of the weight transports with which the kind can receive them as a folder in PEFT's
+            format, ``adapter`` inside that of a version.
         check: target of ``check(config, *, layout, option) -> ServerCheck``, which examines a run's whole
             configuration. ``layout``, of this kind, is the ``backend`` of its section ``option``: ``rollout``, or
             ``teacher.rollout`` for servers that only score. It must not import torch: dry runs call it.
@@ -44,6 +46,7 @@ class ServerDriverSpec(Spec):
     transports: tuple[str, ...] = ("disk",)
     one_rank: tuple[str, ...] = ()
     adapters: bool = False
+    adapter_folders: tuple[str, ...] = ()
     check: str = ""
 
     def transports_for(self, layout: Layout) -> tuple[str, ...]:

@@ -6,7 +6,8 @@ ranks, folded differently. The second view only requires that ep x etp divides d
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from functools import cached_property
 
 from archon_core.errors import LayoutError
 from archon_core.layout.diagnostics import Fault, layout_error
@@ -40,32 +41,32 @@ class ParallelDims:
     etp: int = 1
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            size = getattr(self, field.name)
+        for name, size in vars(self).items():
             if type(size) is not int or size < 1:
                 raise LayoutError(
-                    f"parallel dims: found {field.name}={size!r}; allowed: integers from 1; "
-                    f"fix: {field.name}=1 switches that axis off"
+                    f"parallel dims: found {name}={size!r}; allowed: integers from 1; "
+                    f"fix: {name}=1 switches that axis off"
                 )
         if self.sharding_size % (self.ep * self.etp):
             raise self._expert_error()
 
-    @property
+    # Cached, since a search for layouts reads these millions of times. They are in ``vars()``, but are no fields.
+    @cached_property
     def world_size(self) -> int:
         """Number of ranks."""
         return self.pp * self.stage_size
 
-    @property
+    @cached_property
     def stage_size(self) -> int:
         """Ranks of one pipeline stage."""
         return self.dp_replicate * self.sharding_size
 
-    @property
+    @cached_property
     def sharding_size(self) -> int:
         """Ranks of one stage that hold one copy of its parameters: dp_shard x cp x tp, or edp x ep x etp."""
         return self.dp_shard * self.cp * self.tp
 
-    @property
+    @cached_property
     def edp(self) -> int:
         """Ranks over which FSDP shards one expert's parameters."""
         return self.sharding_size // (self.ep * self.etp)

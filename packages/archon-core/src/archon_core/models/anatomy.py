@@ -51,17 +51,32 @@ class LatentAnatomy:
 
 
 @dataclass(frozen=True)
-class AttentionAnatomy:
-    """Attention of one layer.
+class DeltaNetAnatomy:
+    """Gated DeltaNet in place of softmax attention (``archon_engine.nn.gated_delta_net``): per head, its memory is a
+    matrix of the size of a key by the size of a value.
 
     Attributes:
-        heads: numbers of query and key heads.
+        filter_length: tokens that the convolution before the memory reads.
+    """
+
+    filter_length: int
+
+
+@dataclass(frozen=True)
+class AttentionAnatomy:
+    """The token mixer of one layer: softmax attention or Gated DeltaNet.
+
+    Attributes:
+        heads: numbers of query and key heads. In Gated DeltaNet, which has as many queries as keys, the first is the
+            number of value heads.
         head_dim: size of a query or key head.
         value_dim: size of a value head.
         window: number of keys that a token sees, including its own; ``None`` for all before it.
         head_norms: whether query and key heads are normalised.
         rotated_dim: number of elements of a head that are rotated; ``None`` for all.
         latent: low-rank vectors that heads are made of; ``None`` if heads are projections of hidden states.
+        output_gate: whether the query projection makes a gate beside every query, which multiplies the head's output.
+        delta: Gated DeltaNet; ``None`` for softmax attention.
     """
 
     heads: HeadCounts
@@ -71,6 +86,8 @@ class AttentionAnatomy:
     head_norms: bool = False
     rotated_dim: int | None = None
     latent: LatentAnatomy | None = None
+    output_gate: bool = False
+    delta: DeltaNetAnatomy | None = None
 
 
 @dataclass(frozen=True)
@@ -82,12 +99,14 @@ class ExpertsAnatomy:
         top_k: experts per token.
         intermediate_size: width inside one routed expert.
         shared_intermediate_size: width inside the shared expert, which sees every token; 0 without one.
+        shared_gate: whether a gate, one number per token, multiplies the shared expert's output.
     """
 
     n_experts: int
     top_k: int
     intermediate_size: int
     shared_intermediate_size: int = 0
+    shared_gate: bool = False
 
 
 @dataclass(frozen=True)
@@ -138,6 +157,12 @@ class ModelAnatomy:
     last: tuple[WeightShape, ...]
     tied: bool = False
     critic: bool = False
+
+    @property
+    def attention(self) -> AttentionAnatomy:
+        """That of the first layer with softmax attention, or of the first layer if none has any."""
+        mixers = [layer.attention for layer in self.layers]
+        return next((mixer for mixer in mixers if mixer.delta is None), mixers[0])
 
     @property
     def has_experts(self) -> bool:

@@ -68,7 +68,7 @@ def gated_mlp(name: str, hidden: int, inner: int, *, bias: bool = False) -> Iter
 
 
 def expert_weights(experts: ExpertsAnatomy, hidden: int) -> Iterator[WeightShape]:
-    """The parameters of a block of experts, and of its shared expert, which has no gate."""
+    """The parameters of a block of experts, and of its shared expert."""
     number, inner = experts.n_experts, experts.intermediate_size
     yield WeightShape("moe.router.weight", (number, hidden), "sequence")
     yield WeightShape("moe.experts.gate_proj", (number, inner, hidden), "expert", 1)
@@ -80,6 +80,8 @@ def expert_weights(experts: ExpertsAnatomy, hidden: int) -> Iterator[WeightShape
         yield WeightShape("moe.shared.gate_proj.weight", (width, hidden), "sequence")
         yield WeightShape("moe.shared.up_proj.weight", (width, hidden), "sequence")
         yield WeightShape("moe.shared.down_proj.weight", (hidden, width), "sequence")
+        if experts.shared_gate:
+            yield WeightShape("moe.shared_gate.weight", (1, hidden), "sequence")
 
 
 def norm(name: str, width: int, role: Role = "sequence") -> WeightShape:

@@ -31,13 +31,20 @@ def publish_apart(
 ) -> tuple[Mapping[str, Any] | None, list[Decision]]:
     """Let the trainer publish its adapters apart, if the options say so. All processes of the trainer call it.
 
+    Args:
+        config: the section ``rollout``, with its transport chosen.
+        kind: of the servers.
+        trainer: trains the adapters.
+
     Returns:
         The adapters' configuration, ``None`` if merged weights are published; and decisions.
     """
     if not config.use_lora:
         return None, []
-    if not kind.adapters:
+    if not kind.adapters and config.weight_transport not in kind.adapter_folders:
         reason = f"servers of the kind {kind.name} get merged weights, which need nothing on their side"
+        if kind.adapter_folders:
+            reason = f"with {config.weight_transport} {reason}; they take adapters by {', '.join(kind.adapter_folders)}"
         return None, [Decision("rollout.use_lora", "true", "merged weights", reason)]
     described = trainer.publish_apart() if isinstance(trainer, TrainsAdapters) else None
     if described is None:

@@ -20,6 +20,7 @@ from archon_rollout.publication.warm_up import Warmer
 from archon_rollout.receiving.device_memory import has_device_memory
 from archon_rollout.served.connection import Connection
 from archon_rollout.transports.broadcasting import BACKEND
+from archon_rollout.transports.disk import ADAPTER_FOLDERS
 
 CANARY = Canary(prompt_ids=(1, 2, 3))
 """Token ids that every vocabulary has."""
@@ -86,7 +87,7 @@ def build_publisher(
         timeout=options.timeout,
         bucket_bytes=options.bucket_bytes,
         companions=None if connection.architecture is None else connection.architecture.folder,
-        options={BACKEND: config.weight_group},
+        options={BACKEND: config.weight_group, ADAPTER_FOLDERS: config.weight_transport in kind.adapter_folders},
     )
     transport = spec.load()(context)
     stored = stored_versions(config, context, transport)

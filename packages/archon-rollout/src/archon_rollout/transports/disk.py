@@ -17,6 +17,10 @@ from archon_core.serving.update import BucketNotice
 from archon_rollout.transports.notifying import NotifyingTransport
 from archon_rollout.transports.version_folders import VersionFolders
 
+ADAPTER_FOLDERS = "adapter_folders"
+"""Option of a transport's context: whether adapters are a folder inside that of a version, as other servers read them,
+instead of tensors among the others."""
+
 
 class DiskTransport(NotifyingTransport):
     """Implements ``contracts.weight_transport.WeightTransport``.
@@ -37,7 +41,10 @@ class DiskTransport(NotifyingTransport):
             )
         super().__init__(context)
         self.folders = VersionFolders(
-            context.folder / "weights", bucket_bytes=context.bucket_bytes, companions=context.companions
+            context.folder / "weights",
+            bucket_bytes=context.bucket_bytes,
+            companions=context.companions,
+            separates_adapters=bool(context.options.get(ADAPTER_FOLDERS)),
         )
 
     def folder_of(self, version: int) -> Path:

@@ -13,7 +13,10 @@ from pathlib import Path
 import torch
 
 from archon_core.errors import ServerError
+from archon_core.serving.adapter_versions import FOLDER as ADAPTER_FOLDER
+from archon_core.serving.adapter_versions import is_adapter
 from archon_core.serving.manifest import TensorEntry, WeightManifest, plan_buckets
+from archon_engine.checkpoint.adapter_files import CONFIG_FILE, WEIGHTS_FILE
 from archon_engine.checkpoint.publication import publish_folder, remove_folder, remove_leftovers
 from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
 
@@ -33,10 +36,15 @@ class VersionFolders:
         root: the folder ``weights``.
         bucket_bytes: size of the buckets that ``add`` gets.
         companions: folder of the files that belong beside the weights; ``None`` without.
+        separates_adapters: write adapters into a folder in PEFT's format, ``adapter`` inside that of a version.
     """
 
-    def __init__(self, root: Path, *, bucket_bytes: int, companions: Path | None = None) -> None:
+    def __init__(
+        self, root: Path, *, bucket_bytes: int, companions: Path | None = None, separates_adapters: bool = False
+    ) -> None:
         self._root, self._bucket_bytes, self._companions = root, bucket_bytes, companions
+        self._separates_adapters = separates_adapters
+        self._adapters: dict[str, torch.Tensor] = {}
         self._writing = ExitStack()
         self._folder: Path | None = None
         self._n_files = 0
@@ -51,6 +59,7 @@ class VersionFolders:
         """Start a version; returns the hidden folder in which it is written. Raises ServerError if it cannot be."""
         self.abort()
         self._n_files, self._files = len(plan_buckets(manifest.tensors, self._bucket_bytes)), {}
+        self._adapters = {}
         with self._writable():
             self._folder = self._writing.enter_context(publish_folder(self.folder_of(manifest.version)))
         return self._folder
@@ -63,6 +72,11 @@ class VersionFolders:
         """Write one bucket; returns the name of its file. Raises ServerError if it cannot be written."""
         assert self._folder is not None, "begin() comes first"
         name = self.file_of(index)
+        if self._separates_adapters:
+            own = [entry for entry in entries if is_adapter(entry.name)]
+            # Small, and one file in the end. The bucket's memory is used again.
+            self._adapters |= {entry.name: tensors[entry.name].cpu().clone() for entry in own}
+            entries = [entry for entry in entries if not is_adapter(entry.name)]
         described = {entry.name: (getattr(torch, entry.dtype), entry.shape) for entry in entries}
         with self._writable(), SafetensorsWriter(self._folder / name, described) as writer:
             for entry in entries:
@@ -80,8 +94,21 @@ class VersionFolders:
                 for file in sorted(self._companions.iterdir()):
                     if file.suffix in COPIED and file.name != INDEX_FILE:
                         shutil.copyfile(file, self._folder / file.name)
+            if self._adapters:
+                self._write_adapters(self._folder)
             self._writing.close()
         self._folder = None
+
+    def _write_adapters(self, folder: Path) -> None:
+        target = folder / ADAPTER_FOLDER
+        target.mkdir()
+        # Beside the weights, its configuration would make transformers look for adapters there.
+        (folder / CONFIG_FILE).rename(target / CONFIG_FILE)
+        described = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self._adapters.items()}
+        with SafetensorsWriter(target / WEIGHTS_FILE, described) as writer:
+            for name, tensor in self._adapters.items():
+                writer.write(name, tensor)
+        self._adapters = {}
 
     def prune(self, version: int) -> None:
         """Remove the folders of other versions than ``version`` and the ones before it, ``KEPT`` in all. A resumed run

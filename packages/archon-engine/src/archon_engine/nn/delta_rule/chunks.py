@@ -45,7 +45,7 @@ class ChunkPlan:
         first = torch.tensor([0, *accumulate(active)], dtype=torch.int64)
         rank = torch.tensor(order, dtype=torch.int64).argsort()
         lengths_S = torch.tensor(lengths, dtype=torch.int64)
-        segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths_S)
+        segment = torch.repeat_interleave(torch.arange(len(lengths)), lengths_S, output_size=sum(lengths))
         offset = torch.arange(len(segment)) - (lengths_S.cumsum(0) - lengths_S)[segment]
         chunk = first[offset // size] + rank[segment]
         return cls(size, active, tuple(order), chunk * size + offset % size)

@@ -54,14 +54,15 @@ def causal_convolution(
     n_before = size - 1
     # Each segment is preceded by its history, so that no window of K rows reaches into another segment.
     lengths_S = torch.tensor(lengths, dtype=torch.int64)
-    segment_of_token = torch.repeat_interleave(torch.arange(n_segments), lengths_S)
+    segment_of_token = torch.repeat_interleave(torch.arange(n_segments), lengths_S, output_size=len(x))
     rows = (torch.arange(len(x)) + n_before * (segment_of_token + 1)).to(x.device, non_blocking=True)
-    extended = x.new_zeros(len(x) + n_before * n_segments, n_features).index_copy(0, rows, x)
+    extended = x.new_zeros(len(x) + n_before * n_segments, n_features)
+    extended[rows] = x  # saves the rows alone for backward; ``index_copy`` would save ``x``, too
     starts = lengths_S.cumsum(0) - lengths_S + n_before * torch.arange(n_segments)
     before = torch.arange(n_before)
     if history is not None:
         places = (starts[:, None] + before).flatten().to(x.device, non_blocking=True)
-        extended = extended.index_copy(0, places, history.flatten(0, 1))
+        extended[places] = history.flatten(0, 1)
     # In at least fp32, as convolution kernels accumulate.
     wide = torch.promote_types(x.dtype, torch.float32)
     windows, filters_wide = extended.to(wide), filters.to(wide)

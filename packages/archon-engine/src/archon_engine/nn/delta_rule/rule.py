@@ -15,8 +15,9 @@ Legend: T tokens, S segments, N chunks, C tokens of a chunk, Hk key heads, H val
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,15 +84,14 @@ def gated_delta_rule(
         state = v.new_zeros(len(lengths), n_heads, q.shape[-1], v.shape[-1], dtype=q_NHCK.dtype)
     else:
         state = initial.to(q_NHCK.dtype)[order.to(v.device, non_blocking=True)]
-    outputs, ended = [], [state[plan.active[0] if plan.active else 0 :]]
-    firsts = [0, *accumulate(plan.active)]
-    for step, n_active in enumerate(plan.active):
-        now, state = slice(firsts[step], firsts[step] + n_active), state[:n_active]
-        v_new = changes.values[now] - changes.reads[now] @ state
-        outputs.append(q_NHCK[now] @ state + within[now] @ v_new)
-        state = state * changes.decay[now] + changes.keys[now].transpose(-1, -2) @ v_new
-        n_next = plan.active[step + 1] if step + 1 < len(plan.active) else 0
-        ended.append(state[n_next:])
+    outputs, ended, n_before = [], [], len(lengths)
+    for n_active, values, reads, keys, decay, q_now, within_now in _steps(plan, changes, q_NHCK, within):
+        ended.append(state[n_active:n_before])
+        state, n_before = state[:n_active], n_active
+        v_new = values - reads @ state
+        outputs.append(q_now @ state + within_now @ v_new)
+        state = state * decay + keys.transpose(-1, -2) @ v_new
+    ended.append(state)
     final = torch.cat(ended[::-1])[order.argsort().to(v.device, non_blocking=True)]
     if not outputs:
         return torch.zeros_like(v), final
@@ -119,35 +119,53 @@ def segment_map(k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> tuple[
     identity = torch.eye(key_dim, dtype=k_NHCK.dtype, device=k.device).expand(n_heads, -1, -1)
     state = torch.cat((identity, identity.new_zeros(n_heads, key_dim, value_dim)), dim=-1)
     values = functional.pad(changes.values, (key_dim, 0))
-    for chunk in range(plan.n_chunks):
-        v_new = values[chunk] - changes.reads[chunk] @ state
-        state = state * changes.decay[chunk] + changes.keys[chunk].transpose(-1, -2) @ v_new
+    for own, reads, keys, decay in zip(values, changes.reads, changes.keys, changes.decay, strict=True):
+        v_new = own - reads @ state
+        state = state * decay + keys.transpose(-1, -2) @ v_new
     transition, offset = state.split((key_dim, value_dim), dim=-1)
     return transition, offset
 
 
+def _steps(plan: ChunkPlan, changes: _Corrections, q: Tensor, within: Tensor) -> Iterator[tuple[Any, ...]]:
+    """For each step of ``plan``: its number of segments, and the parts of all tensors.
+
+    Split, not sliced: the gradient of a slice is a tensor of all chunks, mostly zeros.
+    """
+    tensors = (changes.values, changes.reads, changes.keys, changes.decay, q, within)
+    return zip(plan.active, *(x.split(plan.active) for x in tensors), strict=True)
+
+
 def _corrections(k: Tensor, v: Tensor, log_decay: Tensor, beta: Tensor) -> _Corrections:
     """For keys [N, H, C, K], values [N, H, C, V], decays and betas [N, H, C]."""
-    summed = log_decay.cumsum(-1)
-    size = summed.shape[-1]
-    above = torch.ones(size, size, dtype=torch.bool, device=k.device).triu(1)
-    # Masked before the exponential, which would overflow above the diagonal.
-    pairwise = (summed[..., :, None] - summed[..., None, :]).masked_fill(above, -torch.inf).exp()
+    summed, pairwise = log_decay.cumsum(-1), _pairwise_decay(log_decay)
     k_beta = k * beta[..., None]
     system = (k_beta @ k.transpose(-1, -2)) * pairwise
     both = torch.cat((v * beta[..., None], k_beta * summed.exp()[..., None]), dim=-1)
     # Reads only what lies below the diagonal.
     solved = torch.linalg.solve_triangular(system, both, upper=False, unitriangular=True)
     values, reads = solved.split((v.shape[-1], k.shape[-1]), dim=-1)
-    whole = summed[..., -1:]
     return _Corrections(
         values=values,
         reads=reads,
-        keys=k * (whole - summed).exp()[..., None],
-        decay=whole.exp()[..., None],
+        keys=k * pairwise[..., -1, :, None],
+        decay=summed[..., -1:, None].exp(),
         log_decay=summed,
         pairwise=pairwise,
     )
+
+
+def _pairwise_decay(log_decay: Tensor) -> Tensor:
+    """The decay from token j to token i of a chunk, [N, H, C, C] for [N, H, C]; 0 above the diagonal.
+
+    Every pair sums the logarithms between its tokens. Differences of sums from the start of the chunk would cancel:
+    where a head forgets fast, these sums reach hundreds, so their rounding to fp32 would be an error of 1e-5 in the
+    decay between neighbours, which would depend on where chunks start.
+    """
+    size = log_decay.shape[-1]
+    below = torch.ones(size, size, dtype=torch.bool, device=log_decay.device).tril(-1)
+    between = log_decay[..., :, None].masked_fill(~below, 0.0).cumsum(-2)
+    # Masked before the exponential: its gradient above the diagonal is then zero.
+    return between.masked_fill(below.T, -torch.inf).exp()
 
 
 def _of_value_heads(x: Tensor, n_heads: int) -> Tensor:
@@ -156,11 +174,15 @@ def _of_value_heads(x: Tensor, n_heads: int) -> Tensor:
 
 
 def _chunked(x: Tensor, plan: ChunkPlan) -> Tensor:
-    """[T, H, ...] to [N, H, C, ...], in at least fp32. Rows without a token are zeros, which change no state."""
+    """[T, H, ...] to [N, H, C, ...], in at least fp32. Rows without a token are zeros, which change no state.
+
+    Contiguous, because every product of matrices would copy a transposed view, and save the copy.
+    """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     rows = plan.rows.to(x.device, non_blocking=True)
-    padded = x.new_zeros(plan.n_chunks * plan.size, *x.shape[1:]).index_copy(0, rows, x)
-    return padded.unflatten(0, (plan.n_chunks, plan.size)).transpose(1, 2)
+    padded = x.new_zeros(plan.n_chunks * plan.size, *x.shape[1:])
+    padded[rows] = x  # saves the rows alone for backward; ``index_copy`` would save ``x``, too
+    return padded.unflatten(0, (plan.n_chunks, plan.size)).transpose(1, 2).contiguous()
 
 
 def _normalised(x: Tensor) -> Tensor:

@@ -1,0 +1,48 @@
+"""Loads adapters apart from the weights that they adapt, each version under another name.
+
+Not in place: whenever vLLM 0.32 batches a request whose adapter was loaded by ``load_inplace``, it loads this adapter
+again from the folder of that time, and so the old weights over the new ones. In the prefix cache, too, another name is
+another adapter.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from archon_core.errors import ServerError
+from archon_core.serving.adapter_versions import FOLDER, adapter_name
+from archon_core.serving.http_client import exchange
+from archon_vllm.options import ADAPTER_TRANSPORTS
+
+
+def loads_adapters(rollout: Any, transport: str | None) -> bool:
+    """Whether servers load adapters apart.
+
+    Args:
+        rollout: the section ``rollout``.
+        transport: its weight transport; ``None`` for the preferred one.
+    """
+    return bool(getattr(rollout, "use_lora", False)) and transport in ADAPTER_TRANSPORTS
+
+
+def load_adapter(address: str, version: int, folder: str, *, token: str, timeout: float) -> None:
+    """Load the adapter of a version from the version's folder.
+
+    Raises:
+        ServerError: vLLM refused it.
+    """
+    body = {"lora_name": adapter_name(version), "lora_path": f"{folder}/{FOLDER}"}
+    _post(address, "/v1/load_lora_adapter", body, token=token, timeout=timeout)
+
+
+def unload_adapter(address: str, version: int, *, token: str, timeout: float) -> None:
+    """Forget the adapter of a version. Requests that have started keep it."""
+    body = {"lora_name": adapter_name(version)}
+    _post(address, "/v1/unload_lora_adapter", body, token=token, timeout=timeout)
+
+
+def _post(address: str, path: str, data: Any, *, token: str, timeout: float) -> None:
+    # Answers with a sentence, not JSON.
+    status, content = exchange(address, "POST", path, data, token=token, timeout=timeout)
+    if status != 200:
+        raise ServerError(f"server {address}: {path} answered {status}: {content[:300].decode(errors='replace')}")
