@@ -117,7 +117,7 @@ DRY_RUNS: dict[str, list[str]] = {
     "A value has the wrong type": ["actor.mb_spec.n_mbs=many"],
     "None is written where null is meant": ["actor.model_config.sliding_window=None"],
     "A memory budget without a compiler": ["actor.gradient_checkpointing=true", "actor.archon.ac_mode=memory_budget"],
-    "strict refuses a decision": ["actor.archon.strict=true", "actor.enable_tree_training=true"],
+    "strict refuses a decision": ["actor.archon.strict=true", "actor.archon.ac_mode=full"],
     "Routing replay without a recording": ["actor.archon.moe_routing_replay=true"],
     "There is no model to train": ["actor.model_config=null"],
     "The model's folder does not exist": ["actor.model_config=null", "actor.path=./missing/model"],

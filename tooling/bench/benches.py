@@ -27,6 +27,7 @@ BENCHES = (
     Bench("startup", 240, quick=("--rounds", "3", "--train-rounds", "1")),
     Bench("head", 240, quick=("--turns", "1")),
     Bench("train_step", 540, quick=("--turns", "2")),
+    Bench("tree", 150, quick=("--turns", "3")),
     Bench("generate", 240, quick=("--repetitions", "2")),
     Bench("grpo", 480, quick=("--shape", "short", "--turns", "5")),
     Bench("moe", 90, quick=("--rounds", "3")),

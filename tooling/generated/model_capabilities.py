@@ -91,13 +91,24 @@ def render_capabilities(is_ours: Callable[[str], bool]) -> str:
                 " ".join(code(letter) for letter in LETTERS if runs(spec, letter)),
                 _yes("tied" in spec.capabilities),
                 _yes("critic" in spec.capabilities),
+                _yes("tree" in spec.capabilities),
                 "; also read: ".join(dict.fromkeys(_forms(built))),
                 ", ".join(_encodings(built)) or "no",
                 _yes(bool(built.plan.attention)),
                 _adapted(built),
             ]
         )
-    columns = ["model", "layouts", "tied head", "critic", "checkpoints", "quantised", "generation", "LoRA"]
+    columns = [
+        "model",
+        "layouts",
+        "tied head",
+        "critic",
+        "shared prefixes",
+        "checkpoints",
+        "quantised",
+        "generation",
+        "LoRA",
+    ]
     return table(columns, rows)
 
 

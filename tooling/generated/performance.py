@@ -13,6 +13,7 @@ BASELINE = "tooling/bench/baseline.json"
 MEASURED = (
     "head",
     "train_step",
+    "tree",
     "grpo",
     "generate",
     "served",

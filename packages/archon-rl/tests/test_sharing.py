@@ -31,6 +31,7 @@ from archon_rl.trainer.sharing import (
     deal_round_robin,
     map_over_ranks,
     plan_shares,
+    plan_tree_shares,
     publish_collectively,
     restore_order,
 )
@@ -65,6 +66,13 @@ def test_sequences_that_belong_together_are_in_one_share(lengths, n_ranks, granu
 def test_a_batch_that_granularity_does_not_divide_is_refused():
     with pytest.raises(DataError, match=r"mb_spec\.granularity=2: found 3 sequences"):
         plan_shares([1, 1, 1], 2, granularity=2)
+
+
+def test_ranks_share_the_tokens_of_a_prefix_tree_evenly_and_keep_common_prefixes():
+    samples = [[prompt] * 6 + [9, sample] for sample in range(3) for prompt in (1, 2)]
+    batch = Batch.from_sequences(samples)
+    assert plan_tree_shares(batch, 2) == [[0, 2, 4], [1, 3, 5]]
+    assert [len(share) for share in plan_tree_shares(batch, 8)] == [1] * 6 + [0] * 2
 
 
 @given(st.integers(0, 30), st.integers(1, 6))

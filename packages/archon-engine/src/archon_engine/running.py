@@ -89,6 +89,7 @@ def start(
         context=ranks_of_pack,
         pipeline=needs,
         replays_routing=config.archon.moe_routing_replay,
+        shares_prefixes=config.enable_tree_training,
         option=f"{role}.mb_spec",
     )
     ranks = data_ranks(plan.dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)

@@ -209,7 +209,7 @@ def test_flex_equals_sdpa(
 def test_queries_of_the_last_tokens_alone_get_what_all_queries_give_them(
     lengths: tuple[int, ...], n_before: int, own: AttentionSettings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sdpa, "MOST_QUERIES", 2)
+    monkeypatch.setattr(sdpa, "MOST_MASKED_QUERIES", 2)
     q, k, v = qkv(sum(lengths), 4, 2, 8)
     sinks = torch.linspace(-1, 2, 4, dtype=q.dtype).requires_grad_() if own.sinks else None
     inputs = [x for x in (q, k, v, sinks) if x is not None]
@@ -228,7 +228,7 @@ def test_flex_and_varlen_attend_from_the_last_tokens_alone(window: int | None, m
     from torch.nn.attention.flex_attention import flex_attention
 
     monkeypatch.setattr(flex, "_compiled_flex_attention", lambda: flex_attention)
-    monkeypatch.setattr(sdpa, "MOST_QUERIES", 50)
+    monkeypatch.setattr(sdpa, "MOST_MASKED_QUERIES", 50)
     lengths, n_before, own = (300, 3, 57), 150, AttentionSettings(scale=0.2, window=window)
     q, k, v = (x.detach().float() for x in qkv(sum(lengths), 4, 2, 16))
     packed = PackedSequences.from_lengths(lengths)

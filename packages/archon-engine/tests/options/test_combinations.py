@@ -43,7 +43,6 @@ DECISIONS = {
     ("archon.cp_style", "any value but auto"): (engine(cp_style="gather"), "auto"),
     ("gradient_checkpointing", True): (engine(gradient_checkpointing=True, optimizer=None), "false"),
     ("archon.offload_params", True): (engine(offload_params=True), "false"),
-    ("enable_tree_training", True): (engine(enable_tree_training=True), "false"),
 }
 """(option, asked) of a rule -> a configuration to which it applies on a CPU, and what is used."""
 

@@ -21,7 +21,7 @@ def archon_models() -> list[ModelSpec]:
             parallel_plan="archon_models_deepseek.parallel_plan:parallel_plan",
             tiny_config="archon_models_deepseek.tiny_config:tiny_deepseek_v3",
             anatomy="archon_models_deepseek.anatomy:anatomy",
-            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied", "critic"}),
+            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied", "critic", "tree"}),
             needs=("moe",),
         )
     ]

@@ -22,7 +22,7 @@ def archon_models() -> list[ModelSpec]:
             tiny_config="archon_models_glm.tiny_config:tiny_glm4_moe",
             anatomy="archon_models_glm.anatomy:anatomy",
             # No critic: transformers has no class to save one with.
-            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied"}),
+            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied", "tree"}),
             needs=("moe",),
         )
     ]

@@ -21,7 +21,7 @@ def archon_models() -> list[ModelSpec]:
             parallel_plan="archon_models_gpt_oss.parallel_plan:parallel_plan",
             tiny_config="archon_models_gpt_oss.tiny_config:tiny_gpt_oss",
             anatomy="archon_models_gpt_oss.anatomy:anatomy",
-            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied", "critic"}),
+            capabilities=frozenset({"tp", "cp", "ep", "pp", "tied", "critic", "tree"}),
             needs=("moe",),
         )
     ]

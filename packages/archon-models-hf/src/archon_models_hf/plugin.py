@@ -24,7 +24,7 @@ def archon_models() -> list[ModelSpec]:
             parallel_plan="archon_models_hf.parallel_plan:parallel_plan",
             tiny_config="archon_models_hf.tiny_config:tiny_config",
             anatomy="archon_models_hf.anatomy:anatomy",
-            capabilities=frozenset({"tp", "cp", "pp", "tied", "critic"}),
+            capabilities=frozenset({"tp", "cp", "pp", "tied", "critic", "tree"}),
             rounds_inside="transformers' modules compute norms, rotations and routing in float32 in any case",
         )
     ]

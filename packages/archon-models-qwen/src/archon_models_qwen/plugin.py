@@ -28,7 +28,7 @@ def archon_models() -> list[ModelSpec]:
             parallel_plan="archon_models_qwen.parallel_plan:parallel_plan",
             tiny_config=f"archon_models_qwen.tiny_config:tiny_{family}",
             anatomy=ANATOMY,
-            capabilities=CAPABILITIES,
+            capabilities=CAPABILITIES | {"tree"},
         )
         for family, summary in (
             ("qwen2", "Qwen2 and Qwen2.5, dense: biased attention projections"),
@@ -45,7 +45,7 @@ def archon_models() -> list[ModelSpec]:
         parallel_plan="archon_models_qwen.parallel_plan:moe_parallel_plan",
         tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_moe",
         anatomy=ANATOMY,
-        capabilities=CAPABILITIES | {"ep"},
+        capabilities=CAPABILITIES | {"ep", "tree"},
         needs=("moe",),
     )
     hybrid = ModelSpec(
@@ -58,6 +58,7 @@ def archon_models() -> list[ModelSpec]:
         parallel_plan="archon_models_qwen.parallel_plan:hybrid_parallel_plan",
         tiny_config="archon_models_qwen.tiny_config:tiny_qwen3_5",
         anatomy=HYBRID_ANATOMY,
+        # No "tree": a recurrent state is that of one sequence, so it cannot be continued by several.
         capabilities=CAPABILITIES,
     )
     hybrid_with_experts = ModelSpec(

@@ -119,10 +119,11 @@ class MoEBlock(nn.Module):
             packed.record_experts(self.layer, experts_to_record(routing.experts, n_tokens))
         if auxiliary is None:
             return routing.weights
-        losses = balancing_losses(routing, local, auxiliary, self.settings, self.options)
+        counted = routing.of_sequences(local)
+        losses = balancing_losses(counted, local, auxiliary, self.settings, self.options)
         # A recomputed forward pass reports again; the report of a layer replaces its earlier one, so nothing counts
         # twice.
-        auxiliary.report(str(self.layer), load_report(routing, losses, self.settings))
+        auxiliary.report(str(self.layer), load_report(counted, losses, self.settings))
         return attach_losses(routing.weights, losses, self.options)
 
     def _shared_output(self, x: Tensor) -> Tensor:

@@ -3,6 +3,9 @@
 A pack ends in padding, which is not routed. Sequences can be sharded twice: over context ranks, and over tensor ranks
 between the regions of tensor parallelism.
 
+A pack that shares prefixes (``packed.SharedPrefixes``) holds a token once that several sequences have. Loads and losses
+count it for each of them.
+
 Legend: S sequences of the pack without padding.
 """
 
@@ -14,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences
+from archon_core.contracts.packed import PackedSequences, SharedPrefixes
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import TensorParallel
 
@@ -28,11 +31,13 @@ class LocalTokens:
         parallel: the tensor ranks; ``None`` without tensor parallelism.
         n_real: how many of this rank's tokens precede the padding. Padding ends the pack, and a rank holds its tokens
             in their order, so padding ends each rank's part.
+        first: the place of the first of them in the whole pack.
     """
 
     packed: PackedSequences
     parallel: TensorParallel | None
     n_real: int
+    first: int
 
     @classmethod
     def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> LocalTokens:
@@ -40,15 +45,25 @@ class LocalTokens:
         ranges = packed.local_ranges(parallel)
         assert sum(map(len, ranges)) == n_tokens, "a rank holds as many rows as it has places in the pack"
         end = sum(packed.lengths) - packed.n_padding
-        return cls(packed, parallel, sum(max(0, min(part.stop, end) - part.start) for part in ranges))
+        n_real = sum(max(0, min(part.stop, end) - part.start) for part in ranges)
+        return cls(packed, parallel, n_real, ranges[0].start)
 
     @property
     def n_sequences(self) -> int:
         """S: the padding counts as a sequence of the pack, but not here."""
+        if self.packed.shared is not None:
+            return self.packed.shared.n_sequences
         return len(self.packed.lengths) - (self.packed.n_padding > 0)
 
+    def of_sequences(self, x: Tensor) -> Tensor:
+        """The rows of ``x`` [n_real, ...] once for every sequence that has the token: [n, ...]. Backward sums."""
+        shared = self.packed.shared
+        return x if shared is None else x.index_select(0, shared.token_of[self._held(shared)] - self.first)
+
     def sequence_of(self) -> Tensor:
-        """int64 [n_real], for each real token the index of its sequence in the pack."""
+        """int64 [n], for each row of ``of_sequences`` the index of its sequence in the pack."""
+        if self.packed.shared is not None:
+            return self.packed.shared.sequence_of[self._held(self.packed.shared)]
         places = self.packed.local_places(self.parallel)[: self.n_real]
         ends = self.packed.cu_seqlens[1:].to(places.dtype)
         return torch.searchsorted(ends, places, right=True)
@@ -65,6 +80,13 @@ class LocalTokens:
         if self.parallel is not None and self.parallel.sequence_sharded:
             first = self.parallel.rank * (x.shape[0] // self.parallel.size)
         return x[first : first + self.n_real]
+
+    def _held(self, shared: SharedPrefixes) -> Tensor:
+        """bool: which tokens of the sequences this rank's real tokens stand for.
+
+        Packs that share prefixes are cut into parts in their order, so a rank's tokens are one range.
+        """
+        return (shared.token_of >= self.first) & (shared.token_of < self.first + self.n_real)
 
     def _groups(self) -> list[Any]:
         tensor = self.parallel if self.parallel is not None and self.parallel.sequence_sharded else None

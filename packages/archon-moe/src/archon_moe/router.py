@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from archon_core.contracts.moe import MoESettings
 from archon_engine.nn.tensor_parallel import local_weight
+from archon_moe.local_tokens import LocalTokens
 
 SMALLEST_SUM = 1e-20
 """Added to the sum of the chosen scores before dividing by it, as in DeepSeek-V3: all of them can be 0, sigmoid scores
@@ -35,6 +36,13 @@ class Routing:
     scores: Tensor
     experts: Tensor
     weights: Tensor
+
+    def of_sequences(self, local: LocalTokens) -> Routing:
+        """The decisions once for every sequence that has the token, for loads and losses."""
+        if local.packed.shared is None:
+            return self
+        of = local.of_sequences
+        return Routing(of(self.logits), of(self.scores), of(self.experts), of(self.weights))
 
 
 class Router(nn.Module):

@@ -7,6 +7,8 @@ without sequences, and ranks without targets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,13 @@ STEP_LENGTHS: tuple[tuple[int, ...], ...] = (
 """Tokens per sequence, for each optimizer step. The second step has fewer sequences than data ranks. The longest
 sequence exceeds 64 and 128 tokens, typical sizes of kernel tiles and context shards."""
 
+TREE_STEP_LENGTHS: tuple[tuple[int, ...], ...] = (
+    (1, 17, 14, 1, 131, 29, 2, 52, 36, 13, 21),
+    (23,),
+    (3, 31, 1, 8, 15, 1, 40),
+)
+"""The same for sequences that share prefixes."""
+
 STEPS: Mapping[str, int] = {"float64": 3, "float32": 2}
 """Optimizer steps of a run. In float32, Adam amplifies rounding differences, so a third step would show little."""
 
@@ -33,12 +42,22 @@ SCALE = "scale"
 """Sequence field [S], positive."""
 
 
+SHARED = (0.9, 0.5, 1.0, 0.7)
+"""The parts of sequences that are others' prefixes, in turn."""
+
 MONOTONOUS = 1
 """The step whose batch has only two distinct tokens, so that most experts of a model get none."""
 
 
 def make_batch(
-    step: int, *, vocab_size: int, longest: int, dtype: torch.dtype, seed: int, experts: bool = False
+    step: int,
+    *,
+    vocab_size: int,
+    longest: int,
+    dtype: torch.dtype,
+    seed: int,
+    experts: bool = False,
+    lengths: Sequence[Sequence[int]] = STEP_LENGTHS,
 ) -> Batch:
     """The whole batch of optimizer step ``step``, counted from 0.
 
@@ -49,9 +68,10 @@ def make_batch(
         dtype: of the fields.
         seed: of the case.
         experts: whether the model has experts.
+        lengths: tokens per sequence, for each step.
     """
     generator = torch.Generator().manual_seed(derive_seed(seed, "verify batch", step))
-    lengths = [min(length, longest) for length in STEP_LENGTHS[step]]
+    of_step = [min(length, longest) for length in lengths[step]]
 
     def positive(n: int) -> Tensor:
         return (0.5 + torch.rand(n, dtype=torch.float64, generator=generator)).to(dtype)
@@ -63,10 +83,33 @@ def make_batch(
 
     of_few = min(2, vocab_size) if experts and step == MONOTONOUS else vocab_size
     return Batch.from_sequences(
-        [torch.randint(0, of_few, (n,), generator=generator) for n in lengths],
-        {MASK: [mask(n) for n in lengths], PULL: [positive(n) for n in lengths]},
-        {SCALE: positive(len(lengths))},
+        [torch.randint(0, of_few, (n,), generator=generator) for n in of_step],
+        {MASK: [mask(n) for n in of_step], PULL: [positive(n) for n in of_step]},
+        {SCALE: positive(len(of_step))},
     )
+
+
+def make_tree_batch(step: int, *, seed: int, **options: Any) -> Batch:
+    """The whole batch of step ``step``, whose sequences continue one another's prefixes: from some token on, at their
+    ends, or not at all, as copies. Fields differ between copies.
+
+    Args:
+        step: the step.
+        seed: of the case.
+        options: as of ``make_batch``.
+    """
+    batch = make_batch(step, seed=seed, lengths=TREE_STEP_LENGTHS, **options)
+    generator = torch.Generator().manual_seed(derive_seed(seed, "verify prefixes", step))
+    rows = list(batch.input_ids.split(batch.lengths))
+    # Longest first, so that shorter sequences find prefixes to continue; the first two share nothing.
+    order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+    for place, i in enumerate(order):
+        if place < 2:
+            continue
+        source = rows[order[int(torch.randint(0, place, (), generator=generator))]]
+        shared = int(len(rows[i]) * SHARED[place % len(SHARED)])
+        rows[i] = torch.cat((source[:shared], rows[i][shared:]))
+    return replace(batch, input_ids=torch.cat(rows))
 
 
 def deal_unevenly(n_sequences: int, n_ranks: int) -> list[list[int]]:

@@ -21,6 +21,9 @@ itself are frozen, so their gradients go unchecked."""
 Check = Literal["training", "initial", "resume", "precision"]
 """What a case checks: a training run; initial weights without a checkpoint; a run resumed by a new engine from a
 training state; one step in bfloat16 with float32 weights."""
+Prefixes = Literal["distinct", "apart", "shared"]
+"""Prefixes of the sequences of a batch: none is shared; some are, and every sequence is computed apart; some are, and
+computed once (``enable_tree_training``)."""
 Recompute = Literal["none", "selective", "full"]
 """Activation checkpointing: ``archon.ac_mode`` of a run with ``gradient_checkpointing``, or none."""
 
@@ -46,6 +49,7 @@ class Case:
         check: what to check.
         recompute: mode of activation checkpointing.
         cp_style: how context ranks share attention (``archon.cp_style``).
+        prefixes: whether sequences share prefixes, and whether these are computed once.
         exports: save the weights as ``hf`` at the end, and read the files back.
         resume_on: for the check ``resume``, the layout that resumes; ``None`` for ``layout`` itself.
         resume_schedule: pipeline schedule of ``resume_on``.
@@ -63,14 +67,18 @@ class Case:
     check: Check = "training"
     recompute: Recompute = "none"
     cp_style: ContextStyle = AUTO
+    prefixes: Prefixes = "distinct"
     exports: bool = False
     resume_on: str | None = None
     resume_schedule: str | None = None
 
     @property
     def reference(self) -> Case:
-        """The same numbers from one process and one micro-batch."""
-        return replace(self.on_one_process, n_mbs=1, check="training", recompute="none", exports=False)
+        """The same numbers from one process and one micro-batch, with every sequence computed apart."""
+        prefixes: Prefixes = "distinct" if self.prefixes == "distinct" else "apart"
+        return replace(
+            self.on_one_process, n_mbs=1, check="training", recompute="none", prefixes=prefixes, exports=False
+        )
 
     @property
     def on_one_process(self) -> Case:

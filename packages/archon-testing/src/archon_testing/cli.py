@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from archon_core.errors import ConfigError
+from archon_core.errors import ConfigError, ModelError
 from archon_engine.options.context_style import AUTO, CONTEXT_STYLES
 from archon_testing.json_report import check_writable, write_json
 from archon_testing.megatron_oracle.command import check_options, verify_against_megatron
@@ -100,6 +100,14 @@ def verify(
             help="How context ranks share attention, as in actor.archon.cp_style.",
         ),
     ] = AUTO,
+    tree: Annotated[
+        bool,
+        typer.Option(
+            "--tree",
+            help="Train on sequences that share prefixes, computed once on the layout (actor.enable_tree_training) and "
+            "for every sequence apart on the one process.",
+        ),
+    ] = False,
     oracle: Annotated[
         OracleName,
         typer.Option(
@@ -141,13 +149,18 @@ def verify(
         check_writable(json_file)
     asked = requested_layouts(read_layouts(layouts or []))
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
+    if tree and "tree" not in found.spec.capabilities:
+        raise ModelError(
+            f"--tree: found model {found.spec.name!r}, which cannot share prefixes between sequences; allowed are "
+            "models that support tree (`archon models`); remove --tree"
+        )
     quiet = json_file == "-"
     with (
         _leaving_at_sigterm(),
         tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
     ):
         if oracle == OracleName.MEGATRON:
-            check_options(every=every, dtypes=dtypes or [], ranks_at_once=ranks_at_once, cp_style=cp_style)
+            check_options(every=every, dtypes=dtypes or [], ranks_at_once=ranks_at_once, cp_style=cp_style, tree=tree)
             print_remarks(found, model)
             reports, content = verify_against_megatron(
                 found,
@@ -175,6 +188,7 @@ def verify(
                 design,
                 world=(world or MOST_RANKS) if every else None,
                 cp_style=choose_style(cp_style),
+                prefixes="shared" if tree else "distinct",
                 seed=seed,
                 ranks_at_once=ranks_at_once,
                 time_limit=time_limit,

@@ -26,8 +26,12 @@ OUTPUTS = "outputs-of-step-{}.pt"
 
 
 def write_outputs(case: Case, folder: Path) -> None:
-    """Write the outputs of every module on one process to the reference's folder, with one micro-batch per stage."""
-    engine = build_engine(replace(case.reference, n_mbs=n_stages_of(case)), folder / CHECKPOINT)
+    """Write the outputs of every module on one process to the reference's folder, with one micro-batch per stage.
+
+    Shared prefixes are computed once there, too, since modules see other tokens otherwise.
+    """
+    alone = replace(case.reference, n_mbs=n_stages_of(case), prefixes=case.prefixes)
+    engine = build_engine(alone, folder / CHECKPOINT)
     try:
         for step in range(1, len(load_record(folder).steps) + 1):
             torch.save(record_outputs(engine, case, step - 1), folder / OUTPUTS.format(step))

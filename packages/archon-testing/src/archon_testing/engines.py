@@ -90,6 +90,7 @@ def build_engine(case: Case, checkpoint: Path | None, *, balances: bool = True) 
         is_critic=case.critic,
         dtype=case.compute_dtype,
         gradient_checkpointing=bool(recompute),
+        enable_tree_training=case.prefixes == "shared",
         mb_spec=MicroBatchSpec(n_mbs=case.n_mbs),
         optimizer=optimizer_of(case),
         archon=options,

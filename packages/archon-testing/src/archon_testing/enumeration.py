@@ -143,7 +143,7 @@ class Design:
             # Merged weights are in no rank's memory, so there is nothing to compare their files with.
             if place is not None and variant != LORA:
                 found[place] = replace(found[place], exports=True)
-        if self.dtypes:
+        if self.dtypes and of_variant[some[0]].prefixes == "distinct":  # initial weights depend on no batch
             found += [replace(of_variant[v], dtype=self.dtypes[0], check="initial") for v in some]
         if self.precision:
             n_mbs = fewest + (1 if sums_gradients else 2)

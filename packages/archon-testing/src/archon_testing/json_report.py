@@ -83,6 +83,7 @@ def _case(case: Case) -> dict[str, Any]:
         "n_mbs": case.n_mbs,
         "recompute": case.recompute,
         "cp_style": case.cp_style,
+        "prefixes": case.prefixes,
         "exports": case.exports,
         "resumed_on": case.resumed_on or None,
     }

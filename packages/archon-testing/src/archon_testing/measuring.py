@@ -19,7 +19,7 @@ from archon_core.contracts.batch import Batch
 from archon_core.contracts.engine import StepStats
 from archon_core.layout import backend_table, parse_layout
 from archon_core.plugins import TrainEngineSpec, registry
-from archon_testing.batches import STEP_LENGTHS, STEPS, deal_unevenly, make_batch, token_places
+from archon_testing.batches import STEP_LENGTHS, STEPS, deal_unevenly, make_batch, make_tree_batch, token_places
 from archon_testing.cases import BFLOAT16, Case
 from archon_testing.engines import CHECKPOINT, build_engine, optimizer_of, partial_checkpoint
 from archon_testing.exports import export_errors, save_and_read, weight_map_of
@@ -188,7 +188,8 @@ def oracle_batches(case: Case, hf_config: Any) -> list[Batch]:
     # A loss in bfloat16 computes in float32.
     dtype = torch.float32 if case.compute_dtype == BFLOAT16 else getattr(torch, case.dtype)
     sizes = {"vocab_size": hf_config.vocab_size, "longest": longest, "experts": _has_experts(case)}
-    return [make_batch(step, **sizes, dtype=dtype, seed=case.seed) for step in range(STEPS[case.dtype])]
+    make = make_batch if case.prefixes == "distinct" else make_tree_batch
+    return [make(step, **sizes, dtype=dtype, seed=case.seed) for step in range(STEPS[case.dtype])]
 
 
 def share_of(engine: Any, batch: Batch) -> Sequence[int]:

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from archon_core.errors import ConfigError, did_you_mean
 from archon_core.plugins import ModelSpec
 from archon_engine.options.context_style import CONTEXT_STYLES, ContextStyle
-from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, allowed_dtypes, choose_variants
+from archon_testing.cases import BFLOAT16, DTYPES, DtypeName, Prefixes, allowed_dtypes, choose_variants
 from archon_testing.enumeration import Design
 from archon_testing.json_report import json_report
 from archon_testing.oracle import Oracle
@@ -73,6 +73,7 @@ def verify_against_one_process(
     *,
     world: int | None,
     cp_style: ContextStyle,
+    prefixes: Prefixes,
     seed: int,
     ranks_at_once: int | None,
     time_limit: float,
@@ -87,6 +88,7 @@ def verify_against_one_process(
         design: selects the cases of each layout.
         world: with ``--all``, the largest number of ranks.
         cp_style: how context ranks share attention.
+        prefixes: of the batches on the layouts.
         seed: of weights and batches.
         ranks_at_once: largest number of ranks to run at once; ``None`` for four per core.
         time_limit: seconds per case.
@@ -105,7 +107,7 @@ def verify_against_one_process(
         asked = [*asked, *((layout, "") for layout in fitting if str(layout) not in known)]
     elif (most := largest_world_size(asked)) > 1 and design.dtypes:
         fitting = [layout for layout, _ in layouts_of_all(all_layouts(model, design.variants, most)[0])]
-    plan = Plan(model, asked, left_out, design, seed, fitting, cp_style)
+    plan = Plan(model, asked, left_out, design, seed, fitting, cp_style, prefixes)
     at_once = ranks_at_once or RANKS_PER_CORE * _cores()
     oracle = Oracle(folder, time_limit=time_limit, ranks_at_once=at_once)
     reports = _run(plan, oracle, brief=world is not None, quiet=quiet)

@@ -10,7 +10,7 @@ from archon_core.errors import ArchonError, LayoutError, ModelError
 from archon_core.plugins import ScheduleSpec, registry
 from archon_engine.options.archon import ArchonOptions
 from archon_engine.options.context_style import AUTO, ContextStyle
-from archon_testing.cases import Case, Variant, variant_case
+from archon_testing.cases import Case, Prefixes, Variant, variant_case
 from archon_testing.diagnosis import Diagnosis
 from archon_testing.enumeration import Design, candidate_layouts
 from archon_testing.failures import WorldError
@@ -74,6 +74,7 @@ class Plan:
         seed: of weights and batches.
         fitting: layouts that can run the model, to resume runs on.
         cp_style: how context ranks share attention.
+        prefixes: of the batches on the layouts.
     """
 
     model: RequestedModel
@@ -83,6 +84,7 @@ class Plan:
     seed: int
     fitting: Sequence[RequestedLayout] = ()
     cp_style: ContextStyle = AUTO
+    prefixes: Prefixes = "distinct"
 
     @property
     def groups(self) -> list[list[Case]]:
@@ -100,6 +102,7 @@ class Plan:
                 seed=self.seed,
                 model=self.model.spec.name,
                 cp_style=self.cp_style,
+                prefixes=self.prefixes,
             )
             for variant in self.design.variants
         }

@@ -80,10 +80,10 @@ def test_nothing_stops_a_configuration_that_can_run(load: Load, complete: Regist
 def test_what_engines_do_other_than_asked_on_any_device_is_known_and_strict_refuses_it(
     load: Load, complete: Registry
 ) -> None:
-    options = ("actor.archon.ac_mode=full", "actor.enable_tree_training=true", "actor.archon.enable_compile=true")
+    options = ("actor.archon.ac_mode=full", "actor.archon.selective_ac_option=2", "actor.archon.enable_compile=true")
     found = plan(load, complete, RUNNABLE, *options)
     assert found.can_run
-    changed = {("actor.archon.ac_mode", "none"), ("actor.enable_tree_training", "false")}
+    changed = {("actor.archon.ac_mode", "none"), ("actor.archon.selective_ac_option", "op")}
     assert {(decision.option, decision.effective) for decision in found.engine_decisions} == changed
     [refusal] = config_errors(plan(load, complete, RUNNABLE, *options, "actor.archon.strict=true"))
     assert refusal.startswith("actor.archon.strict: found true, and settings that Archon would change; write")

@@ -169,6 +169,30 @@ def align_to_predictions(values: Tensor, lengths: Sequence[int], fill: float = 0
 
 
 @dataclass(frozen=True)
+class Expansion:
+    """From the outputs of a pack with shared prefixes to those of its sequences.
+
+    Legend: N tokens of all sequences.
+
+    Attributes:
+        tokens: int64 [N], the token of the pack that stands for each token of the sequences.
+        predictions: int64 [N], the place of each token's prediction among log-probabilities and entropies; -1 for
+            none.
+    """
+
+    tokens: Tensor
+    predictions: Tensor
+
+    def expand(self, name: OutputName, output: Tensor) -> Tensor:
+        """The output [N, ...] of the sequences, 0 where nothing is predicted. Backward sums over the sequences that
+        share a value."""
+        if name in ("values", "logits"):
+            return output.index_select(0, self.tokens)
+        places = self.predictions.clamp(min=0)
+        return torch.where(self.predictions >= 0, output.index_select(0, places), 0)
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """One forward pass.
 
@@ -179,16 +203,20 @@ class MicroBatch:
         indices: their indices in the whole batch.
         input_ids: int64 [padded tokens]; only this rank's tokens with ``packed.context``.
         packed: the sequences and the padding.
+        expansion: how the outputs of shared prefixes become those of sequences; ``None`` if nothing is shared.
     """
 
     batch: Batch
     indices: tuple[int, ...]
     input_ids: Tensor
     packed: PackedSequences
+    expansion: Expansion | None = None
 
     def whole_outputs(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
         """Per-token ``outputs`` of all real tokens, including those of other context ranks, over which this is
         collective."""
         context = self.packed.context
         whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
+        if self.expansion is not None:
+            return {name: self.expansion.expand(name, value) for name, value in whole.items()}
         return {name: value[: self.batch.n_tokens] for name, value in whole.items()}

@@ -114,7 +114,7 @@ class EngineConfig:
         disable_dropout: train without dropout.
         pad_to_maximum: pad every micro-batch to ``mb_spec.max_tokens_per_mb``.
         batch_align_to: pad every micro-batch to a multiple of this many tokens.
-        enable_tree_training: share prefixes between sequences; not part of this version.
+        enable_tree_training: compute a prefix that several sequences of a micro-batch share once; changes no number.
         mb_spec: the split of a batch into micro-batches.
         optimizer: the optimizer; null for a model that is not trained.
         scheduling_spec: what its processes get; null for nothing special.

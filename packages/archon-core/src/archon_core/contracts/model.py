@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from archon_core.contracts.packed import OutputName, PackedSequences
 
 
-Capability = Literal["tp", "cp", "ep", "pp", "tied", "critic"]
+Capability = Literal["tp", "cp", "ep", "pp", "tied", "critic", "tree"]
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,8 @@ class HeadInputs:
         positions: int64 [P], the only places to compute outputs at; ``None`` for all T. ``targets`` stays [T].
         scored: int64, the places with a target, if many have none: log-probabilities and entropies are computed there
             alone, and are 0 elsewhere. ``None`` computes them everywhere.
+        places: int64 [P], the place from which each target is predicted, if places predict several tokens
+            (``SharedPrefixes``). ``targets``, log-probabilities and entropies are then [P]; values and logits stay [T].
     """
 
     outputs: tuple[OutputName, ...]
@@ -172,6 +174,7 @@ class HeadInputs:
     temperature: float = 1.0
     positions: Tensor | None = None
     scored: Tensor | None = None
+    places: Tensor | None = None
 
     def with_scored(self) -> HeadInputs:
         """The same request with ``scored`` found from ``targets``. On a GPU the host waits for their number."""
@@ -200,13 +203,45 @@ class Auxiliary:
 
 
 @dataclass(frozen=True)
+class SharedPrefixes:
+    """A pack that holds a prefix once that several sequences share: a tree, whose paths from a root are the sequences.
+
+    The pack consists of segments in depth-first order, and a segment continues the path to a token before it. Whatever
+    is computed for a token depends on its path alone, so it holds for every sequence through that token.
+
+    Legend: T tokens of the pack, G segments of the pack with its padding, N tokens of all sequences.
+
+    Attributes:
+        key_tokens: int64, for every segment the tokens of the path to its end, its own included, one segment after the
+            other.
+        key_lengths: the lengths of these G paths, on the host.
+        cu_keys: int32 [G + 1], where each path starts in ``key_tokens``, then its length.
+        parents: on the host, for every segment the token that it continues; -1 for none.
+        token_of: int64 [N], the token of the pack that stands for each token of the sequences, which follow one
+            another as without sharing.
+        sequence_of: int64 [N], the sequence of each.
+        n_sequences: number of sequences.
+    """
+
+    key_tokens: Tensor
+    key_lengths: tuple[int, ...]
+    cu_keys: Tensor
+    parents: tuple[int, ...]
+    token_of: Tensor
+    sequence_of: Tensor
+    n_sequences: int
+
+
+@dataclass(frozen=True)
 class PackedSequences:
     """Positions of the sequences that are packed into one token dimension.
+
+    With ``shared``, ``cu_seqlens`` and ``lengths`` describe segments of a tree instead of sequences.
 
     Attributes:
         cu_seqlens: int32 [S + 1], the start of each sequence, then T. It describes the whole pack, even if
             ``context`` divides it.
-        max_seqlen: length of the longest sequence, in tokens.
+        max_seqlen: length of the longest sequence, in tokens; also with ``shared``.
         positions: int64 [T], each token's place in its sequence, from 0; only this rank's [T / c] where ``context``
             cuts the pack.
         lengths: the sequences' lengths on the host, so that code per sequence needs no device synchronisation.
@@ -219,6 +254,8 @@ class PackedSequences:
         record_experts: called by every layer with experts, with the layer's number in the whole model and the chosen
             experts, int [tokens held between regions, k]; ``None`` when choices are not recorded.
         auxiliary: data for layers that add a loss; ``None`` if nothing is trained or measured.
+        shared: the tree, if sequences share prefixes; ``None`` for sequences end to end. Only models that declare the
+            capability ``tree`` get packs with it.
     """
 
     cu_seqlens: Tensor
@@ -232,6 +269,7 @@ class PackedSequences:
     experts: Tensor | None = None
     record_experts: Callable[[int, Tensor], None] | None = None
     auxiliary: Auxiliary | None = None
+    shared: SharedPrefixes | None = None
 
     @classmethod
     def from_lengths(
@@ -254,7 +292,8 @@ class PackedSequences:
         head = self.head
         if head is not None:
             assert head.positions is None, "outputs at chosen positions are for whole packs"
-            head = replace(head, targets=None if head.targets is None else context.local_tokens(head.targets))
+            if head.places is None:  # otherwise the builder of the pack has chosen those of this rank
+                head = replace(head, targets=None if head.targets is None else context.local_tokens(head.targets))
             head = head if head.scored is None else head.with_scored()
         experts = None if self.experts is None else context.local_tokens(self.experts)
         positions = context.local_tokens(self.positions)

@@ -29,6 +29,7 @@ from archon_engine.assembly.stages import plan_stages
 from archon_engine.models.capabilities import check_capabilities
 from archon_engine.models.hf_config import read_source
 from archon_engine.models.parameter_names import weight_shapes
+from archon_engine.nn.rotary import RotaryEmbedding
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.routing_replay import replay_without_experts
@@ -119,7 +120,8 @@ def build_blueprint(
     assert spec is not None, "this engine's spec names a model_type, so a model was chosen"
     if refusal := replay_without_experts(config, spec, role=role):
         raise ConfigError(refusal)
-    check_capabilities(spec, layout, critic=config.is_critic, role=role)
+    shares = config.enable_tree_training
+    check_capabilities(spec, layout, critic=config.is_critic, shares_prefixes=shares, role=role)
     model = spec.load()
     arguments = model.arguments.from_hf_config(hf_config, critic=config.is_critic)
     _refuse_dropout(config, arguments, role)
@@ -128,6 +130,8 @@ def build_blueprint(
     # Passes read frozen weights in the compute dtype in any case, so a wider copy would only take memory.
     frozen_dtype = dtype if config.archon.master_dtype else getattr(torch, effective.compute_dtype)
     whole = _build(model, arguments, dtype, experts)
+    if shares:
+        _refuse_rotations_by_length(whole, role)
     parallel = model.parallel_plan(arguments)
     weights = model.weight_map(arguments).resolve(weight_shapes(whole))
     adapter, adapter_weights = None, None
@@ -200,6 +204,17 @@ def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role:
             f"{role}.disable_dropout: found false with attention_dropout {dropout} in the model's configuration; this "
             f"model applies no dropout; set {role}.disable_dropout=true"
         )
+
+
+def _refuse_rotations_by_length(whole: nn.Module, role: str) -> None:
+    for part in whole.modules():
+        if isinstance(part, RotaryEmbedding) and part.length_dependent_above is not None:
+            limit, kind = part.length_dependent_above, part.arguments.kind
+            raise ConfigError(
+                f"{role}.enable_tree_training: found true with rope_type {kind!r}, which rotates sequences above "
+                f"{limit} tokens by their length, so equal prefixes of two sequences can differ; set "
+                f"{role}.enable_tree_training=false, or give the model another rope_type"
+            )
 
 
 def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:

@@ -16,6 +16,11 @@ from archon_engine.nn.ulysses import ContextParallel
 PADDING_ID = 0
 
 
+def padded_length(n_tokens: int, *, multiple: int = 1, at_least: int = 0) -> int:
+    """The length of a pack with its padding: a multiple of ``multiple``, not less than ``at_least``, and not 0."""
+    return math.ceil(max(n_tokens, at_least, 1) / multiple) * multiple
+
+
 def build_micro_batch(
     batch: Batch,
     indices: Sequence[int],
@@ -42,8 +47,7 @@ def build_micro_batch(
         ``input_ids`` [T] and ``packed`` are padded and divided; ``batch`` holds the sequences without padding.
     """
     selected = batch.select(indices)
-    length = math.ceil(max(selected.n_tokens, at_least, 1) / multiple) * multiple
-    padding = length - selected.n_tokens
+    padding = padded_length(selected.n_tokens, multiple=multiple, at_least=at_least) - selected.n_tokens
     lengths = selected.lengths + ((padding,) if padding else ())
     scored = selected.targets
     if request.where is not None:

@@ -45,22 +45,36 @@ def plan_micro_batches(
     Raises:
         DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.
     """
-    if len(lengths) % granularity:
-        raise DataError(
-            f"{option}.granularity={granularity}: found {len(lengths)} sequences in the batch; "
-            f"use a batch of a multiple of {granularity} sequences, or set granularity to a divisor of {len(lengths)}"
-        )
-    groups = [range(start, start + granularity) for start in range(0, len(lengths), granularity)]
+    groups = groups_of(len(lengths), granularity, option=option)
     sizes = [sum(lengths[i] for i in group) for group in groups]
-    if max_tokens_per_mb is not None and sizes and max(sizes) > max_tokens_per_mb:
-        what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
-        raise DataError(
-            f"{option}.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {max(sizes)} tokens; "
-            "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
-        )
+    check_largest(max(sizes, default=0), max_tokens_per_mb, granularity, option=option)
     place = {"ffd": _first_fit_decreasing, "kk": _differencing}[algorithm]
     bins = place(sizes, max_tokens_per_mb, n_mbs, n_mbs_divisor)
     return [sorted(i for group in members for i in groups[group]) for members in bins]
+
+
+def groups_of(n_sequences: int, granularity: int, *, option: str) -> list[range]:
+    """The groups of ``granularity`` consecutive sequences.
+
+    Raises:
+        DataError: granularity does not divide the batch.
+    """
+    if n_sequences % granularity:
+        raise DataError(
+            f"{option}.granularity={granularity}: found {n_sequences} sequences in the batch; "
+            f"use a batch of a multiple of {granularity} sequences, or set granularity to a divisor of {n_sequences}"
+        )
+    return [range(start, start + granularity) for start in range(0, n_sequences, granularity)]
+
+
+def check_largest(n_tokens: int, max_tokens_per_mb: int | None, granularity: int, *, option: str) -> None:
+    """Raise DataError if the largest group, of ``n_tokens`` tokens, exceeds ``max_tokens_per_mb``."""
+    if max_tokens_per_mb is not None and n_tokens > max_tokens_per_mb:
+        what = "a sequence" if granularity == 1 else f"a group of {granularity} sequences"
+        raise DataError(
+            f"{option}.max_tokens_per_mb={max_tokens_per_mb}: found {what} of {n_tokens} tokens; "
+            "raise the limit to at least that, or shorten the sequences (data.max_length, gconfig.max_new_tokens)"
+        )
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -12,18 +12,21 @@ CAPABILITY_OF_AXIS: Mapping[str, Capability] = {"t": "tp", "c": "cp", "p": "pp",
 """Axis letter -> the capability that a model must declare for it. Data axes need none."""
 
 
-def check_capabilities(spec: ModelSpec, layout: Layout, *, critic: bool, role: str) -> None:
-    """Raise for an axis or a value head that ``spec`` does not support.
+def check_capabilities(
+    spec: ModelSpec, layout: Layout, *, critic: bool, shares_prefixes: bool = False, role: str
+) -> None:
+    """Raise for an axis, a value head or shared prefixes that ``spec`` does not support.
 
     Args:
         spec: spec of the model.
         layout: how to shard it.
         critic: whether it needs a value head.
+        shares_prefixes: whether packs hold a prefix once that several sequences share.
         role: the section's name, for messages.
 
     Raises:
         LayoutError: the layout uses an axis that the model does not support.
-        ModelError: the model has no value head.
+        ModelError: the model has no value head, or cannot share prefixes.
     """
     declared = ", ".join(sorted(spec.capabilities)) or "no capability"
     for letter, capability in CAPABILITY_OF_AXIS.items():
@@ -37,4 +40,10 @@ def check_capabilities(spec: ModelSpec, layout: Layout, *, critic: bool, role: s
         raise ModelError(
             f"{role}.is_critic: found true; model {spec.name!r} has no value head (it supports {declared}); set "
             f"{role}.is_critic=false, or choose a model that supports critic (`archon models`)"
+        )
+    if shares_prefixes and "tree" not in spec.capabilities:
+        raise ModelError(
+            f"{role}.enable_tree_training: found true; model {spec.name!r} cannot continue one prefix in several ways, "
+            f"for instance because a layer has a recurrent state (it supports {declared}); set "
+            f"{role}.enable_tree_training=false, or choose a model that supports tree (`archon models`)"
         )

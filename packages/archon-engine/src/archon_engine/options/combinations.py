@@ -233,15 +233,6 @@ RULES: tuple[Rule, ...] = (
         lambda s: s.context_ranks == 1 and s.engine.archon.cp_style != AUTO,
         becomes=AUTO,
     ),
-    Rule(
-        "enable_tree_training",
-        True,
-        "this version",
-        "decision",
-        "this version packs each sequence separately and shares no prefixes",
-        lambda s: s.engine.enable_tree_training,
-        becomes=False,
-    ),
 )
 
 

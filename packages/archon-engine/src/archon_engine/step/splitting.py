@@ -8,12 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from archon_core.contracts.batch import Batch, MicroBatch
 from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.contracts.loss import OutputRequest
 from archon_engine.data.micro_batch import build_micro_batch
 from archon_engine.data.packing import plan_micro_batches
+from archon_engine.data.prefix_tree import PrefixTree
+from archon_engine.data.tree_micro_batch import build_tree_micro_batch, tree_of
+from archon_engine.data.tree_packing import plan_tree_micro_batches
 from archon_engine.nn.ulysses import ContextParallel
 
 
@@ -45,6 +49,7 @@ class Splitter:
         context: the context ranks, among which tokens are divided; ``None`` without context parallelism.
         pipeline: constraints of the pipeline; ``None`` without one.
         replays_routing: route tokens to the experts recorded in the batch, if any.
+        shares_prefixes: a micro-batch holds a prefix that its sequences share once.
         option: dotted name of the options, for messages.
     """
 
@@ -54,6 +59,7 @@ class Splitter:
     context: ContextParallel | None = None
     pipeline: PipelineNeeds | None = None
     replays_routing: bool = False
+    shares_prefixes: bool = False
     option: str = "mb_spec"
 
     def plan(self, batch: Batch) -> list[Sequence[int]]:
@@ -64,15 +70,18 @@ class Splitter:
         """
         if not len(batch):
             return []
-        plan = plan_micro_batches(
-            batch.lengths,
-            n_mbs=max(self.spec.n_mbs, self.pipeline.at_least if self.pipeline else 1),
-            max_tokens_per_mb=self.spec.max_tokens_per_mb,
-            granularity=self.spec.granularity,
-            n_mbs_divisor=math.lcm(self.spec.n_mbs_divisor, self.pipeline.divisor if self.pipeline else 1),
-            algorithm=self.spec.packing_algorithm,
-            option=self.option,
-        )
+        constraints: dict[str, Any] = {
+            "n_mbs": max(self.spec.n_mbs, self.pipeline.at_least if self.pipeline else 1),
+            "max_tokens_per_mb": self.spec.max_tokens_per_mb,
+            "granularity": self.spec.granularity,
+            "n_mbs_divisor": math.lcm(self.spec.n_mbs_divisor, self.pipeline.divisor if self.pipeline else 1),
+            "algorithm": self.spec.packing_algorithm,
+            "option": self.option,
+        }
+        if self.shares_prefixes:
+            plan = plan_tree_micro_batches(self._tree(batch), batch.lengths, **constraints)
+        else:
+            plan = plan_micro_batches(batch.lengths, **constraints)
         return [indices for indices in plan if indices]
 
     def number_for(self, planned: int) -> int:
@@ -84,18 +93,33 @@ class Splitter:
     ) -> list[MicroBatch]:
         """Build the micro-batches of ``plan``, and micro-batches of padding up to ``number``, which this rank runs
         while others still have sequences. In a pipeline, all micro-batches of a step have the same length."""
+        trees = [self._shared_tree(batch, indices) for indices in plan]
         at_least = self.at_least
         if self.pipeline is not None:
-            at_least = max(at_least, *(sum(batch.lengths[i] for i in indices) for indices in plan), 0)
-        return [
-            build_micro_batch(
-                batch,
-                indices,
-                request,
-                multiple=self.multiple,
-                at_least=at_least,
-                context=self.context,
-                replays_routing=self.replays_routing,
-            )
-            for indices in [*plan, *([()] * (number - len(plan)))]
+            planned = zip(trees, plan, strict=True)
+            sizes = [tree.n_tokens if tree else sum(batch.lengths[i] for i in indices) for tree, indices in planned]
+            at_least = max(at_least, *sizes, 0)
+        options: dict[str, Any] = {
+            "multiple": self.multiple,
+            "at_least": at_least,
+            "context": self.context,
+            "replays_routing": self.replays_routing,
+        }
+        found = [
+            build_micro_batch(batch, indices, request, **options)
+            if tree is None
+            else build_tree_micro_batch(batch.select(indices), indices, tree, request, **options)
+            for tree, indices in zip(trees, plan, strict=True)
         ]
+        fillers = [build_micro_batch(batch, (), request, **options) for _ in range(number - len(plan))]
+        return [*found, *fillers]
+
+    def _tree(self, batch: Batch) -> PrefixTree:
+        return tree_of(batch, replays_routing=self.replays_routing)
+
+    def _shared_tree(self, batch: Batch, indices: Sequence[int]) -> PrefixTree | None:
+        """The tree of a micro-batch; ``None`` if its sequences share nothing, or are to be computed apart."""
+        if not self.shares_prefixes:
+            return None
+        tree = self._tree(batch.select(indices))
+        return tree if tree.shares else None

@@ -55,7 +55,13 @@ def build_model_beside(run: RunContext, section: Any, *, role: str, total_steps:
     offloads = run.config.enable_offload or getattr(section, "offload", False)
     if offloads:
         engine.offload()
-    return SharedEngine(engine, section.mb_spec.granularity, run.recordings, offloads)
+    return SharedEngine(
+        engine,
+        section.mb_spec.granularity,
+        run.recordings,
+        offloads,
+        shares_prefixes=section.enable_tree_training,
+    )
 
 
 def build_inference_engine(run: RunContext, trainer: TrainEngine, **changes: Any) -> InferenceEngine:

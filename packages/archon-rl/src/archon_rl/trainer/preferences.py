@@ -64,7 +64,9 @@ class PreferenceTrainer:
             reference = reference_logprobs(run, task, total_steps, known, model)
         actor = algorithm.section(actor)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
-        shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+        shared = SharedEngine(
+            engine, actor.mb_spec.granularity, run.recordings, shares_prefixes=actor.enable_tree_training
+        )
 
         def run_step(step: int) -> dict[str, float]:
             train = None if reference is None else reference.train

@@ -100,7 +100,7 @@ def build_role_engines(
 
     engine = build_train_engine(run, actor, role=ACTOR, total_steps=updates[ACTOR])
     stack.callback(engine.close)
-    policy = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+    policy = SharedEngine(engine, actor.mb_spec.granularity, run.recordings, shares_prefixes=actor.enable_tree_training)
     others: dict[str, Any] = {role: build(role, section) for role, section in sections.items()}
     if is_shared:
         others["ref"] = WithoutAdapters(policy)

@@ -43,7 +43,9 @@ class SFTTrainer:
         total_steps = task.total_steps(config.trainer)
         actor = complete_model_config(run, task.encoder.tokenizer)
         engine = build_train_engine(run, actor, role="actor", total_steps=total_steps)
-        shared = SharedEngine(engine, actor.mb_spec.granularity, run.recordings)
+        shared = SharedEngine(
+            engine, actor.mb_spec.granularity, run.recordings, shares_prefixes=actor.enable_tree_training
+        )
 
         def run_step(step: int) -> dict[str, float]:
             return supervised_step(shared, supervised_batch(task.encoder, task.records(step)), objective)

@@ -27,6 +27,8 @@ from archon_core.errors import WeightsError
 from archon_core.ranks.failing_together import failing_together
 from archon_core.ranks.ranks import DataRanks, Ranks
 from archon_engine.data.packing import plan_micro_batches
+from archon_engine.data.tree_micro_batch import tree_of
+from archon_engine.data.tree_packing import plan_tree_micro_batches
 from archon_train.run.recordings import Recordings
 
 T = TypeVar("T")
@@ -59,6 +61,16 @@ def plan_shares(lengths: Sequence[int], n_ranks: int, *, granularity: int = 1) -
         DataError: granularity does not divide the number of sequences.
     """
     return plan_micro_batches(lengths, n_mbs=n_ranks, granularity=granularity)
+
+
+def plan_tree_shares(batch: Batch, n_ranks: int, *, granularity: int = 1) -> list[list[int]]:
+    """``plan_shares`` for engines that compute shared prefixes once: with about equally many tokens of the prefix tree,
+    and sequences with common prefixes on the same rank.
+
+    Raises:
+        DataError: granularity does not divide the number of sequences.
+    """
+    return plan_tree_micro_batches(tree_of(batch), batch.lengths, n_mbs=n_ranks, granularity=granularity)
 
 
 def map_over_ranks(n_items: int, work: Callable[[list[int]], Sequence[T]], data_ranks: DataRanks) -> list[T]:
@@ -94,12 +106,14 @@ class SharedEngine:
         granularity: its ``mb_spec.granularity``: number of consecutive sequences to keep together.
         recordings: collects what the engine records of its steps.
         offloads: keep the engine in host memory except while it is used; ``build_role_engines`` offloads it first.
+        shares_prefixes: its ``enable_tree_training``: prefixes are computed once per rank.
     """
 
     engine: TrainEngine
     granularity: int = 1
     recordings: Recordings = field(default_factory=Recordings)
     offloads: bool = False
+    shares_prefixes: bool = False
 
     @property
     def version(self) -> int:
@@ -175,6 +189,8 @@ class SharedEngine:
         return batch.select(self._plan(batch)[self.data_ranks.rank])
 
     def _plan(self, batch: Batch) -> list[list[int]]:
+        if self.shares_prefixes:
+            return plan_tree_shares(batch, self.data_ranks.size, granularity=self.granularity)
         return plan_shares(batch.lengths, self.data_ranks.size, granularity=self.granularity)
 
 

@@ -25,7 +25,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
     """The variables of the templates."""
     a = architecture
     aliases, norm_name, qk_norm_class = _norm_names(a)
-    capabilities = ["tp", "cp", "pp", "tied", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
+    capabilities = ["tp", "cp", "pp", "tied", "tree", *(["critic"] if a.critic else []), *(["ep"] if a.experts else [])]
     experts = ["archon-moe>=0.1,<1"] if a.experts else []
     return {
         "spec": name.spec,

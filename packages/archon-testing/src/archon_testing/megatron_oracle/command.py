@@ -68,7 +68,7 @@ def verify_against_megatron(
     return reports, {**written, "limits": LIMITS, "oracle": {"name": "megatron-core", "version": version}}
 
 
-def check_options(*, every: bool, dtypes: Sequence[str], ranks_at_once: int | None, cp_style: str) -> None:
+def check_options(*, every: bool, dtypes: Sequence[str], ranks_at_once: int | None, cp_style: str, tree: bool) -> None:
     """Refuse options that this oracle does not have.
 
     Raises:
@@ -87,6 +87,8 @@ def check_options(*, every: bool, dtypes: Sequence[str], ranks_at_once: int | No
         raise ConfigError(
             f"--cp-style: found {cp_style!r} with --oracle megatron, which has no layouts with c; remove --cp-style"
         )
+    if tree:
+        raise ConfigError("--tree: found it with --oracle megatron, which packs no sequences; remove --tree")
     for dtype in dtypes:
         if dtype != DTYPE:
             raise ConfigError(

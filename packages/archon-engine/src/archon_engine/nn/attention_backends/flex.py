@@ -29,7 +29,10 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
-    mask = _block_mask(packed.lengths, settings.window, k.shape[0] - q.shape[0], q.device)
+    if packed.shared is None:
+        mask = _block_mask(packed.lengths, settings.window, k.shape[0] - q.shape[0], q.device)
+    else:
+        mask = _tree_block_mask(packed.lengths, packed.shared.parents, settings.window, q.device)
     arguments = {
         "score_mod": None if settings.softcap is None else _cap(settings.softcap),
         "block_mask": mask,
@@ -123,4 +126,71 @@ def _block_mask(lengths: tuple[int, ...], window: int | None, first_query: int, 
             BLOCK_SIZE=BLOCK,
             mask_mod=visible,
             seq_lengths=(total - first_query, total),
+        )
+
+
+def tree_places(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """For every token of a tree its depth, and the place before which all tokens lie whose paths contain it: int64 [T].
+
+    Args:
+        lengths: of the tree's segments, in depth-first order.
+        parents: for every segment the token that it continues; -1 for none.
+    """
+    starts = [0, *accumulate(lengths)]
+    depths = torch.arange(starts[-1])
+    ends = torch.empty_like(depths)
+    # The path to the token before, as ranges (start, end) of it; the next segment continues one of its tokens or none.
+    path: list[tuple[int, int]] = []
+    for start, end, parent in zip(starts, starts[1:], parents, strict=False):
+        while path and path[-1][0] > parent:
+            ends[slice(*path.pop())] = start
+        if path:
+            left, right = path.pop()
+            ends[parent + 1 : right] = start
+            path.append((left, parent + 1))
+            depths[start:end] += depths[parent] + 1 - start
+        else:
+            depths[start:end] -= start
+        path.append((start, end))
+    for left, right in path:
+        ends[left:right] = starts[-1]
+    return depths, ends
+
+
+def last_query_blocks(subtree_ends: Tensor, block: int = BLOCK) -> Tensor:
+    """For each block of keys, the last block of queries that sees any of them; the first is its own.
+
+    The tokens whose paths contain a key follow it without a gap, so every block in between sees the block's key with
+    the last such token.
+    """
+    n_blocks = -(-len(subtree_ends) // block)
+    padded = torch.nn.functional.pad(subtree_ends, (0, n_blocks * block - len(subtree_ends)))
+    return (padded.view(n_blocks, block).amax(1) - 1) // block
+
+
+@lru_cache(maxsize=8)
+def _tree_block_mask(
+    lengths: tuple[int, ...], parents: tuple[int, ...], window: int | None, device: torch.device
+) -> Any:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    depths, ends = tree_places(lengths, parents)
+    last = last_query_blocks(ends)
+    blocks = torch.arange(len(last))
+    seen = (blocks <= blocks[:, None]) & (last >= blocks[:, None])
+    # Per query block its key blocks, then the others, which are not read.
+    table = torch.sort((~seen).to(torch.int8), dim=1, stable=True).indices
+    with torch.inference_mode(False):
+        depth_of, end_of = depths.to(device), ends.to(device)
+
+        def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+            on_path = (key <= query) & (query < end_of[key])
+            return on_path if window is None else on_path & (depth_of[query] - depth_of[key] < window)
+
+        return BlockMask.from_kv_blocks(
+            seen.sum(1)[None, None].to(device, torch.int32),
+            table[None, None].to(device, torch.int32),
+            BLOCK_SIZE=BLOCK,
+            mask_mod=visible,
+            seq_lengths=(len(depths), len(depths)),
         )

@@ -2,9 +2,10 @@
 
 Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
 which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
+Where sequences share prefixes, every segment is one call, with a mask over its path.
 
-Legend: T tokens, R rows (tokens with padding), L length of a bucket, Hq and Hkv heads, D head dimension, Dv that of
-values.
+Legend: T tokens, R rows (tokens with padding), L length of a bucket, B sequences of a call, Q queries and K keys of
+one, Hq and Hkv heads, D head dimension, Dv that of values.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from archon_core.contracts.packed import AttentionSettings, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, PackedSequences, SharedPrefixes
 from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
+from archon_engine.nn.attention_backends.paths import gather_paths
 
-MOST_QUERIES = 1024
-"""Queries behind earlier keys of their sequence go through calls of at most this many, so that a mask stays small and
-calls read few keys that it hides."""
+MOST_MASKED_QUERIES = 1024
+"""Largest number of rows of a mask over a path. Longer segments are attended in parts, each with the keys that it sees,
+so that a mask needs memory for one dimension only, and no time goes into keys that all rows of it hide."""
 
 
 def attend(
@@ -33,6 +35,8 @@ def attend(
     sinks: Tensor | None = None,
 ) -> Tensor:
     """See ``archon_engine.nn.attention.Backend``."""
+    if packed.shared is not None:
+        return _attend_paths(q, k, v, packed, packed.shared, settings, sinks)
     if q.shape[0] < k.shape[0]:
         return _attend_last(q, k, v, packed.lengths, settings, sinks)
     return _attend_whole(q, k, v, packed.lengths, settings, sinks)
@@ -44,13 +48,8 @@ def _attend_last(
     """Attention of the last tokens of a pack, of which the first sequence has all others."""
     n_before, n_keys = k.shape[0] - q.shape[0], lengths[0]
     assert n_before <= n_keys, "only the first sequence has keys without queries"
-    tiles = [min(MOST_QUERIES, n_keys - row) for row in range(n_before, n_keys, MOST_QUERIES)]
-    *of_first, others = q.split([*tiles, q.shape[0] - sum(tiles)])
-    parts, stop = [], n_before
-    for tile in of_first:
-        stop += tile.shape[0]
-        first = 0 if settings.window is None else max(0, stop - tile.shape[0] - settings.window + 1)
-        parts.append(_attend_equal(tile, k[first:stop], v[first:stop], 1, settings, sinks))
+    own, others = q.split([n_keys - n_before, k.shape[0] - n_keys])
+    parts = [_attend_path(own, k[:n_keys], v[:n_keys], settings, sinks)] if len(own) else []
     if len(others):
         parts.append(_attend_whole(others, k[n_keys:], v[n_keys:], lengths[1:], settings, sinks))
     return torch.cat(parts)
@@ -65,12 +64,12 @@ def _attend_whole(
     if not buckets:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
     if len(buckets) == 1:
-        out = _attend_equal(q, k, v, len(buckets[0].sequences), settings, sinks)
+        out = _attend_bucket(q, k, v, buckets[0], settings, sinks)
     else:
         # Not slices: the gradient of each would be a tensor of all rows, mostly zeros, added to those of the others.
         n_rows = [bucket.n_rows for bucket in buckets]
         parts = zip(q.split(n_rows), k.split(n_rows), v.split(n_rows), buckets, strict=True)
-        out = torch.cat([_attend_equal(*x, len(bucket.sequences), settings, sinks) for *x, bucket in parts])
+        out = torch.cat([_attend_bucket(*part, settings, sinks) for part in parts])
     return out if row_of_token is None else out.index_select(0, row_of_token)
 
 
@@ -81,22 +80,79 @@ def obstacles(
     return []
 
 
-def _attend_equal(
-    q: Tensor, k: Tensor, v: Tensor, n_sequences: int, settings: AttentionSettings, sinks: Tensor | None
+def _attend_bucket(
+    q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings, sinks: Tensor | None
 ) -> Tensor:
-    """[R, heads, D] to [R, Hq, Dv] for sequences of equal length. Queries belong to the last keys of their sequence."""
-    scale, window, softcap = settings.scale, settings.window, settings.softcap
-    q, k, v = (x.unflatten(0, (n_sequences, -1)).transpose(1, 2) for x in (q, k, v))
-    n_queries, n_keys = q.shape[2], k.shape[2]
-    mask = None
-    # torch aligns a causal mask with the first key (``is_causal``), which is wrong where keys come before the queries.
-    causal_only = softcap is None and sinks is None and (window is None or window >= n_keys)
-    if not causal_only or n_queries != n_keys:
-        place = torch.arange(n_keys, device=q.device)
+    """[R, heads, D] to [R, Hq, Dv] for the rows of one bucket."""
+    size = (len(bucket.sequences), bucket.length)
+    q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
+    needs_mask = settings.softcap is not None or sinks is not None
+    if needs_mask or (settings.window is not None and settings.window < bucket.length):
+        mask = _mask(bucket.length, bucket.length, settings.window, q.device)
+    else:
+        mask = None
+    return _attend_masked(q, k, v, mask, settings, sinks, is_causal=mask is None).transpose(1, 2).flatten(0, 1)
+
+
+def _attend_paths(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    shared: SharedPrefixes,
+    settings: AttentionSettings,
+    sinks: Tensor | None,
+) -> Tensor:
+    """[T, Hq, Dv] for a tree: a call per segment, whose queries see the keys of the path to its end."""
+    k, v = (gather_paths(x, shared.key_tokens).split(shared.key_lengths) for x in (k, v))
+    return torch.cat([_attend_path(*one, settings, sinks) for one in zip(q.split(packed.lengths), k, v, strict=True)])
+
+
+def _attend_path(q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, sinks: Tensor | None) -> Tensor:
+    """[Q, Hq, Dv] for queries [Q, Hq, D] at the end of a path of keys [K, Hkv, D]."""
+    n_queries, n_keys = q.shape[0], k.shape[0]
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    plain = settings.softcap is None and sinks is None
+    if plain and settings.window is None and n_queries in (1, n_keys):
+        out = _attend_masked(q, k, v, None, settings, None, is_causal=n_queries > 1)
+        return out[0].transpose(0, 1)
+    outs, window = [], settings.window or n_keys
+    for first in range(0, n_queries, MOST_MASKED_QUERIES):
+        rows = q[:, :, first : first + MOST_MASKED_QUERIES]
+        end = n_keys - n_queries + first + rows.shape[2]
+        start = max(0, end - rows.shape[2] - window + 1)
+        mask = _mask(rows.shape[2], end - start, settings.window, q.device)
+        outs.append(_attend_masked(rows, k[:, :, start:end], v[:, :, start:end], mask, settings, sinks))
+    return torch.cat(outs, dim=2)[0].transpose(0, 1)
+
+
+@lru_cache(maxsize=64)
+def _mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
+    """bool [Q, K]: which keys the queries see that belong to the last Q of K tokens."""
+    with torch.inference_mode(False):
+        place = torch.arange(n_keys, device=device)
         distance = place[n_keys - n_queries :, None] - place
-        mask = (distance >= 0) & (distance < (window or n_keys))
-    if (softcap is not None or sinks is not None) and mask is not None:
-        return _by_scores(q, k, v, mask, settings, sinks).transpose(1, 2).flatten(0, 1)
+        return (distance >= 0) & (distance < (window or n_keys))
+
+
+def _attend_masked(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    settings: AttentionSettings,
+    sinks: Tensor | None,
+    *,
+    is_causal: bool = False,
+) -> Tensor:
+    """[B, Hq, Q, Dv] for queries [B, Hq, Q, D] and keys [B, Hkv, K, D].
+
+    Args:
+        mask: bool [Q, K], the keys that a query sees; needed for capped scores and sinks.
+        is_causal: without a mask, whether a query sees only the keys up to its own; otherwise it sees all.
+    """
+    if mask is not None and (settings.softcap is not None or sinks is not None):
+        return _by_scores(q, k, v, mask, settings, sinks)
     grouped = q.shape[1] != k.shape[1]
     if grouped and repeats_heads(q.device.type, q.dtype, masked=mask is not None):
         k, v = (x.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for x in (k, v))
@@ -107,10 +163,9 @@ def _attend_equal(
         # compute all scores. Zeros add nothing to scores, and zeros to outputs.
         q, k, v = (_widened(x, widest) for x in (q, k, v))
     out = functional.scaled_dot_product_attention(
-        q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=settings.scale, enable_gqa=grouped
     )
-    out = out if out.shape[-1] == value_dim else out[..., :value_dim]
-    return out.transpose(1, 2).flatten(0, 1)
+    return out if out.shape[-1] == value_dim else out[..., :value_dim]
 
 
 def _widened(x: Tensor, size: int) -> Tensor:

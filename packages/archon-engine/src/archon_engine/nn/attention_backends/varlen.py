@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
 from archon_core.errors import ConfigError
+from archon_engine.nn.attention_backends.paths import gather_paths
 from archon_engine.nn.ulysses import replicate_heads
 
 
@@ -56,18 +57,22 @@ def attend(
     elif groups > 1:
         # torch 2.11 has no such option and documents equal head counts only. Remove with support for 2.11.
         k, v = replicate_heads(k, groups), replicate_heads(v, groups)
-    cu_keys, n_before = packed.cu_seqlens, k.shape[0] - q.shape[0]
-    longest_keys = longest = packed.max_seqlen
-    cu_queries = cu_keys
-    if n_before:
-        # The kernel aligns queries with the last keys of a sequence, as FlashAttention 2.1 and later do.
-        cu_queries = (cu_keys - n_before).clamp(min=0)
-        longest = max(packed.lengths[0] - n_before, *packed.lengths[1:], 0)
+    # Where the numbers of queries and keys differ, the kernel aligns causal masks and windows to the last query and the
+    # last key: torch calls it so itself for ``causal_lower_right`` (torch 2.11 to 2.13, ``torch.nn.attention.bias``).
+    ends, longest = packed.cu_seqlens, packed.max_seqlen
+    key_ends, longest_query = ends, longest
+    if packed.shared is not None:
+        # Queries of a segment, keys of the path to its end.
+        k, v = (gather_paths(x, packed.shared.key_tokens) for x in (k, v))
+        key_ends, longest_query = packed.shared.cu_keys, max(packed.lengths)
+    elif n_before := k.shape[0] - q.shape[0]:
+        ends = (key_ends - n_before).clamp(min=0)
+        longest_query = max(packed.lengths[0] - n_before, *packed.lengths[1:], 0)
     value_dim = v.shape[-1]
     if value_dim < q.shape[-1]:
         # The kernel takes heads of one size; zeros in values add zeros to outputs.
         v = functional.pad(v, (0, q.shape[-1] - value_dim))
-    out = varlen_attn(q, k, v, cu_queries, cu_keys, longest, longest_keys, **arguments)
+    out = varlen_attn(q, k, v, ends, key_ends, longest_query, longest, **arguments)
     return out if value_dim >= q.shape[-1] else out[..., :value_dim]
 
 
