@@ -49,6 +49,7 @@ CHOOSES_SECTIONS = ("algorithm", "data.dataset")
 
 MODEL_OPTIONS = (
     *("backend", "path", "init_from_scratch", "model_config", "dtype", "disable_dropout", "batch_align_to"),
+    "enable_tree_training",
     *("mb_spec.n_mbs", "mb_spec.max_tokens_per_mb", "mb_spec.granularity", "mb_spec.n_mbs_divisor"),
     "mb_spec.packing_algorithm",
 )
