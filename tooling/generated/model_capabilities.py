@@ -5,6 +5,7 @@ A model is built from its configuration for tests, on the meta device. So a pack
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from torch import nn
 
 from archon_core.contracts.adapters import AdapterSpec
 from archon_core.contracts.spec import load_target
+from archon_core.errors import ArchonError
 from archon_core.layout.axes import AXIS_NAMES
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan, ancestors
@@ -32,18 +34,29 @@ RESULTS = "tooling/generated/verified.json"
 
 LETTERS = [letter for letter in AXIS_NAMES if letter not in CAPABILITY_OF_AXIS] + list(CAPABILITY_OF_AXIS)
 
+FP8: Mapping[str, Any] = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]}
+"""``quantization_config`` of the checkpoints that DeepSeek publishes. It says which tensors are encoded; in MXFP4
+checkpoints, names of tensors do."""
+
 ENCODINGS: Mapping[str, str] = {"Mxfp4": "MXFP4", "BlockFp8": "FP8 in blocks"}
 """Class of an encoding -> its name in the table."""
 
 
 @dataclass(frozen=True)
 class Built:
-    """A model from its configuration for tests."""
+    """A model from its configuration for tests.
+
+    Attributes:
+        spec, module, plan: of the model.
+        weights: the map of its plain checkpoints.
+        of_fp8: the map of its FP8 checkpoints; ``None`` if it refuses them.
+    """
 
     spec: ModelSpec
     module: nn.Module
     plan: ParallelPlan
     weights: ResolvedMap
+    of_fp8: ResolvedMap | None
 
     @classmethod
     def of(cls, spec: ModelSpec) -> Built:
@@ -53,8 +66,13 @@ class Built:
         arguments = loaded.arguments.from_hf_config(hf_config, critic=False)
         with torch.device("meta"):
             module = build_module(spec, arguments)
-        weights = loaded.weight_map(arguments).resolve(weight_shapes(module))
-        return cls(spec, module, loaded.parallel_plan(arguments), weights)
+        shapes = weight_shapes(module)
+        weights, of_fp8 = loaded.weight_map(arguments).resolve(shapes), None
+        with contextlib.suppress(ArchonError):
+            quantised = load_hf_config({**entries, "quantization_config": dict(FP8)})
+            arguments_of_fp8 = loaded.arguments.from_hf_config(quantised, critic=False)
+            of_fp8 = loaded.weight_map(arguments_of_fp8).resolve(shapes)
+        return cls(spec, module, loaded.parallel_plan(arguments), weights, of_fp8)
 
 
 def models(is_ours: Callable[[str], bool]) -> list[ModelSpec]:
@@ -127,7 +145,8 @@ def runs(spec: ModelSpec, letter: str) -> bool:
 def _forms(built: Built) -> Iterator[str]:
     """The forms of its checkpoints: the one that is saved, and others that are read."""
     of_experts = [name for name in built.weights.links_of_ours if _is_of_experts(built, name)]
-    for weights in (built.weights, *built.weights.alternatives):
+    maps = [each for each in (built.weights, built.of_fp8) if each is not None]
+    for weights in (other for each in maps for other in (each, *each.alternatives)):
         if not of_experts:
             yield "as transformers saves them"
             continue
@@ -144,7 +163,8 @@ def _is_of_experts(built: Built, name: str) -> bool:
 def _encodings(built: Built) -> Iterator[str]:
     """Quantised forms that are decoded while they are read."""
     found = set()
-    for weights in (built.weights, *built.weights.alternatives):
+    maps = [each for each in (built.weights, built.of_fp8) if each is not None]
+    for weights in (other for each in maps for other in (each, *each.alternatives)):
         encoded: Mapping[str, Any] = getattr(weights, "encoded", {})
         found |= {type(tensor.encoding).__name__ for tensor in encoded.values()}
     yield from sorted(ENCODINGS.get(name, name) for name in found)
