@@ -94,13 +94,13 @@ def on_ranks_of(role: str, target: str, layout: str) -> tuple[str, ...]:
 
 
 def rows(run: Path) -> list[dict[str, float]]:
-    """The metrics of the training steps, without times."""
+    """The metrics of the training steps, without times and memory."""
     found = [row for row in read_metrics(run / "metrics.jsonl") if "reward" in row]
     return [
         {
             name: value
             for name, value in row.items()
-            if not name.startswith("time") and "per_second" not in name and name != "profiled"
+            if not name.startswith(("time", "memory")) and "per_second" not in name and name != "profiled"
         }
         for row in found
     ]

@@ -84,10 +84,13 @@ class MoEBlock(nn.Module):
         """
         logits, scores = self.router(x)
         sent = self._send(x, logits, scores, packed)
-        # While the tokens are on their way.
-        shared = None if self.shared is None else self._shared_output(x)
-        y = self._receive(sent)
-        return y if shared is None else y + shared
+        if self.shared is None:
+            return self._receive(sent)
+        if isinstance(self.dispatch, NoDispatch):
+            # The shared expert last: a checkpoint then does not repeat its last product.
+            return self._receive(sent) + self._shared_output(x)
+        shared = self._shared_output(x)  # while the tokens are on their way
+        return self._receive(sent) + shared
 
     def _send(self, x: Tensor, logits: Tensor, scores: Tensor, packed: PackedSequences) -> _Sent:
         """Choose the experts of all tokens and start to send them there."""

@@ -163,8 +163,10 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     forward = products + core + others
     recompute = forward * recomputed
     if not setting.compiles:
-        # torch's checkpoints stop after the last tensor that backward needs, and it does not need the last product.
-        recompute += Work(dense=-2 * local * sizes.last_product * recomputed)
+        # torch's checkpoints stop after the last tensor that backward needs, and it does not need the last product. A
+        # shared expert is last unless it is computed while tokens travel to their experts (``archon_moe.block``).
+        is_last = layer.experts is None or dims.ep * dims.etp == 1
+        recompute += Work(dense=-2 * local * sizes.last_product * recomputed * is_last)
     if setting.trains and setting.checkpointing == "selective" and setting.every is None:
         recompute = others
     elif setting.trains and setting.checkpointing == "memory_budget":
