@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngineSpec
@@ -211,6 +212,8 @@ class _Checker:
         config, role = self._request.config, self._request.role
         option = f"{role}.archon.cp_style"
         sizes = context_sizes(anatomy, ParallelDims(cp=layout.dims["c"], tp=layout.dims["t"]))
+        if sizes.query_heads % sizes.tensor:
+            sizes = replace(sizes, tensor=1)  # an error about t exists; c is checked as if t were left out
         try:
             split = split_context(config.archon.cp_style, sizes, option=option)
         except ConfigError as error:
