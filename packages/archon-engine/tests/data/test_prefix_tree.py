@@ -46,7 +46,7 @@ def test_every_distinct_prefix_is_one_token_of_the_tree(sequences):
             assert (tree.depths[token], tree.predecessor[token]) == (place, before)
             before = token
     counts = [sum(tuple(s[: len(p)]) == p for s in sequences) for p in (prefix_of[t] for t in range(tree.n_tokens))]
-    assert tree.multiplicities.tolist() == counts
+    assert np.bincount(tree.token_of).tolist() == counts
     assert tree.shares == (max(counts) > 1)
 
 
@@ -73,7 +73,7 @@ def test_tokens_that_were_routed_to_other_experts_are_split_with_all_that_follow
     batch = Batch(torch.tensor(ids), (3, 3), {ROUTED_EXPERTS: experts})
     assert tree_of(batch).n_tokens == 3
     tree = tree_of(batch, replays_routing=True)
-    assert (tree.n_tokens, tree.multiplicities.tolist()) == (5, [2, 1, 1, 1, 1])
+    assert (tree.n_tokens, np.bincount(tree.token_of).tolist()) == (5, [2, 1, 1, 1, 1])
     micro_batch = build_tree_micro_batch(batch, (0, 1), tree, OutputRequest(), replays_routing=True, multiple=4)
     recorded = micro_batch.packed.experts[micro_batch.packed.shared.token_of]
     assert torch.equal(recorded, experts)
