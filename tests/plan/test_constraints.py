@@ -72,7 +72,14 @@ def test_a_wrong_layout_is_found_with_what_is_allowed(layout: str, model: str, e
 
 def test_all_violations_are_found_at_once() -> None:
     request = asked("archon:d2t5c3e7p10", pp_schedule="1F1B", ac_mode="nothing", cp_style="ulysses")
-    words = ("ac_mode: found 'nothing'", "e7, which needs", "t5 on", "ulysses with c3", "e7 on 128")
+    words = (
+        "ac_mode: found 'nothing'",
+        "e7, which needs",
+        "t5 on",
+        "ulysses with c3",
+        "32 attention heads: 1, 2, 4",
+        "e7 on 128",
+    )
     found = texts(request)
     assert [word for word in words if not any(word in text for text in found)] == []
 

@@ -73,6 +73,8 @@ def test_ranks_share_the_tokens_of_a_prefix_tree_evenly_and_keep_common_prefixes
     batch = Batch.from_sequences(samples)
     assert plan_tree_shares(batch, 2) == [[0, 2, 4], [1, 3, 5]]
     assert [len(share) for share in plan_tree_shares(batch, 8)] == [1] * 6 + [0] * 2
+    apart = Batch.from_sequences([[first] * (1 + first % 5) for first in range(9)])
+    assert plan_tree_shares(apart, 3) == plan_shares(apart.lengths, 3)
 
 
 @given(st.integers(0, 30), st.integers(1, 6))

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
+from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import SharedPrefixes
 from archon_core.errors import DataError
 from archon_engine.data.prefix_tree import NO_TOKEN, build_prefix_tree, token_keys
 from archon_engine.data.tree_micro_batch import build_tree_micro_batch, pack_tree, plan_predictions, tree_of
 from archon_engine.data.tree_packing import Runs, plan_tree_micro_batches
+from archon_engine.step.splitting import PipelineNeeds, Splitter
 
 # Few ids, so that sequences share prefixes.
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=9), min_size=1, max_size=12)
@@ -44,7 +46,7 @@ def test_every_distinct_prefix_is_one_token_of_the_tree(sequences):
             assert (tree.depths[token], tree.predecessor[token]) == (place, before)
             before = token
     counts = [sum(tuple(s[: len(p)]) == p for s in sequences) for p in (prefix_of[t] for t in range(tree.n_tokens))]
-    assert tree.multiplicities.tolist() == counts
+    assert np.bincount(tree.token_of).tolist() == counts
     assert tree.shares == (max(counts) > 1)
 
 
@@ -71,7 +73,7 @@ def test_tokens_that_were_routed_to_other_experts_are_split_with_all_that_follow
     batch = Batch(torch.tensor(ids), (3, 3), {ROUTED_EXPERTS: experts})
     assert tree_of(batch).n_tokens == 3
     tree = tree_of(batch, replays_routing=True)
-    assert (tree.n_tokens, tree.multiplicities.tolist()) == (5, [2, 1, 1, 1, 1])
+    assert (tree.n_tokens, np.bincount(tree.token_of).tolist()) == (5, [2, 1, 1, 1, 1])
     micro_batch = build_tree_micro_batch(batch, (0, 1), tree, OutputRequest(), replays_routing=True, multiple=4)
     recorded = micro_batch.packed.experts[micro_batch.packed.shared.token_of]
     assert torch.equal(recorded, experts)
@@ -129,6 +131,24 @@ def test_a_tree_that_is_too_large_is_cut_between_subtrees_where_least_is_shared(
     assert plan_tree_micro_batches(tree, lengths, max_tokens_per_mb=25) == [[0, 1, 2, 3, 4, 5]]
     # Apart, 27 tokens of one family would not fit.
     assert plan_tree_micro_batches(tree, lengths, n_mbs=2, granularity=3) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_micro_batches_of_a_pipeline_have_one_length_whether_they_share_prefixes_or_not():
+    batch = Batch.from_sequences([[1, 2, 3], [1, 2, 4, 4], [5, 6, 7, 8, 9]])
+    split = Splitter(MicroBatchSpec(n_mbs=2), multiple=4, pipeline=PipelineNeeds(2), shares_prefixes=True)
+    plan = split.plan(batch)
+    assert plan == [[0, 1], [2]]
+    built = split.build(batch, plan, OutputRequest(), split.number_for(3))
+    assert [len(one.input_ids) for one in built] == [8, 8, 8]
+    assert [one.expansion is None for one in built] == [False, True, True]
+
+
+def test_sequences_without_common_prefixes_are_packed_as_without_sharing():
+    batch = Batch.from_sequences([[first] * length for first, length in enumerate((6, 5, 4, 5))])
+    # Neighbours alone would need three micro-batches.
+    assert len(plan_tree_micro_batches(tree_of(batch), batch.lengths, max_tokens_per_mb=10)) == 3
+    spec = MicroBatchSpec(max_tokens_per_mb=10)
+    assert Splitter(spec, shares_prefixes=True).plan(batch) == Splitter(spec).plan(batch)
 
 
 def test_a_sequence_that_fits_no_micro_batch_is_refused():

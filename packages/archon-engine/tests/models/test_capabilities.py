@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from archon_core import parse_layout
@@ -26,3 +28,11 @@ def test_an_axis_that_a_model_does_not_declare_is_refused_by_name(layout, found,
 def test_a_critic_needs_a_model_with_a_value_head():
     with pytest.raises(ModelError, match=r"critic\.is_critic: found true; model 'dense' has no value head"):
         check_capabilities(DENSE, parse_layout("archon:d1"), critic=True, role="critic")
+
+
+def test_shared_prefixes_need_a_model_that_declares_them():
+    layout = parse_layout("archon:d1")
+    with pytest.raises(ModelError, match=r"actor\.enable_tree_training: found true; model 'dense' cannot continue"):
+        check_capabilities(DENSE, layout, critic=False, shares_prefixes=True, role="actor")
+    able = replace(DENSE, capabilities=frozenset({"tree"}))
+    check_capabilities(able, layout, critic=False, shares_prefixes=True, role="actor")

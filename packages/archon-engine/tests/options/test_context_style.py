@@ -82,6 +82,7 @@ def test_the_choice_of_auto_is_a_decision_that_strict_allows():
     assert decision("auto", 4, 2, 8).reason == (
         "c4 divides 8 attention heads, of which each of 2 tensor ranks has 4, so context ranks exchange heads"
     )
+    assert decision("hybrid", 4, 1, 8).reason == "2 is the largest proper part of c4 that divides 8 attention heads"
     assert decision("auto", 3, 1, 4).effective == "gather"
     strict = ArchonEngineConfig(archon=ArchonOptions(strict=True))
     assert refuse_when_strict(strict, [found], role="actor") is None
@@ -91,8 +92,8 @@ def test_a_hybrid_without_groups_is_a_change_that_strict_refuses():
     found = decision("hybrid", 4, 8, 64, 8)
     assert (found.requested, found.effective) == ("hybrid", "gather")
     assert found.reason == (
-        "no part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and fits into a node "
-        "of 8 ranks"
+        "no proper part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and fits into "
+        "a node of 8 ranks"
     )
     strict = ArchonEngineConfig(archon=ArchonOptions(strict=True, cp_style="hybrid"))
     assert "found hybrid, would use gather" in refuse_when_strict(strict, [found], role="actor")
@@ -112,6 +113,9 @@ def test_prefix_trees_are_refused_where_keys_are_gathered():
         "tokens of whole sequences and does not follow paths of a prefix tree; set actor.enable_tree_training=false, "
         "or a c that divides the model's 4 attention heads"
     )
+    written = ContextSizes(4, 1, 8)
+    refusal = shared_prefix_refusal(written, split("gather", 4, 1, 8), role="actor")
+    assert refusal.endswith("set actor.enable_tree_training=false, or actor.archon.cp_style=ulysses")
 
 
 def test_packs_are_padded_for_two_blocks_per_group():

@@ -55,10 +55,14 @@ class LocalTokens:
             return self.packed.shared.n_sequences
         return len(self.packed.lengths) - (self.packed.n_padding > 0)
 
-    def of_sequences(self, x: Tensor) -> Tensor:
-        """The rows of ``x`` [n_real, ...] once for every sequence that has the token: [n, ...]. Backward sums."""
+    def of_sequences(self, *values: Tensor) -> tuple[Tensor, ...]:
+        """The rows of every value [n_real, ...] once for each sequence that has the token: [n, ...]. Backward sums."""
         shared = self.packed.shared
-        return x if shared is None else x.index_select(0, shared.token_of[self._held(shared)] - self.first)
+        if shared is None:
+            return values
+        # Found once for all values: on a GPU, the host waits for the number of rows.
+        rows = shared.token_of[self._held(shared)] - self.first
+        return tuple(x.index_select(0, rows) for x in values)
 
     def sequence_of(self) -> Tensor:
         """int64 [n], for each row of ``of_sequences`` the index of its sequence in the pack."""

@@ -39,10 +39,7 @@ class Routing:
 
     def of_sequences(self, local: LocalTokens) -> Routing:
         """The decisions once for every sequence that has the token, for loads and losses."""
-        if local.packed.shared is None:
-            return self
-        of = local.of_sequences
-        return Routing(of(self.logits), of(self.scores), of(self.experts), of(self.weights))
+        return Routing(*local.of_sequences(self.logits, self.scores, self.experts, self.weights))
 
 
 class Router(nn.Module):

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 from archon_core.config.rules import broken_rules
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
-from archon_core.errors import ArchonError, ConfigError, LayoutError, PluginError, UnknownNameError
+from archon_core.errors import ArchonError, ConfigError, LayoutError, ModelError, PluginError, UnknownNameError
 from archon_core.layout import Backend, Layout, ParallelDims, backend_table
 from archon_core.layout.axes import AXIS_NAMES, list_letters
 from archon_core.layout.diagnostics import Fault, underline
@@ -24,7 +25,7 @@ from archon_core.models.anatomy import ModelAnatomy
 from archon_core.plugins import Registry
 from archon_core.plugins.inference_engines import inference_engines
 from archon_core.selection import select_model
-from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
+from archon_engine.models.capabilities import CAPABILITY_OF_AXIS, tree_refusal
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
 from archon_engine.options.context_style import shared_prefix_refusal, split_context
@@ -182,6 +183,8 @@ class _Checker:
                 f"its capabilities: {declared}",
                 option=f"{self._request.role}.is_critic",
             )
+        if self._request.config.enable_tree_training and (refusal := tree_refusal(model, role=self._request.role)):
+            self._add_error(ModelError(refusal), f"{self._request.role}.enable_tree_training")
 
     def _check_sizes(self, layout: Layout, dims: ParallelDims | None, anatomy: ModelAnatomy) -> None:
         extents = sharded_extents(anatomy)
@@ -209,6 +212,8 @@ class _Checker:
         config, role = self._request.config, self._request.role
         option = f"{role}.archon.cp_style"
         sizes = context_sizes(anatomy, ParallelDims(cp=layout.dims["c"], tp=layout.dims["t"]))
+        if sizes.query_heads % sizes.tensor:
+            sizes = replace(sizes, tensor=1)  # an error about t exists; c is checked as if t were left out
         try:
             split = split_context(config.archon.cp_style, sizes, option=option)
         except ConfigError as error:

@@ -276,6 +276,11 @@ def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load
     assert (style.requested, style.effective) == ("auto", "hybrid: heads over 2 ranks, keys and values over 3")
 
 
+def test_a_model_that_cannot_share_prefixes_is_known_before_a_run(load: Load, complete: Registry) -> None:
+    (found,) = config_errors(plan(load, complete, RUNNABLE, "actor.enable_tree_training=true"))
+    assert found.startswith("actor.enable_tree_training: found true; model 'tiny' cannot continue one prefix")
+
+
 def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:
     deep = "actor: {backend: 'archon:p2', model_config: {model_type: tiny, num_hidden_layers: 10}}\n"
     found = plan(load, complete, deep)

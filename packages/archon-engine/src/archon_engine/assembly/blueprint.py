@@ -1,6 +1,7 @@
 """The plan of a model without storage: the module on the meta device, and how the layout shards it.
 
-Only reading the configuration is collective; everything else works without other processes.
+Reading the configuration is collective, and with context ranks on several machines so is choosing their style
+(``assembly.context``). Everything else works without other processes.
 """
 
 from __future__ import annotations

@@ -62,11 +62,6 @@ class PrefixTree:
         """Whether some token of the tree is in several sequences."""
         return self.n_tokens < len(self.token_of)
 
-    @property
-    def multiplicities(self) -> Integers:
-        """[N], the number of sequences through each token."""
-        return np.bincount(self.token_of, minlength=self.n_tokens).astype(np.int64)
-
 
 def build_prefix_tree(keys: Integers, lengths: Sequence[int]) -> PrefixTree:
     """The tree of sequences that follow one another in ``keys``.

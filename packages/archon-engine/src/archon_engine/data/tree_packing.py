@@ -35,7 +35,8 @@ def plan_tree_micro_batches(
 
     Args:
         tree: of all sequences.
-        algorithm: ``ffd`` gives the fewest micro-batches, and of these the fewest tokens; ``kk`` the most even ones.
+        algorithm: of all cuts in the order of the tree, ``ffd`` takes those with the fewest micro-batches, and of these
+            the fewest tokens; ``kk`` gives the most even micro-batches, and so does ``ffd`` where more are wanted.
 
     Raises:
         DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.

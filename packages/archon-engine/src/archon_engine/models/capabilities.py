@@ -41,9 +41,17 @@ def check_capabilities(
             f"{role}.is_critic: found true; model {spec.name!r} has no value head (it supports {declared}); set "
             f"{role}.is_critic=false, or choose a model that supports critic (`archon models`)"
         )
-    if shares_prefixes and "tree" not in spec.capabilities:
-        raise ModelError(
-            f"{role}.enable_tree_training: found true; model {spec.name!r} cannot continue one prefix in several ways, "
-            f"for instance because a layer has a recurrent state (it supports {declared}); set "
-            f"{role}.enable_tree_training=false, or choose a model that supports tree (`archon models`)"
-        )
+    if shares_prefixes and (refusal := tree_refusal(spec, role=role)):
+        raise ModelError(refusal)
+
+
+def tree_refusal(spec: ModelSpec, *, role: str) -> str | None:
+    """The error for ``enable_tree_training`` with a model that cannot share prefixes; ``None`` if it can."""
+    if "tree" in spec.capabilities:
+        return None
+    declared = ", ".join(sorted(spec.capabilities)) or "no capability"
+    return (
+        f"{role}.enable_tree_training: found true; model {spec.name!r} cannot continue one prefix in several ways, "
+        f"for instance because a layer has a recurrent state (it supports {declared}); set "
+        f"{role}.enable_tree_training=false, or choose a model that supports tree (`archon models`)"
+    )

@@ -108,10 +108,13 @@ def shared_prefix_refusal(sizes: ContextSizes, split: ContextSplit, *, role: str
     """The error for a section with ``enable_tree_training``; ``None`` if its context ranks exchange heads alone."""
     if split.groups == 1:
         return None
+    fix = f"a c that divides the model's {_heads(sizes)}"
+    if sizes.context in sizes.allowed_by_heads:
+        fix = f"{role}.archon.cp_style=ulysses"
     return (
         f"{role}.enable_tree_training: found true with {split.style} attention over c{sizes.context} "
         f"({role}.archon.cp_style), which deals tokens of whole sequences and does not follow paths of a prefix tree; "
-        f"set {role}.enable_tree_training=false, or a c that divides the model's {_heads(sizes)}"
+        f"set {role}.enable_tree_training=false, or {fix}"
     )
 
 
@@ -125,13 +128,15 @@ def style_decisions(style: str, sizes: ContextSizes, split: ContextSplit, *, opt
     context, effective = sizes.context, split.describe()
     if context == 1 or (style == split.style and style != "hybrid"):
         return
+    # A written ``hybrid`` leaves c itself out, even where c divides the heads.
+    part = "proper part" if context in sizes.allowed_by_heads else "part"
     if split.style == "ulysses":
         reason = f"c{context} divides {_heads(sizes)}, so context ranks exchange heads"
     elif split.style == "hybrid":
         within = "" if sizes.ranks_per_node is None else f" and fits into a node of {sizes.ranks_per_node} ranks"
-        reason = f"{split.heads} is the largest part of c{context} that divides {_heads(sizes)}{within}"
+        reason = f"{split.heads} is the largest {part} of c{context} that divides {_heads(sizes)}{within}"
     else:
-        reason = f"no part of c{context} above 1 divides {_heads(sizes)}"
+        reason = f"no {part} of c{context} above 1 divides {_heads(sizes)}"
         if sizes.ranks_per_node is not None:
             reason += f" and fits into a node of {sizes.ranks_per_node} ranks"
     yield Decision(option, style, effective, reason)

@@ -6,6 +6,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.preview import EngineOutline, EnginePreview
 from archon_core.errors import ConfigError, LayoutError
 from archon_core.layout.model_sizes import ShardedExtents, check_sizes
+from archon_engine.models.capabilities import tree_refusal
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
 from archon_engine.options.context_style import ContextSizes, shared_prefix_refusal, split_context, style_decisions
@@ -26,7 +27,7 @@ def preview(outline: EngineOutline) -> EnginePreview:
         context_ranks=None if dims is None else dims["c"],
     )
     problems = [f"{role}.{option}: {text}" for option, text in refusals(context)]
-    problems += [*_routing_replay_problems(outline), *_head_problems(outline)]
+    problems += [*_routing_replay_problems(outline), *_tree_problems(outline), *_head_problems(outline)]
     _, decisions = changes(context, role=role)
     try:
         decisions += _context_decisions(outline)
@@ -45,6 +46,13 @@ def _routing_replay_problems(outline: EngineOutline) -> list[str]:
         None if model is None else replay_without_experts(config, model, role=role),
     ]
     return [problem for problem in problems if problem is not None]
+
+
+def _tree_problems(outline: EngineOutline) -> list[str]:
+    if not outline.config.enable_tree_training or outline.model is None:
+        return []
+    refusal = tree_refusal(outline.model, role=outline.role)
+    return [] if refusal is None else [refusal]
 
 
 def _head_problems(outline: EngineOutline) -> list[str]:

@@ -78,8 +78,9 @@ class Splitter:
             "algorithm": self.spec.packing_algorithm,
             "option": self.option,
         }
-        if self.shares_prefixes:
-            plan = plan_tree_micro_batches(self._tree(batch), batch.lengths, **constraints)
+        tree = self._tree(batch) if self.shares_prefixes else None
+        if tree is not None and tree.shares:
+            plan = plan_tree_micro_batches(tree, batch.lengths, **constraints)
         else:
             plan = plan_micro_batches(batch.lengths, **constraints)
         return [indices for indices in plan if indices]

@@ -112,7 +112,7 @@ class PreferenceTrainer:
         def opened() -> Iterator[SharedEngine]:
             engine = build_train_engine(run, section, role=role, total_steps=None)
             try:
-                yield SharedEngine(engine)
+                yield SharedEngine(engine, shares_prefixes=section.enable_tree_training)
             finally:
                 engine.close()
 

@@ -70,7 +70,10 @@ def plan_tree_shares(batch: Batch, n_ranks: int, *, granularity: int = 1) -> lis
     Raises:
         DataError: granularity does not divide the number of sequences.
     """
-    return plan_tree_micro_batches(tree_of(batch), batch.lengths, n_mbs=n_ranks, granularity=granularity)
+    tree = tree_of(batch)
+    if not tree.shares:
+        return plan_shares(batch.lengths, n_ranks, granularity=granularity)
+    return plan_tree_micro_batches(tree, batch.lengths, n_mbs=n_ranks, granularity=granularity)
 
 
 def map_over_ranks(n_items: int, work: Callable[[list[int]], Sequence[T]], data_ranks: DataRanks) -> list[T]:

@@ -80,7 +80,8 @@ class WarmStart:
             section = whole_model(section)
         engine = build_train_engine(run, section, role=self.role, total_steps=options.steps)
         try:
-            self._train(run, SharedEngine(engine, recordings=run.recordings), task)
+            shared = SharedEngine(engine, recordings=run.recordings, shares_prefixes=section.enable_tree_training)
+            self._train(run, shared, task)
             with publish_collectively(run.ranks, publish_folder(folder)) as writing:
                 engine.save(writing, "hf")
         finally:
