@@ -231,6 +231,14 @@ def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
         assert not publisher.publish([record]).failed
         assert_equal(server.adapters["archon-v3"], adapted.adapters)
         publisher.close()
+        # A trainer that was started again does not know which adapters the server has.
+        again = VllmDriver(SimpleNamespace(weight_transport="disk", return_routed_experts=False, use_lora=True))
+        publisher = adapted.publisher(again)
+        engine.version = 1
+        engine.step()
+        assert not publisher.publish([again.ready(server.address, timeout=SECONDS)]).failed
+        assert_equal(server.adapters["archon-v2"], adapted.adapters)
+        publisher.close()
 
 
 def test_sglang_servers_load_adapters_beside_weights_that_they_load_once(adapted):
