@@ -109,7 +109,12 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
 
 
 @pytest.mark.parametrize(
-    ("model", "transport"), [("qwen3", "shm"), pytest.param("qwen3_moe", "shm", marks=pytest.mark.wide)]
+    ("model", "transport"),
+    [
+        ("qwen3", "shm"),
+        pytest.param("qwen3_moe", "shm", marks=pytest.mark.wide),
+        pytest.param("qwen3", "disk", marks=pytest.mark.wide),
+    ],
 )
 def test_adapters_reach_servers_apart_from_the_weights_that_they_adapt(model, transport, tmp_path):
     trainer = make_trainer(model, lora={"use_lora": True, "lora_rank": 3, "target_modules": ["all-linear"]})

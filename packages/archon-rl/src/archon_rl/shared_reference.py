@@ -26,10 +26,14 @@ def has_adapters(section: Any) -> bool:
     return any(getattr(section, spec.option, False) for spec in registry().all(AdapterSpec))
 
 
-def receives_adapters(backend: str) -> bool:
-    """Whether the servers of a layout, such as ``served:d2``, can receive adapters apart."""
-    kind = backend.partition(":")[0]
-    return any(spec.adapters for spec in registry().all(ServerDriverSpec) if spec.name == kind)
+def receives_adapters(rollout: Any) -> bool:
+    """Whether the servers of the section ``rollout`` can receive adapters apart by its transport."""
+    kind = rollout.backend.partition(":")[0]
+    return any(
+        spec.adapters or (rollout.weight_transport or spec.transports[0]) in spec.adapter_folders
+        for spec in registry().all(ServerDriverSpec)
+        if spec.name == kind
+    )
 
 
 def is_actor_without_adapters(config: Any) -> bool:

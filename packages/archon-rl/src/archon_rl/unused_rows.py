@@ -363,8 +363,8 @@ TABLE: tuple[Unused, ...] = (
     ),
     Unused(
         ("rollout.use_lora",),
-        "these servers receive each version as merged weights, which need nothing on their side",
-        lambda run: run.has_servers and not receives_adapters(run.config.rollout.backend),
+        "by this transport, these servers receive merged weights, which need nothing on their side",
+        lambda run: run.has_servers and not receives_adapters(run.config.rollout),
     ),
     Unused(
         ("rollout.pause_grace_period",),

@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -251,12 +251,23 @@ class SglangDriver:
         name = adapter_name(version)
         if self._adapters.forget(server, version):
             self._post(server.address, "/unload_lora_adapter", {"lora_name": name}, timeout)
-        body = {"lora_name": name, "lora_path": f"{folder}/{FOLDER}"}
-        self._post(server.address, "/load_lora_adapter", body, timeout)
+        self._load_adapter(server.address, {"lora_name": name, "lora_path": f"{folder}/{FOLDER}"}, timeout)
         label = {"new_version": str(version), "abort_all_requests": False}
         self._post(server.address, "/update_weight_version", label, timeout)
         # Beyond sglang.max_loaded_loras, SGLang unloads the least recently used ones; an unload waits for its requests.
         self._adapters.has_loaded(server, version)
+
+    def _load_adapter(self, address: str, body: Mapping[str, str], timeout: float) -> None:
+        """Load an adapter. SGLang refuses a name that it has. A trainer that ended, or a call without an answer, may
+        have left one."""
+        try:
+            self._post(address, "/load_lora_adapter", body, timeout)
+        except UncertainCallError:
+            raise
+        except ServerError:
+            with suppress(ServerError):
+                self._post(address, "/unload_lora_adapter", {"lora_name": body["lora_name"]}, timeout)
+            self._post(address, "/load_lora_adapter", body, timeout)
 
     def _load_folder(self, server: ServerRecord, folder: str, label: str, timeout: float) -> None:
         body = {

@@ -83,7 +83,8 @@ def verify(
         typer.Option(
             "--micro-batches",
             min=1,
-            help="Number of micro-batches, where 1 stands for one per stage; may be repeated. Default: 1, 2 and 4.",
+            help="Number of micro-batches, where 1 stands for one per stage; may be repeated. Default: 1, 2 and 4, "
+            "with --oracle megatron 1 and 2.",
         ),
     ] = None,
     variants: Annotated[
@@ -147,6 +148,7 @@ def verify(
         raise ConfigError(f"{option}: found it without --all, which it requires; add --all, or remove {option}")
     if json_file is not None:
         check_writable(json_file)
+    style = choose_style(cp_style)
     asked = requested_layouts(read_layouts(layouts or []))
     found = read_model(model, as_is=as_is, run_as=model_of_engines(asked, run_as))
     if tree and "tree" not in found.spec.capabilities:
@@ -160,7 +162,7 @@ def verify(
         tempfile.TemporaryDirectory(prefix="archon-verify-", ignore_cleanup_errors=True) as folder,
     ):
         if oracle == OracleName.MEGATRON:
-            check_options(every=every, dtypes=dtypes or [], ranks_at_once=ranks_at_once, cp_style=cp_style, tree=tree)
+            check_options(every=every, dtypes=dtypes or [], ranks_at_once=ranks_at_once, cp_style=style, tree=tree)
             print_remarks(found, model)
             reports, content = verify_against_megatron(
                 found,
@@ -187,7 +189,7 @@ def verify(
                 Path(folder),
                 design,
                 world=(world or MOST_RANKS) if every else None,
-                cp_style=choose_style(cp_style),
+                cp_style=style,
                 prefixes="shared" if tree else "distinct",
                 seed=seed,
                 ranks_at_once=ranks_at_once,

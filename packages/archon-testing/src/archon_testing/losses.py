@@ -84,7 +84,7 @@ class LanguageModelLoss(OracleLoss):
 
 
 class LikelihoodLoss(OracleLoss):
-    """Weighted likelihood per token: all that an implementation offers which has no entropies and no second unit."""
+    """Weighted likelihood per token, for implementations without entropies and without a second unit."""
 
     request = OutputRequest()
 

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -100,13 +101,14 @@ def verify_against_one_process(
     started = time.monotonic()
     left_out: dict[str, str] = {}
     fitting = []
+    all_of = partial(all_layouts, model, design.variants, cp_style=cp_style, prefixes=prefixes)
     if world is not None:
-        texts, left_out = all_layouts(model, design.variants, world)
+        texts, left_out = all_of(world)
         fitting = [layout for layout, _ in layouts_of_all(texts)]
         known = {str(layout) for layout, _ in asked}
         asked = [*asked, *((layout, "") for layout in fitting if str(layout) not in known)]
     elif (most := largest_world_size(asked)) > 1 and design.dtypes:
-        fitting = [layout for layout, _ in layouts_of_all(all_layouts(model, design.variants, most)[0])]
+        fitting = [layout for layout, _ in layouts_of_all(all_of(most)[0])]
     plan = Plan(model, asked, left_out, design, seed, fitting, cp_style, prefixes)
     at_once = ranks_at_once or RANKS_PER_CORE * _cores()
     oracle = Oracle(folder, time_limit=time_limit, ranks_at_once=at_once)

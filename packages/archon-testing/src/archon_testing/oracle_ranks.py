@@ -89,7 +89,7 @@ def compare_with_references(
     for case, folder in jobs:
         try:
             record = run(case, folder)
-        except LayoutError as error:
+        except (LayoutError, ConfigError) as error:
             # Raised on every rank before the first collective, so the next case can run.
             yield RankReport(Verdict(case, None, str(error)))
             continue

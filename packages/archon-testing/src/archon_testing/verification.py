@@ -117,8 +117,22 @@ class Plan:
         )
 
 
-def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) -> tuple[list[str], dict[str, str]]:
+def all_layouts(
+    model: RequestedModel,
+    variants: Sequence[Variant],
+    world: int,
+    *,
+    cp_style: ContextStyle = AUTO,
+    prefixes: Prefixes = "distinct",
+) -> tuple[list[str], dict[str, str]]:
     """The layouts of ``--all``, and the reasons why others do not fit the model.
+
+    Args:
+        model: the model.
+        variants: the variants that must fit.
+        world: most ranks.
+        cp_style: how context ranks share attention.
+        prefixes: of the batches on the layouts.
 
     Raises:
         ArchonError: the model cannot be built.
@@ -127,7 +141,8 @@ def all_layouts(model: RequestedModel, variants: Sequence[Variant], world: int) 
     # A p2 without a schedule name runs the default schedule.
     schedules = [spec.name for spec in registry().all(ScheduleSpec) if spec.name != ArchonOptions().pp_schedule]
     texts = candidate_layouts(runnable_axes(), model.spec.capabilities, world, schedules=schedules)
-    cases = [variant_case(model.entries, variant, model=model.spec.name) for variant in variants]
+    fields = {"model": model.spec.name, "cp_style": cp_style, "prefixes": prefixes}
+    cases = [variant_case(model.entries, variant, **fields) for variant in variants]
     plain = [f"{DEFAULT_BACKEND}:{text}" for text in texts if "-" not in text]
     [found] = run_world(_MISFITS, 1, (cases, plain), time_limit=120, show_output=False)
     if isinstance(found, ArchonError):

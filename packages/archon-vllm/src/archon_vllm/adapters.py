@@ -7,9 +7,10 @@ another adapter.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
-from archon_core.errors import ServerError
+from archon_core.errors import ServerError, UncertainCallError
 from archon_core.serving.adapter_versions import FOLDER, adapter_name
 from archon_core.serving.http_client import exchange
 from archon_vllm.options import ADAPTER_TRANSPORTS
@@ -28,11 +29,20 @@ def loads_adapters(rollout: Any, transport: str | None) -> bool:
 def load_adapter(address: str, version: int, folder: str, *, token: str, timeout: float) -> None:
     """Load the adapter of a version from the version's folder.
 
+    vLLM refuses a name that it has. A trainer that ended, or a call without an answer, may have left one.
+
     Raises:
         ServerError: vLLM refused it.
     """
     body = {"lora_name": adapter_name(version), "lora_path": f"{folder}/{FOLDER}"}
-    _post(address, "/v1/load_lora_adapter", body, token=token, timeout=timeout)
+    try:
+        _post(address, "/v1/load_lora_adapter", body, token=token, timeout=timeout)
+    except UncertainCallError:
+        raise
+    except ServerError:
+        with suppress(ServerError):
+            unload_adapter(address, version, token=token, timeout=timeout)
+        _post(address, "/v1/load_lora_adapter", body, token=token, timeout=timeout)
 
 
 def unload_adapter(address: str, version: int, *, token: str, timeout: float) -> None:

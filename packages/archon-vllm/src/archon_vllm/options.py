@@ -11,7 +11,7 @@ TRANSPORTS = ("shm", "distributed", "disk")
 """Weight transports, the preferred one first."""
 
 ADAPTER_TRANSPORTS = ("disk",)
-"""Those with which vLLM loads adapters apart."""
+"""The transports with which vLLM loads adapters apart."""
 
 DEVICES = {"tensor_parallel_size": "t", "pipeline_parallel_size": "p", "data_parallel_size": "d"}
 """vLLM's options that change the number of devices -> the letter of ``rollout.backend`` that says it."""

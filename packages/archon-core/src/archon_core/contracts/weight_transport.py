@@ -120,6 +120,11 @@ class WeightTransport(Protocol):
         """Free all resources, such as shared memory. Idempotent."""
 
 
+def stores_whole_versions(transport: WeightTransport) -> bool:
+    """Whether a transport stores whole versions, so that it also gets tensors that servers keep. Default: false."""
+    return getattr(transport, "stores_whole_versions", False)
+
+
 @dataclass(frozen=True)
 class TransportContext:
     """What a transport is made from.

@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from archon_core.errors import ServerError
-
 if TYPE_CHECKING:
     from archon_core.contracts.rollout import Completion
     from archon_core.serving.manifest import TensorEntry
@@ -96,20 +94,13 @@ class AdapterVersions:
         """The version whose adapter a new request names; ``None`` for the server's own weights.
 
         Args:
+            server: its version counts in processes beside the trainer, whose drivers load no adapters.
             expected: whether the run publishes adapters apart.
-
-        Raises:
-            ServerError: the server has published weights, and another driver loaded their adapter.
         """
         versions = self._of(server).versions
         if versions:
             return versions[-1]
-        if expected and server.version >= 0:
-            raise ServerError(
-                f"server {server.address}: found version {server.version}, whose adapter this run has not loaded; "
-                "publish first"
-            )
-        return None
+        return server.version if expected and server.version >= 0 else None
 
     def _of(self, server: ServerRecord) -> _Server:
         return self._servers.get(server.incarnation, _Server())

@@ -20,10 +20,8 @@ from archon_core.contracts.serving import ServerDriverSpec
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError
 from archon_core.plugins import registry
+from archon_core.serving.adapter_versions import CONFIG_FILE
 from archon_engine.options.archon import ArchonEngineConfig
-
-FILE = "adapter_config.json"
-"""Name of PEFT's configuration file."""
 
 
 def publish_apart(
@@ -54,7 +52,7 @@ def publish_apart(
 
 def write_adapter(described: Mapping[str, Any], folder: Path) -> None:
     """Write the adapters' configuration beside the model's."""
-    (folder / FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
+    (folder / CONFIG_FILE).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
 def adapted(config: ArchonEngineConfig, folder: Path) -> ArchonEngineConfig:
@@ -63,14 +61,14 @@ def adapted(config: ArchonEngineConfig, folder: Path) -> ArchonEngineConfig:
     Raises:
         ConfigError: no installed package has adapters of this kind.
     """
-    if not (folder / FILE).is_file():
+    if not (folder / CONFIG_FILE).is_file():
         return config
-    described = json.loads((folder / FILE).read_text(encoding="utf-8"))
+    described = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     found = [spec for spec in registry().all(AdapterSpec) if spec.file_type == described.get("peft_type")]
     if not found:
         raise ConfigError(
-            f"--model: {folder / FILE} describes adapters of type {described.get('peft_type')!r}; allowed are those "
-            "of installed packages; install archon-lora"
+            f"--model: {folder / CONFIG_FILE} describes adapters of type {described.get('peft_type')!r}; allowed are "
+            "those of installed packages; install archon-lora"
         )
     [spec] = found
     schema = load_target(next(section.schema for section in spec.config), origin=spec.origin)

@@ -20,7 +20,13 @@ from dataclasses import dataclass, replace
 from archon_core.contracts.engine import TrainEngine, TrainsAdapters
 from archon_core.contracts.rollout import Completion
 from archon_core.contracts.serving import ServerDriver
-from archon_core.contracts.weight_transport import BucketMemory, Outcome, WeightBucket, WeightTransport
+from archon_core.contracts.weight_transport import (
+    BucketMemory,
+    Outcome,
+    WeightBucket,
+    WeightTransport,
+    stores_whole_versions,
+)
 from archon_core.errors import ServerError
 from archon_core.receiving.checksum import bytes_of, checksum_of
 from archon_core.serving.manifest import WeightManifest
@@ -153,8 +159,10 @@ class Publisher:
         """
         if not isinstance(self._engine, TrainsAdapters) or not self._engine.frozen_weights:
             return ()
-        # Newcomers get whole versions, for which rank 0 stores all tensors.
-        is_kept = self._ranks.broadcast(base is not None and self._stored is None)
+        # Newcomers get whole versions, and folders hold them: rank 0 writes all tensors.
+        transport = self._transport
+        writes_all = self._stored is not None or (transport is not None and stores_whole_versions(transport))
+        is_kept = self._ranks.broadcast(base is not None and not writes_all)
         known = set() if not is_kept else {entry.name for entry in self._engine.weight_manifest().tensors}
         return known.intersection(self._engine.frozen_weights)
 

@@ -36,7 +36,8 @@ class Connection:
         pool: watches the servers.
         client: generates on them.
         processes: the servers that this run started; ``None`` for none.
-        architecture: what servers without weights start from; ``None`` with ``rollout.addresses``.
+        architecture: what servers without weights start from; ``None`` with ``rollout.addresses``, unless adapters are
+            published apart.
     """
 
     driver: ServerDriver
@@ -74,8 +75,9 @@ def connect(
             f"rollout.addresses: found no {kind.name} server at {', '.join(missing)}; start it, and give trainer and "
             f"server the same secret ({TOKEN} of archon train and archon serve)"
         )
-    # Also for servers that others start with it.
-    architecture = None if config.addresses else write_architecture(trainer, folder / "model", adapter)
+    # Also for servers that others start with it. Folders of adapters need their configuration in any case.
+    is_needed = not config.addresses or adapter is not None
+    architecture = write_architecture(trainer, folder / "model", adapter) if is_needed else None
     processes = None
     if config.starts_servers and architecture is not None:
         processes = ServerProcesses(

@@ -94,7 +94,9 @@ class ServedEngine(BesideTrainer, ElasticHooks):
             config.weight_transport, self._layout, self._kind, registry(), elsewhere=elsewhere
         )
         self._config = replace(config, weight_transport=transport)
-        adapter, told = publish_apart(config, self._kind, trainer)
+        adapter, told = publish_apart(self._config, self._kind, trainer)
+        # For drivers, which name adapters in requests only if some are published.
+        self._config = replace(self._config, use_lora=adapter is not None)
         self.decisions = [*self.decisions, *told]
         self._options = options
         self._paused = self._closed = False

@@ -33,6 +33,7 @@ class DiskTransport(NotifyingTransport):
     """
 
     name = "disk"
+    stores_whole_versions = True
 
     def __init__(self, context: TransportContext) -> None:
         if context.folder is None:

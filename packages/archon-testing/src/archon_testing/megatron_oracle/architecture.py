@@ -40,7 +40,7 @@ class MegatronSizes:
 
     @classmethod
     def of(cls, layout: Layout, *, moe: bool) -> MegatronSizes:
-        """Those of a layout that ``refusal`` accepts."""
+        """The sizes of a layout that ``refusal`` accepts."""
         dims = layout.parallel_dims(moe=moe)
         return cls(dims.tp, dims.pp, dims.dp_replicate * dims.dp_shard, dims.ep)
 
