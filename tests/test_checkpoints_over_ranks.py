@@ -274,7 +274,7 @@ def save_beside_training(layout, folder):
     return times, found, end
 
 
-@pytest.mark.parametrize(("layout", "n_ranks"), [("d1", 1), ("d2t2", 4)])
+@pytest.mark.parametrize(("layout", "n_ranks"), [("d1", 1), pytest.param("d2t2", 4, marks=pytest.mark.wide)])
 def test_a_staged_state_holds_the_weights_of_its_time_and_changes_nothing(tmp_path, layout, n_ranks):
     straight = make_engine("d1", dtype="float64")
     expected = []

@@ -126,7 +126,7 @@ EXPENSIVE = {"mm", "_scaled_dot_product_flash_attention_for_cpu"}
 COLLECTIVES = {"all_gather_into_tensor", "reduce_scatter_tensor", "all_to_all_single"}
 
 
-@pytest.mark.parametrize("layout", ["d1", "d2", "c2t2"])
+@pytest.mark.parametrize("layout", ["d1", "d2", pytest.param("c2t2", marks=pytest.mark.wide)])
 def test_recomputation_changes_no_bit_of_any_gradient_and_keeps_less(layout):
     for told in run_world(recompute_in_all_modes, world_size(layout), (layout,)):
         assert all(equal for equal, _, _ in told.values())

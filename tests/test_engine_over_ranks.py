@@ -80,7 +80,7 @@ def weights_after_training(layout, options):
     return {name: whole(parameter) for name, parameter in engine.parameters.items()}
 
 
-@pytest.mark.parametrize("layout", ["d2", "t2", "d3", "d2t2", "r2c2"])
+@pytest.mark.parametrize("layout", ["d3", "d2t2", pytest.param("r2c2", marks=pytest.mark.wide)])
 def test_muon_moves_sharded_matrices_as_one_process_does(layout):
     options = {"optimizer": "muon", "n_mbs": 2}
     expected = weights_after_training("d1", options)
@@ -366,7 +366,9 @@ def generate(layout):
     return [part[i] for i in range(len(requests)) for part in gathered if i in part], after.loss
 
 
-@pytest.mark.parametrize("layout", ["d2", "t4", "d6", "c2t2", "r2c2"])
+@pytest.mark.parametrize(
+    "layout", ["d2", "t4", "c2t2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in ("d6", "r2c2"))]
+)
 def test_ranks_generate_their_shares_and_all_together_what_one_process_does(layout):
     expected, loss = generate("d1")
     assert any("7" in spelled(c.token_ids) for c in chain(*expected)), "a stop text must end some completion"

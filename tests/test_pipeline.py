@@ -275,9 +275,8 @@ def stages_here(engine):
     return [sorted(int(name) for name in stage.layers) for stage in stages_of(engine.module)]
 
 
-@pytest.mark.parametrize(
-    "changes", [pytest.param({}, marks=pytest.mark.wide, id="untied"), pytest.param(TIED["changes"], id="tied")]
-)
+@pytest.mark.wide
+@pytest.mark.parametrize("changes", [pytest.param({}, id="untied"), pytest.param(TIED["changes"], id="tied")])
 def test_a_run_moves_between_numbers_of_stages_and_schedules(tmp_path, changes):
     options = {"layers": 8, "changes": changes}
     engine = make_engine("d1", **options)

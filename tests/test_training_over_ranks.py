@@ -154,7 +154,7 @@ def alone(request, tmp_path_factory):
 @pytest.mark.parametrize(
     ("alone", "layout", "n_ranks"),
     [
-        ("grpo", "d2p2", 4),
+        pytest.param("grpo", "d2p2", 4, marks=pytest.mark.wide),
         pytest.param("sampled", "p2", 2, marks=pytest.mark.wide),
     ],
     indirect=["alone"],

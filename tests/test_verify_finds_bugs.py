@@ -229,7 +229,8 @@ def look_into(oracle, plant, layout, variant="untied", changes=None, **fields):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["t2", pytest.param("d2t2", marks=pytest.mark.wide)])
+@pytest.mark.wide
+@pytest.mark.parametrize("layout", ["t2", "d2t2"])
 def test_norms_whose_gradient_is_not_summed_over_tensor_ranks(oracle, layout):
     comparison, found = look_into(oracle, leave_norms_unsummed_over_tensor_ranks, layout)
     assert "gradients" in comparison.failed
@@ -239,6 +240,7 @@ def test_norms_whose_gradient_is_not_summed_over_tensor_ranks(oracle, layout):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_clip_norm_that_forgets_the_tensor_ranks(oracle):
     comparison, found = look_into(oracle, take_the_norm_over_data_ranks_only, "d2t2")
     assert {"gradient norm", "weights"} <= set(comparison.failed)
@@ -247,6 +249,7 @@ def test_a_clip_norm_that_forgets_the_tensor_ranks(oracle):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_clip_norm_that_counts_every_replica(oracle):
     _, found = look_into(oracle, count_every_replica_in_the_norm, "r2")
     assert (found.parameter, found.norm.cause.kind) == (None, "copies counted")
@@ -254,6 +257,7 @@ def test_a_clip_norm_that_counts_every_replica(oracle):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_loss_that_each_rank_divides_by_its_own_weight(oracle):
     comparison, found = look_into(oracle, divide_losses_by_each_ranks_own_weight, "d2")
     assert {"loss", "gradients", "gradient norm"} <= set(comparison.failed)
@@ -263,7 +267,8 @@ def test_a_loss_that_each_rank_divides_by_its_own_weight(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "ranks"), [("c2", (1,)), pytest.param("c2t2", (2, 3), marks=pytest.mark.wide)])
+@pytest.mark.wide
+@pytest.mark.parametrize(("layout", "ranks"), [("c2", (1,)), ("c2t2", (2, 3))])
 def test_positions_that_are_not_shifted_on_later_context_ranks(oracle, layout, ranks):
     _, found = look_into(oracle, count_positions_from_each_ranks_first_token, layout)
     assert (found.module.name, found.module.ranks, found.module.where) == ("rotary", ranks, {"cp": 1})
@@ -271,6 +276,7 @@ def test_positions_that_are_not_shifted_on_later_context_ranks(oracle, layout, r
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_copies_of_key_heads_whose_gradients_are_not_summed(oracle):
     one_key_head = {"num_key_value_heads": 1}
     _, found = look_into(oracle, leave_copies_of_key_heads_unsummed, "c2", changes=one_key_head)
@@ -279,12 +285,14 @@ def test_copies_of_key_heads_whose_gradients_are_not_summed(oracle):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_gathered_keys_in_a_wrong_order(oracle):
     _, found = look_into(oracle, leave_gathered_keys_in_the_order_of_the_ranks, "c2", cp_style="gather")
     assert (found.module.name, found.module.ranks) == ("layers.0.attention.core", ())  # of all ranks alike
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_gathered_keys_whose_gradients_are_not_summed(oracle):
     _, found = look_into(oracle, leave_gradients_of_gathered_keys_unsummed, "c2", cp_style="gather")
     assert (found.module, found.parameter.name) == (None, "layers.1.attention.k_norm.weight")
@@ -307,6 +315,7 @@ def test_a_last_micro_batch_that_is_dropped(oracle):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_weight_that_is_stale_after_resuming(oracle):
     comparison, found = look_into(oracle, leave_the_final_norm_stale_after_resuming, "d2", check="resume")
     assert "after loading, norm.weight is not what was saved" in comparison.problems
@@ -315,6 +324,7 @@ def test_a_weight_that_is_stale_after_resuming(oracle):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_step_counter_that_is_not_resumed(oracle):
     comparison, found = look_into(oracle, forget_the_step_when_resuming, "d2", check="resume")
     assert "weights" in comparison.failed
@@ -323,7 +333,8 @@ def test_a_step_counter_that_is_not_resumed(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", ["d2", pytest.param("r2", marks=pytest.mark.wide)])
+@pytest.mark.wide
+@pytest.mark.parametrize("layout", ["d2", "r2"])
 def test_a_value_head_that_no_seed_governs(oracle, layout):
     plant = draw_the_value_head_without_a_seed
     comparison, found = look_into(oracle, plant, layout, variant="critic", check="initial")
@@ -350,6 +361,7 @@ def test_gradients_that_are_a_clean_multiple(oracle, plant, layout, factor, axis
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_micro_batchs_gradient_that_is_applied_twice(oracle):
     comparison, found = look_into(oracle, apply_a_micro_batchs_gradient_twice, "p2-1F1B")
     assert {"gradients", "gradient norm"} <= set(comparison.failed)
@@ -360,7 +372,8 @@ def test_a_micro_batchs_gradient_that_is_applied_twice(oracle):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [pytest.param("p2-1F1B", marks=pytest.mark.wide), "p2-ZBV"])
+@pytest.mark.wide
+@pytest.mark.parametrize("layout", ["p2-1F1B", "p2-ZBV"])
 def test_copies_of_a_tied_weight_whose_gradients_are_not_summed(oracle, layout):
     comparison, found = look_into(oracle, leave_tied_copies_unsummed, layout, "tied")
     assert {"gradients", "gradient norm", "weights"} <= set(comparison.failed)
@@ -369,6 +382,7 @@ def test_copies_of_a_tied_weight_whose_gradients_are_not_summed(oracle, layout):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_stage_that_is_fed_the_sequences_of_another_micro_batch(oracle):
     comparison, found = look_into(oracle, feed_the_last_stage_the_sequences_of_the_micro_batch_before, "p2-1F1B")
     assert {"outputs", "loss"} <= set(comparison.failed)
