@@ -130,7 +130,7 @@ def _attend_path(q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, s
 
 
 def _mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [Q, K]: which keys the queries see that belong to the last Q of K tokens. All layers use small ones again."""
+    """bool [Q, K]: which keys the queries see that belong to the last Q of K tokens. All layers share small ones."""
     make = _cached_mask if n_queries * n_keys <= MOST_CACHED_PAIRS else _new_mask
     return make(n_queries, n_keys, window, device)
 
