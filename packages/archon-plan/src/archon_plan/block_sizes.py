@@ -82,6 +82,11 @@ class BlockSizes(NamedTuple):
     chunks: float = 0
 
     @property
+    def context_ranks(self) -> int:
+        """c, which pass on states of recurrent layers."""
+        return self.head_ranks * self.key_ranks
+
+    @property
     def region_tokens(self) -> int:
         """T, tokens inside a tensor region."""
         return self.tokens * self.tensor_ranks

@@ -25,9 +25,6 @@ MOST_MASKED_QUERIES = 1024
 """Largest number of rows of a mask over a path. Longer segments are attended in parts, each with the keys that it sees,
 so that a mask needs memory for one dimension only, and no time goes into keys that all rows of it hide."""
 
-MOST_CACHED_PAIRS = 2**20
-"""Masks of more bytes are made for every layer: 64 of them in a cache would keep gigabytes."""
-
 
 def attend(
     q: Tensor,
@@ -130,19 +127,11 @@ def _attend_path(q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, s
 
 
 def _mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    """bool [Q, K]: which keys the queries see that belong to the last Q of K tokens. All layers share small ones."""
-    make = _cached_mask if n_queries * n_keys <= MOST_CACHED_PAIRS else _new_mask
-    return make(n_queries, n_keys, window, device)
-
-
-def _new_mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        place = torch.arange(n_keys, device=device)
-        distance = place[n_keys - n_queries :, None] - place
-        return (distance >= 0) & (distance < (window or n_keys))
-
-
-_cached_mask = lru_cache(maxsize=64)(_new_mask)
+    """bool [Q, K]: which keys the queries see that belong to the last Q of K tokens."""
+    keys = torch.arange(n_keys, device=device)
+    queries = keys[n_keys - n_queries :, None]
+    seen = keys <= queries
+    return seen if window is None or window >= n_keys else seen & (queries - keys < window)
 
 
 def _attend_masked(
