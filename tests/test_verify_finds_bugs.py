@@ -94,7 +94,7 @@ def leave_gathered_keys_in_the_order_of_the_ranks():
 
 
 def leave_gradients_of_gathered_keys_unsummed():
-    """A rank takes the gradient of its own queries for that of its keys."""
+    """Leave out the reduce-scatter: a rank keeps the gradients that its own queries give to its keys."""
     gather_keys = key_gathering.KeyGathering.gather_keys
 
     def own_gradients(self, k, v):

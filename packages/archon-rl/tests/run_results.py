@@ -12,7 +12,7 @@ MEASURED = tuple(prefix + name for prefix in ("", "warm_start/", "teacher_warm_s
 
 
 def rows(folder: RunFolder) -> list[dict[str, float]]:
-    """The metrics of a run, without those that the machine decides."""
+    """The metrics of a run, without times and memory, which differ between equal runs."""
     return [
         {name: value for name, value in row.items() if not name.startswith(MEASURED)}
         for row in read_metrics(folder.metrics)
