@@ -17,6 +17,7 @@ from archon_core.contracts.adapters import Adapter
 from archon_core.errors import WeightsError
 from archon_core.models.json_file import read_entries
 from archon_core.models.weight_map import ResolvedMap
+from archon_core.serving.adapter_versions import CONFIG_FILE, WEIGHTS_FILE
 from archon_engine.checkpoint.safetensors_file import SafetensorsReader, SafetensorsWriter
 from archon_engine.models.parameter_names import named_weights
 from archon_engine.models.weight_conversion import BoxCopier, assemble_hf, copy_from, fill_ours, send_shards
@@ -24,9 +25,6 @@ from archon_engine.parallel.shards import local_part
 
 ADAPTER_FOLDER = "adapter"
 """Folder of the adapters inside an exported model. Beside merged weights, transformers would apply them once more."""
-
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 
 _CHANGES = (
     "use_rslora",
