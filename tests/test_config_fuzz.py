@@ -91,10 +91,10 @@ test_options_with_values_of_their_types_are_read_or_refused = example({"schedule
 )
 test_any_overrides_are_read_or_refused = fuzz(200, OVERRIDES)(check_overrides)
 
-wide = pytest.mark.wide
-test_many_trees_with_any_values = wide(fuzz(400, WILD)(check_tree))
-test_many_options_with_values_of_their_types = wide(fuzz(400, NEAR)(check_tree))
-test_many_overrides = wide(fuzz(600, OVERRIDES)(check_overrides))
+soak = pytest.mark.soak
+test_many_trees_with_any_values = soak(fuzz(400, WILD)(check_tree))
+test_many_options_with_values_of_their_types = soak(fuzz(400, NEAR)(check_tree))
+test_many_overrides = soak(fuzz(600, OVERRIDES)(check_overrides))
 
 
 YAML_LIKE = st.lists(
