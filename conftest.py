@@ -9,11 +9,21 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from archon_testing import running_world
 from archon_testing.fork_server import ForkServer, starting_by_forks
 
 # Read when torch is imported, by the workers of pytest-xdist too. Threads of several workers that wait for one another
 # on few cores burn more time than they save: the suite takes twice as long with them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+running_world.PRELOADED = (
+    *running_world.PRELOADED,
+    "pytest",
+    "archon_rl.trainer.sampling_ahead",
+    "archon_rollout.local_engine",
+    "archon_train.experiment",
+)
+"""Ranks of tests also import their test file, and train and sample whole runs."""
 
 settings.register_profile("archon", deadline=None)
 settings.load_profile("archon")
