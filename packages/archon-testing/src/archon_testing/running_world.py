@@ -56,6 +56,7 @@ PRELOADED = (
     "archon_moe.builder",
     "archon_pipeline.runner",
     "archon_testing.oracle_ranks",
+    "archon_testing.preloaded_plugins",
     "archon_testing.rank_process",
 )
 """Modules that the forkserver imports once instead of every rank; missing modules are skipped."""
