@@ -107,9 +107,9 @@ SLOWEST = (
     "tests/wheels/test_core_and_models_qwen.py",
     "tests/wheels/test_release.py",
 )
-"""Files of ten seconds and more in one of the suites, the longest first. A worker takes whole files (``--dist loadfile``),
-so a long file that begins last would leave the other worker idle. From ``pytest --durations=0``; a missing file costs
-only time."""
+"""Files that take ten seconds and more in one of the suites, the longest first. A worker takes whole files (``--dist
+loadfile``), so a long file that begins last would leave the other workers idle. From ``pytest --durations=0``; a missing
+file costs only time."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
