@@ -108,8 +108,8 @@ SLOWEST = (
     "tests/wheels/test_release.py",
 )
 """Files that take ten seconds and more in one of the suites, the longest first. A worker takes whole files (``--dist
-loadfile``), so a long file that begins last would leave the other workers idle. From ``pytest --durations=0``; a missing
-file costs only time."""
+loadfile``), so a long file that begins last would leave the others idle. From ``pytest --durations=0``; a missing file
+costs only time."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

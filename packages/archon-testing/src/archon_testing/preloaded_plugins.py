@@ -1,8 +1,7 @@
 """Imports the modules of installed plugins and of their options, once in a fork server instead of in each fork.
 
-Forks look for plugins again, since some may have been installed, disabled or added to the path in the meantime. They then
-find modules and folders in caches. A plugin that cannot be loaded is an error of the fork that needs it, not of the fork
-server.
+Forks look for plugins again, since some may have been installed, disabled or added to the path in the meantime, but
+their modules are in memory. A plugin that cannot be loaded is an error of the fork that needs it, not of the fork server.
 """
 
 from __future__ import annotations
