@@ -1,7 +1,7 @@
 """Imports the modules of installed plugins and of their options, once in a fork server instead of in each fork.
 
 Forks look for plugins again, since some may have been installed, disabled or added to the path in the meantime, but
-their modules are in memory. A plugin that cannot be loaded is an error of the fork that needs it, not of the fork server.
+their modules are in memory. A plugin that cannot be loaded is an error of the fork that needs it, not of its server.
 """
 
 from __future__ import annotations
