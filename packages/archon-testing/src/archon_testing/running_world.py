@@ -46,7 +46,6 @@ PRELOADED = (
     "archon_engine.engine",
     # Of the engine and of plugins, modules that only a model, a layout or an option imports.
     "archon_engine.nn.attention_backends.sdpa",
-    "archon_engine.nn.attention_backends.varlen",
     "archon_engine.nn.head",
     "archon_models_qwen.decoder",
     "archon_models_qwen.hybrid_arguments",
