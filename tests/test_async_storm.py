@@ -74,7 +74,7 @@ def make_storm(folder: Path, *options: str) -> str:
 @pytest.mark.wide
 def test_training_survives_kills_of_everything(tmp_path: Path) -> None:
     options = ("--seed", "3", "--servers", "2", "--dynamic-sampling")
-    assert "survived" in make_storm(tmp_path / "storm", "--events", "9", "--steps", "14", *options)
+    assert "survived" in make_storm(tmp_path / "storm", "--events", "6", "--steps", "10", *options)
 
 
 @pytest.mark.wide

@@ -85,16 +85,16 @@ def check_bytes(file: Path, data: bytes) -> None:
     assert refusal.startswith(str(file))
 
 
-test_any_tree_of_known_names_with_any_values_is_read_or_refused = fuzz(150, WILD)(check_tree)
+test_any_tree_of_known_names_with_any_values_is_read_or_refused = fuzz(100, WILD)(check_tree)
 test_options_with_values_of_their_types_are_read_or_refused = example({"scheduler": {"type": Plain("null")}})(
     fuzz(100, NEAR)(check_tree)
 )
 test_any_overrides_are_read_or_refused = fuzz(200, OVERRIDES)(check_overrides)
 
-wide = pytest.mark.wide
-test_many_trees_with_any_values = wide(fuzz(400, WILD)(check_tree))
-test_many_options_with_values_of_their_types = wide(fuzz(400, NEAR)(check_tree))
-test_many_overrides = wide(fuzz(600, OVERRIDES)(check_overrides))
+soak = pytest.mark.soak
+test_many_trees_with_any_values = soak(fuzz(400, WILD)(check_tree))
+test_many_options_with_values_of_their_types = soak(fuzz(400, NEAR)(check_tree))
+test_many_overrides = soak(fuzz(600, OVERRIDES)(check_overrides))
 
 
 YAML_LIKE = st.lists(
@@ -159,7 +159,7 @@ def test_a_text_that_looks_like_something_else_is_written_so_that_it_is_read_as_
     assert loaded.config.actor.model_config == {"model_type": text, "list": [text]}
 
 
-@fuzz(50, NEAR)
+@fuzz(30, NEAR)
 def test_values_without_references_are_merged_as_omegaconf_merges_them(tree):
     text = as_yaml(tree)
     needs_resolving = loading._needs_resolving

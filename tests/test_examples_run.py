@@ -120,6 +120,7 @@ def test_a_mixture_of_experts_tells_the_load_of_its_experts_and_can_train_on_the
         assert "".join(text for text, _ in line.pieces) == line.segments[-1].text
 
 
+@pytest.mark.wide
 def test_distillation_trains_a_teacher_then_its_student(tmp_path):
     short = ["warm_start.steps=2", "teacher.warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=4"]
     small = ["data.batch_size=4", "gconfig.n_samples=2", "trainer.verify_export=false"]
@@ -142,6 +143,7 @@ def test_a_small_student_reaches_its_teacher(tmp_path):
     assert student[-1] >= teacher - 0.05
 
 
+@pytest.mark.wide
 def test_ppo_trains_a_critic_beside_the_actor_and_exports_both(tmp_path):
     short = ["warm_start.steps=1", "trainer.max_steps=2", "trainer.eval_size=10", "trainer.eval_every=0"]
     tiny = ["data.batch_size=4", "gconfig.n_samples=1", "critic.warmup_steps=1"]

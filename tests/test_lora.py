@@ -173,7 +173,7 @@ def assert_right(folder, n_ranks, cases):
         if not (folder / f"{model}.pt").exists():
             options = {"target_modules": TARGETS[model]} if model in TARGETS else {}
             torch.save(numbers("d1", model, options), folder / f"{model}.pt")
-    ranks = run_world(compare_all, n_ranks, (folder, cases))
+    ranks = run_world(compare_all, n_ranks, (folder, cases), time_limit=300)
     for number, case in enumerate(cases):
         assert [problem for rank in ranks for problem in rank[number][0]] == [], case
         expected = set(torch.load(folder / f"{case[1]}.pt")[1])

@@ -185,6 +185,7 @@ def test_rules_that_exchange_tensors_are_found_by_loading_in_transformers(tmp_pa
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 def test_a_wrong_role_is_found_on_two_tensor_ranks(tmp_path_factory):
     with pytest.raises(
         AssertionError, match=r"(?s)archon:t2 does not give.*whose output differs: layers.0.mlp.*2 times"

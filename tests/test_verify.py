@@ -21,7 +21,7 @@ from archon_testing.worlds import run_world
 LAYOUTS = {
     "qwen3": ("d3", "c2t2", "r2d2t2", "p4-IZB", "d2p2t2-ZBV", "c8"),
     # Of four key heads, eight context ranks hold copies.
-    "qwen2": ("t4", "r2c2t2", "d2c2t2", "c8", "d2p2-ZBV"),
+    "qwen2": ("t4", "r2c2t2", "c8", "d2p2-ZBV"),
     "qwen3_moe": (
         "(attn:d2c2|ffn:e4)",
         "(attn:t4|ffn:t2e2)",

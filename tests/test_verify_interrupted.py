@@ -45,11 +45,12 @@ def wait_for_ranks(pid, folder):
 
 
 @pytest.mark.slow
+@pytest.mark.wide
 @pytest.mark.parametrize(
     ("send", "number", "code"),
     [
         pytest.param(os.killpg, signal.SIGINT, 130, id="Ctrl-C"),
-        pytest.param(os.kill, signal.SIGTERM, 143, id="SIGTERM", marks=pytest.mark.wide),
+        pytest.param(os.kill, signal.SIGTERM, 143, id="SIGTERM"),
     ],
 )
 def test_an_interrupted_verification_leaves_no_process_and_no_file(tmp_path, send, number, code):

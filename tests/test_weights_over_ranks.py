@@ -19,7 +19,7 @@ from archon_engine.parallel.shards import local_part
 from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
-WIDE = ("d4", "t4", "d4t2", "r2c2t2")
+WIDE = ("t4", "d4t2", "r2c2t2")
 LAYOUTS = ("d2", "c2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
 MODELS = {
     "qwen2 untied": ("qwen2", {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import Parser
@@ -45,11 +45,24 @@ def built_problems(built: Built, package: Package, packages: Iterable[Package], 
         packages: all of ours.
         scratch: an empty folder.
     """
-    problems = [*wheel_problems(built.wheel, package), *sdist_problems(built.sdist, package)]
-    distributions = known_distributions(packages)
-    problems += import_problems(package_imports(package.source), read_metadata(built.wheel), distributions)
-    problems += rebuilt_problems(built, scratch)
+    problems = own_problems(built, package, known_distributions(packages), scratch)
     return problems + twine_problems([built.wheel, built.sdist])
+
+
+def own_problems(
+    built: Built, package: Package, distributions: Mapping[str, Collection[str]], scratch: Path
+) -> list[str]:
+    """``built_problems`` without those that twine finds.
+
+    Args:
+        built: the files.
+        package: whose they are.
+        distributions: as ``known_distributions`` gives them.
+        scratch: an empty folder.
+    """
+    problems = [*wheel_problems(built.wheel, package), *sdist_problems(built.sdist, package)]
+    problems += import_problems(package_imports(package.source), read_metadata(built.wheel), distributions)
+    return problems + rebuilt_problems(built, scratch)
 
 
 def read_metadata(wheel: Path) -> Message:

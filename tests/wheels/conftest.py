@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import shutil
 import sys
@@ -22,6 +23,9 @@ collect_ignore = ["outside_model", "outside_pipeline"]  # packages that only fre
 
 PACKAGES = find_packages()
 
+SHARE_NOTHING = ("test_distributions", "test_release", "test_scaffolded_packages")
+"""Files whose tests have no environment in common, or a small one; any worker runs any of them."""
+
 MakeEnvironment = Callable[..., FreshEnvironment]
 
 
@@ -37,6 +41,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def group_of(item: pytest.Item) -> str:
     """Tests that share an environment run in one worker; plugins that are alone have one each."""
     parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    if item.path.stem in SHARE_NOTHING:
+        return item.nodeid
     return parameters.get("alone", item.path.stem)
 
 
@@ -52,14 +58,16 @@ def built(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str,
     base = tmp_path_factory.getbasetemp()
     folder = (base if worker_id == "master" else base.parent) / "built"
     folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    # Workers share the work: at first each passes over packages that another one is building, then it waits for them.
+    for wait in (fcntl.LOCK_NB, 0):
         for package in PACKAGES.values():
-            if not (folder / package.name).is_dir():
-                new = folder / f"{package.name}.new"
-                shutil.rmtree(new, ignore_errors=True)
-                build(package.folder, new)
-                new.rename(folder / package.name)
+            with (folder / f"{package.name}.lock").open("w") as lock, contextlib.suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | wait)
+                if not (folder / package.name).is_dir():
+                    new = folder / f"{package.name}.new"
+                    shutil.rmtree(new, ignore_errors=True)
+                    build(package.folder, new)
+                    new.rename(folder / package.name)
     return {
         name: Built(next((folder / name).glob("*.whl")), next((folder / name).glob("*.tar.gz"))) for name in PACKAGES
     }

@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from email.message import Message
 from email.parser import Parser
+from functools import cache
 from pathlib import Path, PurePath
 from zipfile import ZipFile
 
@@ -131,28 +132,33 @@ def link_third_party(fresh: FreshEnvironment, names: Iterable[str]) -> None:
     farm = fresh.folder / "third-party"
     farm.mkdir(exist_ok=True)
     for name in sorted(names):
-        distribution = importlib.metadata.distribution(name)
-        assert distribution.files is not None, f"{name}: its installation has no RECORD, so its files are unknown"
-        in_place = '"editable": true' in (distribution.read_text("direct_url.json") or "")
-        assert not in_place, f"{name} is installed in place: what is built from this repository comes from wheels only"
-        site = Path(str(distribution.locate_file("")))
-        _link_files(farm, site, [PurePath(file) for file in distribution.files if ".." not in file.parts])
+        site, parts = _parts(name)
+        for part in parts:
+            target = farm / part
+            if not target.is_symlink():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.symlink_to(site / part)
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     pth = fresh.folder / "lib" / version / "site-packages" / "third-party.pth"
     pth.write_text(f"{farm}\n", encoding="utf-8")
 
 
-def _link_files(farm: Path, site: Path, files: Iterable[PurePath]) -> None:
-    for file in files:
-        if file.parts[0] == "__pycache__":
+@cache
+def _parts(name: str) -> tuple[Path, frozenset[Path]]:
+    """Where a distribution is installed, and the outermost files and folders that it does not share with others."""
+    distribution = importlib.metadata.distribution(name)
+    assert distribution.files is not None, f"{name}: its installation has no RECORD, so its files are unknown"
+    in_place = '"editable": true' in (distribution.read_text("direct_url.json") or "")
+    assert not in_place, f"{name} is installed in place: what is built from this repository comes from wheels only"
+    site = Path(str(distribution.locate_file("")))
+    own: set[Path] = set()
+    for file in map(PurePath, distribution.files):
+        if ".." in file.parts or file.parts[0] == "__pycache__" or any(parent in own for parent in file.parents):
             continue
-        # The outermost folder that is a distribution's own; what has no __init__.py may be shared by several.
+        # A folder without __init__.py may be shared by several distributions.
         for depth in range(1, len(file.parts) + 1):
             part = Path(*file.parts[:depth])
-            own = depth == len(file.parts) or part.suffix == ".dist-info" or (site / part / "__init__.py").is_file()
-            if own:
+            if depth == len(file.parts) or part.suffix == ".dist-info" or (site / part / "__init__.py").is_file():
+                own.add(part)
                 break
-        target = farm / part
-        if not target.is_symlink():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.symlink_to(site / part)
+    return site, frozenset(own)

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 import pytest
 from fresh_environment import FreshEnvironment, missing_here
 
-from release_build import Built, built_problems
+from release_build import Built, own_problems, twine_problems
+from release_imports import known_distributions
 from workspace import Package, find_packages
+
+
+@pytest.fixture(scope="module")
+def distributions(packages: dict[str, Package]) -> dict[str, Collection[str]]:
+    """Top-level module -> its distributions."""
+    return known_distributions(packages.values())
 
 
 @pytest.mark.parametrize("name", find_packages())
 def test_wheel_and_sdist_pass_every_check_of_a_release(
-    name: str, built: dict[str, Built], packages: dict[str, Package], tmp_path: Path
+    name: str,
+    built: dict[str, Built],
+    packages: dict[str, Package],
+    distributions: dict[str, Collection[str]],
+    tmp_path: Path,
 ) -> None:
-    assert built_problems(built[name], packages[name], packages.values(), tmp_path) == []
+    assert own_problems(built[name], packages[name], distributions, tmp_path) == []
+
+
+def test_twine_finds_nothing_to_say_about_any_file(built: dict[str, Built]) -> None:
+    assert twine_problems([file for files in built.values() for file in (files.wheel, files.sdist)]) == []
 
 
 @pytest.mark.parametrize(

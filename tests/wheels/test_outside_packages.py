@@ -114,7 +114,7 @@ def test_doctor_fails_with_both_and_strict_mode_raises_the_first(mixed: FreshEnv
 
 def test_the_model_from_outside_is_listed_and_verified_beside_them(mixed: FreshEnvironment) -> None:
     assert "plain_llama" in mixed.archon("models").stdout
-    done = mixed.archon("verify", "plain_llama", "--layout", "d2", "--layout", "p2", "--dtype", "float64")
+    done = mixed.archon("verify", "plain_llama", "--layout", "d2", "--dtype", "float64")
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -140,6 +140,6 @@ def test_a_rival_of_archon_pipeline_gives_the_numbers_of_one_process(
     fresh = make_fresh("one-at-a-time", "archon-models-qwen", "archon-testing", find=shelf)
     listed = json.loads(fresh.archon("schedules", "--json").stdout)
     assert [(spec["name"], spec["package"]) for spec in listed] == [("OneAtATime", "one-at-a-time")]
-    asked = [word for layout in ("p2", "d2p2", "p2t2") for word in ("--layout", f"{layout}-OneAtATime")]
+    asked = [word for layout in ("d2p2", "p2t2") for word in ("--layout", f"{layout}-OneAtATime")]
     done = fresh.archon("verify", "qwen3", *asked, "--dtype", "float64")
     assert done.returncode == 0, done.stdout + done.stderr

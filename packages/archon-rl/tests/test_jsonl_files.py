@@ -148,7 +148,7 @@ def any_file(draw: st.DrawFn) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.parametrize("examples", [500, pytest.param(5_000, marks=pytest.mark.wide)], ids=["short", "long"])
+@pytest.mark.parametrize("examples", [500, pytest.param(5_000, marks=pytest.mark.soak)], ids=["short", "long"])
 def test_any_bytes_are_read_and_encoded_or_refused(tmp_path, examples):
     path, outcomes = tmp_path / "a.jsonl", set()
 

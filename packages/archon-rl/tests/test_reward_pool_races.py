@@ -274,8 +274,9 @@ def test_real_processes_answer_and_are_blamed_for_what_they_did(tmp_path):
     score_events(tmp_path, seed=3, n_calls=50)
 
 
-@pytest.mark.wide
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=pytest.mark.soak if seed else pytest.mark.wide) for seed in range(4)]
+)
 def test_hundreds_of_events_in_real_processes(tmp_path, seed):
     score_events(tmp_path, seed, n_calls=400)
 

@@ -285,7 +285,7 @@ def test_every_schedule_consumes_each_record_once_in_order_within_the_bound(**sc
     follow(**schedule)
 
 
-@pytest.mark.wide
+@pytest.mark.soak
 @given(**SCHEDULES)
 @settings(max_examples=400, deadline=None)
 def test_hundreds_of_schedules_consume_each_record_once_in_order_within_the_bound(**schedule):

@@ -29,9 +29,13 @@ PRELOADED = (
     "archon_core.cli.main",
     "archon_engine.engine",
     "archon_engine.distributed.process_group",
+    "archon_train.areal",
+    "archon_train.cli.train",
     "archon_train.launch.local",
     "archon_rl.trainer.sampling_ahead",
+    "archon_rollout.served.launching",
     "archon_rollout.server.process",
+    "archon_testing.preloaded_plugins",
 )
 """Modules that the programs of Archon import; missing modules are skipped."""
 

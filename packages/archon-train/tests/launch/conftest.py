@@ -207,14 +207,6 @@ def fake_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return site
 
 
-@pytest.fixture(scope="session")
-def forks() -> Iterator[ForkServer]:
-    """Starts ``archon train`` and its ranks in a process that has imported torch."""
-    server = ForkServer(forked=False, nested=True)
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def start(fake_site: Path, tmp_path: Path, forks: ForkServer) -> Iterator[Start]:
     """Start ``archon train`` on a small configuration: ``start("actor.backend=archon:d2", "reward=fine")``.
