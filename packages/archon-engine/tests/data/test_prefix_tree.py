@@ -157,21 +157,30 @@ def test_a_sequence_that_fits_no_micro_batch_is_refused():
 
 
 class Ranks:
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+    """Rank i holds the i-th part of a pack, or of its blocks in another order."""
+
+    def __init__(self, rank, size, blocks=None):
+        self.rank, self.size, self.blocks = rank, size, blocks or range(size)
+
+    def rank_order(self, n_tokens):
+        block = n_tokens // len(self.blocks)
+        return tuple(range(i * block, (i + 1) * block) for i in self.blocks)
 
 
 @given(SEQUENCES, st.integers(1, 3), st.data())
 def test_every_next_token_is_predicted_once_by_the_rank_that_holds_the_token_before(sequences, size, data):
     tree, ids = tree_from(sequences), np.array([i for s in sequences for i in s])
-    n_places = -(-tree.n_tokens // size) * size
+    n_places = -(-tree.n_tokens // (2 * size)) * 2 * size
+    blocks = data.draw(st.permutations(range(2 * size)))
     predicted = np.roll(tree.token_of, -1)
     predicted[np.cumsum([len(s) for s in sequences]) - 1] = NO_TOKEN
     wanted = np.array(data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
     predicted[~wanted] = NO_TOKEN
-    of_ranks = [plan_predictions(tree, predicted, n_places, Ranks(rank, size)) for rank in range(size)]
+    ranks = [Ranks(rank, size, blocks) for rank in range(size)]
+    of_ranks = [plan_predictions(tree, predicted, n_places, context) for context in ranks]
     assert len({len(one.places) for one in of_ranks}) == 1
-    places = np.concatenate([one.places + rank * (n_places // size) for rank, one in enumerate(of_ranks)])
+    held = np.array([i for part in ranks[0].rank_order(n_places) for i in part])
+    places = np.concatenate([held[one.places + rank * (n_places // size)] for rank, one in enumerate(of_ranks)])
     targets = np.concatenate([one.targets for one in of_ranks])
     assert (
         len(set(targets[targets >= 0].tolist())) == (targets >= 0).sum() == len(set(predicted[predicted >= 0].tolist()))

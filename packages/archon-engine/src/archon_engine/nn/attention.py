@@ -39,7 +39,8 @@ class Backend(Protocol):
         """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], with ``sinks`` [Hq] if the settings
         have any. Returns [T, Hq, Dv].
 
-        ``q`` may have fewer rows: those of the last tokens of the pack, where the first sequence has all others.
+        ``q`` may have fewer rows: those of the last tokens of the pack, where the first sequence has all others, or
+        those of ``packed.shared.queries``.
         """
 
     def obstacles(

@@ -13,11 +13,9 @@ Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimen
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from archon_core.contracts.packed import AttentionSettings, PackedSequences
@@ -45,8 +43,8 @@ class ContextParallel:
         """The number of tokens of a pack must be a multiple of this."""
         return self.size
 
-    def deal(self, lengths: Sequence[int], device: torch.device | str = "cpu") -> ContextParallel:
-        """The ranks that divide a pack of sequences of ``lengths``: these, whatever the lengths."""
+    def deal(self, packed: PackedSequences) -> ContextParallel:
+        """The ranks that divide a pack: these, whatever it contains."""
         return self
 
     def places(self, n_tokens: int) -> tuple[range, ...]:
@@ -55,6 +53,10 @@ class ContextParallel:
         part = n_tokens // self.size
         return (range(self.rank * part, (self.rank + 1) * part),)
 
+    def rank_order(self, n_tokens: int) -> tuple[range, ...]:
+        """See ``archon_core.contracts.packed.ContextRanks``."""
+        return (range(n_tokens),)
+
     def local_tokens(self, x: Tensor) -> Tensor:
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``multiple``."""
         parts = [x[place.start : place.stop] for place in self.places(x.shape[0])]
@@ -62,6 +64,10 @@ class ContextParallel:
 
     def gather_outputs(self, x: Tensor) -> Tensor:
         """Outputs [T / c, ...] of each rank to [T, ...], for a loss that every rank computes in the same way."""
+        return self.gather_rows(x)
+
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """Outputs [n, ...] of each rank in rank order: [c n, ...]."""
         return gather_results(x, 0, group=self.group, rank=self.rank, size=self.size)
 
     def stack(self, x: Tensor) -> Tensor:
