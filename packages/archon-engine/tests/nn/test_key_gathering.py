@@ -81,9 +81,7 @@ def differences():
         group = dist.new_group(range(size))
         if dist.get_rank() >= size:
             continue
-        for (style, context), (name, packed) in itertools.product(
-            ranks_of(size, group, halves), whole_packs().items()
-        ):
+        for (style, context), (name, packed) in itertools.product(ranks_of(size, group, halves), whole_packs().items()):
             for settings in SETTINGS:
                 case = f"c{size}, {style}, {name}, {settings}"
                 found.append((case, difference(context.deal(packed), *HEADS[size], packed, settings)))
@@ -99,7 +97,9 @@ def difference(context, heads, kv_heads, value_dim, packed, settings):
     own_sinks = [x.clone().requires_grad_() for x in sinks]
     expected = attention(*whole[:3], packed, *whole[3:])
     expected.backward(upstream)
-    result = attention(*own, packed.cut(context), *own_sinks)
+    cut = packed.cut(context)
+    queries = attention.queries(own[0], cut) if settings.window is None else own[0]
+    result = attention(queries, *own[1:], cut, *own_sinks)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=False))]
     found = [float((part - context.local_tokens(x)).abs().max()) for part, x in pairs]

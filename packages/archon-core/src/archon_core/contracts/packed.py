@@ -43,10 +43,14 @@ class ContextRanks(Protocol):
     def stack(self, x: Tensor) -> Tensor:
         """The ranks' ``x``, of equal shape, in rank order, [size, ...]; backward sums gradients over the ranks."""
 
+    def send_queries(self, q: Tensor) -> Any:
+        """Start what ranks exchange of their queries [T / size, Hq, D], if anything: the argument ``q`` of ``attend``.
+        What is computed before that call overlaps with the exchange. Collective."""
+
     def attend(
         self,
         backend: Any,
-        q: Tensor,
+        q: Any,
         k: Tensor,
         v: Tensor,
         packed: PackedSequences,
@@ -58,7 +62,7 @@ class ContextRanks(Protocol):
 
         Args:
             backend: computes attention without context ranks (``archon_engine.nn.attention.Backend``).
-            q: queries.
+            q: queries, or what ``send_queries`` returned for them.
             k: keys.
             v: values.
             packed: the whole pack.

@@ -31,7 +31,7 @@ from torch import Tensor
 from archon_core.contracts.packed import AttentionSettings, PackedSequences, SharedPrefixes, cut_ranges
 from archon_engine import compat
 from archon_engine.nn.dealing import Span, deal_blocks, runs_of, spans_of
-from archon_engine.nn.ulysses import ContextParallel
+from archon_engine.nn.ulysses import ContextParallel, SentHeads
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,14 @@ class KeyGathering(ContextParallel):
     def gather_outputs(self, x: Tensor) -> Tensor:
         return self._in_pack_order(self.gather_rows(x))
 
+    def send_queries(self, q: Tensor) -> Tensor | SentHeads:
+        # Keys and values are gathered, queries stay, except within a group.
+        return q if self.within is None else self.within.send_queries(q)
+
     def attend(
         self,
         backend: Any,
-        q: Tensor,
+        q: Tensor | SentHeads,
         k: Tensor,
         v: Tensor,
         packed: PackedSequences,
@@ -133,6 +137,7 @@ class KeyGathering(ContextParallel):
         if within is not None:
             q, k, v = within.gather_sequences(q, k, v)
             sinks = None if sinks is None else within.local_heads(sinks)
+        assert isinstance(q, Tensor), "queries were received"
         k, v = self.gather_keys(k, v)
         out = self._pack(k.shape[0]).attend(backend, q, k, v, settings, sinks)
         return out if within is None else within.scatter_sequences(out)
