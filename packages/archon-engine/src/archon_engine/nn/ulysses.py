@@ -1,7 +1,7 @@
 """Context parallelism as in DeepSpeed Ulysses (Jacobs et al. 2023, arXiv:2309.14509).
 
-Every rank holds T / c of a pack's tokens. Around attention, one all-to-all gives each rank all T tokens of its share of
-the heads, and another one returns the results. All other layers work on single tokens. Cuts may fall inside a
+Every rank holds T / c of a pack's tokens. Before attention, all-to-alls give each rank all T tokens of its share of the
+heads, and after it another one returns the results. All other layers work on single tokens. Cuts may fall inside a
 sequence, because ``cu_seqlens`` describes the whole pack. The number of heads limits c (not so in ``key_gathering``).
 
 Context parallelism is a property of the batch (``PackedSequences.context``), not of the module, so the same module also
