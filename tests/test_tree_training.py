@@ -15,6 +15,7 @@ from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, ModelError
 from archon_engine.data import tree_micro_batch
+from archon_engine.nn import key_gathering
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_moe import local_tokens
 from archon_testing.batches import MASK, make_tree_batch
@@ -45,19 +46,23 @@ def verdict(oracle, layout, variant="untied", *, model="qwen3", before=None, **f
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("layout", "variant", "model", "n_mbs"),
+    ("layout", "variant", "model", "fields"),
     [
-        ("d2", "untied", "qwen3", 2),
-        pytest.param("c2", "critic", "qwen3", 1, marks=pytest.mark.wide),
-        pytest.param("p2-ZBV", "tied", "qwen3", 4, marks=pytest.mark.wide),
-        pytest.param("t2", "untied", "qwen3", 1, marks=pytest.mark.wide),
-        pytest.param("d2t2c2", "untied", "qwen3", 2, marks=pytest.mark.wide),
-        pytest.param("d2e2", "untied", "qwen3_moe", 1, marks=pytest.mark.wide),
-        pytest.param("c2t2", "untied", "deepseek_v3", 1, marks=pytest.mark.wide),
+        ("d2", "untied", "qwen3", {"n_mbs": 2}),
+        pytest.param("c2", "critic", "qwen3", {"cp_style": "gather"}, marks=pytest.mark.wide),
+        pytest.param("p2-ZBV", "tied", "qwen3", {"n_mbs": 4}, marks=pytest.mark.wide),
+        pytest.param("t2", "untied", "qwen3", {}, marks=pytest.mark.wide),
+        pytest.param("d2t2c2", "untied", "qwen3", {"n_mbs": 2}, marks=pytest.mark.wide),
+        pytest.param("d2e2", "untied", "qwen3_moe", {}, marks=pytest.mark.wide),
+        pytest.param("c2t2", "untied", "deepseek_v3", {}, marks=pytest.mark.wide),
+        # Keys and values gathered, alone or across groups that exchange heads; with experts, windows and sinks.
+        pytest.param("c6", "untied", "qwen3", {}, marks=pytest.mark.wide),
+        pytest.param("c2t2", "untied", "qwen3_moe", {"cp_style": "gather"}, marks=pytest.mark.wide),
+        pytest.param("c4", "untied", "gpt_oss", {"cp_style": "hybrid"}, marks=pytest.mark.wide),
     ],
 )
-def test_a_layout_that_shares_prefixes_trains_as_one_process_without(oracle, layout, variant, model, n_mbs):
-    found = verdict(oracle, layout, variant, model=model, n_mbs=n_mbs)
+def test_a_layout_that_shares_prefixes_trains_as_one_process_without(oracle, layout, variant, model, fields):
+    found = verdict(oracle, layout, variant, model=model, **fields)
     assert found.passed, found.comparison
 
 
@@ -98,14 +103,14 @@ def count_gradients_of_shared_outputs_once():
 
 
 def count_loads_of_shared_tokens_once():
-    held = local_tokens.LocalTokens._held
+    rows = local_tokens.LocalTokens._rows
 
     def first_only(self, shared):
         tokens = shared.token_of
         earlier = torch.ones(len(tokens), len(tokens), dtype=torch.bool).tril(-1)
-        return held(self, shared) & ~((tokens[:, None] == tokens) & earlier).any(1)
+        return rows(self, shared).masked_fill(((tokens[:, None] == tokens) & earlier).any(1), -1)
 
-    local_tokens.LocalTokens._held = first_only
+    local_tokens.LocalTokens._rows = first_only
 
 
 @pytest.mark.slow
@@ -120,6 +125,23 @@ def count_loads_of_shared_tokens_once():
 def test_planted_mistakes_are_caught(oracle, plant, failed):
     found = verdict(oracle, "d1", before=plant)
     assert failed <= set(found.comparison.failed)
+
+
+def show_siblings_to_gathering_ranks():
+    """A rank's queries see all gathered keys before them, those of other sequences, too."""
+    runs = key_gathering.runs_of
+
+    def with_siblings(lengths, parents, ranges):
+        return tuple(replace(run, path=(range(run.queries.stop),)) for run in runs(lengths, parents, ranges))
+
+    key_gathering.runs_of = with_siblings
+
+
+@pytest.mark.slow
+@pytest.mark.wide
+def test_a_rank_that_sees_gathered_keys_of_siblings_is_caught(oracle):
+    found = verdict(oracle, "c2", cp_style="gather", before=show_siblings_to_gathering_ranks)
+    assert {"outputs", "loss", "gradients"} <= set(found.comparison.failed)
 
 
 @pytest.mark.slow

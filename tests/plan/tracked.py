@@ -108,7 +108,7 @@ def _batch(setting: Setting, meshes: Meshes) -> tuple[torch.Tensor, PackedSequen
     packed = PackedSequences.from_lengths((sequence,) * (tokens // sequence), head=head)
     if meshes.context is None:
         return ids, packed
-    context = meshes.context.deal(packed.lengths)
+    context = meshes.context.deal(packed)
     return context.local_tokens(ids), packed.cut(context)
 
 

@@ -35,7 +35,7 @@ class Group:
 
 
 GROUPS = (
-    Group("numbers.kernels", ("attention", "head", "experts", "flex"), 75),
+    Group("numbers.kernels", ("attention", "head", "experts", "flex"), 120),
     Group("numbers.engine", ("engine",), 90),
     Group("speed.dense", ("dense",), 120),
     Group("numbers.options", ("options",), 140),

@@ -122,7 +122,7 @@ def cut_over_ranks(kind: str, dealt: bool) -> float:
     made.parallel = TensorParallel(tensors[cp], tp, 2)
     context = ContextParallel(contexts[tp], cp, 2)
     if dealt:
-        context = KeyGathering(contexts[tp], cp, 2, context).deal(pack.lengths)
+        context = KeyGathering(contexts[tp], cp, 2, context).deal(pack)
     cut = replace(pack.cut(context), auxiliary=Auxiliary(n_tokens, n_sequences, lambda *_: None, dist.group.WORLD))
     places = cut.local_places(made.parallel)
     own = x[places].clone().requires_grad_()

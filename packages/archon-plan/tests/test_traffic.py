@@ -125,7 +125,7 @@ def test_groups_of_context_ranks_exchange_heads_and_gather_those_keys():
     # 16 query heads over 12 ranks: groups of 4 exchange heads, and 3 groups gather. 8 key heads: 2 on each rank.
     setting = Setting(MODEL, ParallelDims(cp=12), Tokens(tokens, m), checkpointing="none")
     heads = only(setting, "cp_heads", "all_to_all", "heads")
-    assert (heads.size, heads.calls) == (4, m * LAYERS * 2 * 2)
+    assert (heads.size, heads.calls) == (4, m * LAYERS * 2 * 3)
     assert heads.bytes == m * LAYERS * 2 * (2 * 16 + 2 * 8) * 64 * tokens / 12 * 2 * 3 / 4
     keys = only(setting, "cp_keys", "all_gather", "keys and values")
     assert (keys.size, keys.calls) == (3, m * LAYERS)
@@ -158,9 +158,9 @@ def test_key_heads_that_are_sent_are_those_that_queries_of_other_ranks_read(quer
 
 def test_context_ranks_replicate_key_heads_that_they_do_not_divide():
     attention = AttentionAnatomy(HeadCounts(16, 2), 8, 8)
-    assert heads_exchanged(attention, 1, 2) == ((16 + 2 * 2) * 8, 16 * 8)
-    assert heads_exchanged(attention, 1, 4) == ((16 + 2 * 4) * 8, 16 * 8)
-    assert heads_exchanged(attention, 4, 2) == ((4 + 2 * 2) * 8, 4 * 8), "one key head on each tensor rank, twice"
+    assert heads_exchanged(attention, 1, 2) == (16 * 8, 2 * 2 * 8, 16 * 8)
+    assert heads_exchanged(attention, 1, 4) == (16 * 8, 2 * 4 * 8, 16 * 8)
+    assert heads_exchanged(attention, 4, 2) == (4 * 8, 2 * 2 * 8, 4 * 8), "one key head on each tensor rank, twice"
 
 
 def actions(text: str) -> tuple[Action, ...]:

@@ -16,11 +16,13 @@ REPLAYED = "tokens go to the reference's experts, since bf16 changes which of tw
 
 
 def checks(context: Context) -> Iterator[Check]:
-    """Every model in fp32 and in bf16."""
+    """Every model in fp32 and in bf16; shared prefixes, computed once."""
     for name in MODELS:
         yield Check(f"{name}-fp32", partial(fp32, context, name))
     for name in MODELS:
         yield Check(f"{name}-bf16", partial(bf16, context, name))
+    for dtype in ("float32", "bfloat16"):
+        yield Check(f"qwen3-tree-{dtype}", partial(tree, context, dtype))
 
 
 def fp32(context: Context, name: ModelName) -> Outcome:
@@ -30,6 +32,16 @@ def fp32(context: Context, name: ModelName) -> Outcome:
     found = observe(engine, name, batches_of(name, context, torch.float32))
     engine.close()
     return outcome(found, expected.training, FP32_BOUNDS)
+
+
+def tree(context: Context, dtype: str, name: ModelName = "qwen3") -> Outcome:
+    """Shared prefixes computed once, against every sequence computed apart."""
+    expected = reference(name, context)
+    assert expected.prefixes is not None, f"{name} has a reference on such batches"
+    engine = build(name, context, path=expected.checkpoint, dtype=dtype, shares_prefixes=True)
+    found = observe(engine, name, batches_of(name, context, torch.float32, shares_prefixes=True))
+    engine.close()
+    return outcome(found, expected.prefixes, FP32_BOUNDS if dtype == "float32" else BF16_BOUNDS)
 
 
 def bf16(context: Context, name: ModelName, **options: object) -> Outcome:

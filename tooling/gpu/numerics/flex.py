@@ -9,5 +9,7 @@ from gpu.records import Check, Context
 
 
 def checks(context: Context) -> Iterator[Check]:
-    """As of the other backends."""
+    """As of the other backends, and on packs with other masks in bf16 alone."""
     yield from of_backend(context, "flex")
+    for suffix in ("-last", "-tree", "-part"):
+        yield from of_backend(context, "flex", suffix, ("bf16",))

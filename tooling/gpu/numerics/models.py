@@ -54,6 +54,7 @@ def build(
     layout: str = "archon:d1",
     optimizer: OptimizerConfig = ADAMW,
     recompute: bool = False,
+    shares_prefixes: bool = False,
     **options: Any,
 ) -> Any:
     """An initialised engine.
@@ -62,6 +63,7 @@ def build(
         path: checkpoint with its weights; ``None`` draws them.
         dtype: of computation; ``None`` for the device's default.
         recompute: ``gradient_checkpointing``.
+        shares_prefixes: ``enable_tree_training``.
         options: of ``actor.archon``; compilation is off where it is not named.
     """
     options = {"enable_compile": False, **options}
@@ -73,6 +75,7 @@ def build(
         is_critic=name == "critic",
         dtype=dtype,
         gradient_checkpointing=recompute,
+        enable_tree_training=shares_prefixes,
         optimizer=optimizer,
         archon=ArchonOptions(),
         **source,

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from archon_core.contracts.batch import ROUTED_EXPERTS, Batch
-from archon_testing.batches import deal_unevenly, make_batch, token_places
+from archon_testing.batches import deal_unevenly, make_batch, make_tree_batch, token_places
 from archon_testing.compare import compare
 from archon_testing.held_shards import HeldShard, own_gradient, own_shard
 from archon_testing.losses import oracle_loss
@@ -22,12 +22,13 @@ FP32_BOUNDS = {"loss": FP32, "gradient norm": FP32, "gradients": FP32, "outputs"
 BF16_BOUNDS = {"loss": BF16_LOSS, "gradient norm": BF16_NORM, "gradients": BF16_GRADIENTS}
 
 
-def batches_of(name: ModelName, context: Context, dtype: torch.dtype) -> list[Batch]:
-    """Ragged batches, a different one for every step."""
+def batches_of(name: ModelName, context: Context, dtype: torch.dtype, *, shares_prefixes: bool = False) -> list[Batch]:
+    """Ragged batches, a different one for every step, whose sequences may share prefixes."""
     config = model_config(name, context.device)
     sizes = {"vocab_size": config["vocab_size"], "longest": config["max_position_embeddings"]}
+    make = make_tree_batch if shares_prefixes else make_batch
     # The second of these has one sequence only; the third is ragged again.
-    return [make_batch(step, **sizes, dtype=dtype, seed=SEED) for step in (0, 2)[:STEPS]]
+    return [make(step, **sizes, dtype=dtype, seed=SEED) for step in (0, 2)[:STEPS]]
 
 
 def observe(

@@ -40,6 +40,8 @@ class Reference:
     Attributes:
         checkpoint: folder with the weights that everything starts from, in float64.
         training: two steps with AdamW, and outputs before.
+        prefixes: the same on batches whose sequences share prefixes, each computed apart; ``None`` for models with
+            experts.
         muon: the weights after one step with Muon.
         routing: for each step int16 [T, layers, K], the experts that tokens went to; ``None`` without experts.
         completions: greedy ones, of the initial weights; empty for a critic.
@@ -47,6 +49,7 @@ class Reference:
 
     checkpoint: Path
     training: Record
+    prefixes: Record | None
     muon: Record
     routing: tuple[Tensor | None, ...]
     completions: tuple[Completion, ...]
@@ -97,7 +100,8 @@ def _compute(name: ModelName, context: Context) -> Reference:
             outputs |= record.outputs
         if min(margins) > LEAST_MARGIN:
             training = Record(tuple(steps), outputs)
-            return Reference(checkpoint, training, _muon(name, context, checkpoint), tuple(routing), completions)
+            muon, prefixes = _muon(name, context, checkpoint), _prefixes(name, context, checkpoint)
+            return Reference(checkpoint, training, prefixes, muon, tuple(routing), completions)
     raise AssertionError(f"{name}: no weights in {ATTEMPTS} attempts with which all choices of experts are clear")
 
 
@@ -105,6 +109,13 @@ def _muon(name: ModelName, context: Context, checkpoint: Path) -> Record:
     engine = build(name, context, path=checkpoint, dtype="float64", optimizer=MUON)
     step = observe(engine, name, batches_of(name, context, torch.float64)[:1], 1).steps[0]
     return Record((StepRecord(step.loss, step.gradient_norm, {}, step.weights),))
+
+
+def _prefixes(name: ModelName, context: Context, checkpoint: Path) -> Record | None:
+    if name == "qwen3_moe":
+        return None  # choices of experts were made clear for the other batches
+    engine = build(name, context, path=checkpoint, dtype="float64")
+    return observe(engine, name, batches_of(name, context, torch.float64, shares_prefixes=True))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,30 +23,57 @@ from gpu.numerics.oracle import reference
 from gpu.records import Check, Context, Outcome
 
 RANKS = 2
-LAYOUTS: tuple[tuple[ModelName, str], ...] = (
-    ("qwen3", "archon:d2"),
-    ("qwen3", "archon:t2"),
-    ("qwen3", "archon:c2"),
-    ("qwen3_moe", "archon:d2e2"),
-    ("critic", "archon:t2"),
+
+
+@dataclass(frozen=True)
+class Case:
+    """What two ranks train.
+
+    Attributes:
+        model: name of the model.
+        layout: without backend.
+        cp_style: how context ranks share attention.
+        prefixes: whether sequences share prefixes, computed once.
+    """
+
+    model: ModelName
+    layout: str
+    cp_style: str = "auto"
+    prefixes: bool = False
+
+    @property
+    def label(self) -> str:
+        """Such as ``qwen3-c2-gather-tree``."""
+        style = "" if self.cp_style == "auto" else f"-{self.cp_style}"
+        return f"{self.model}-{self.layout}{style}{'-tree' if self.prefixes else ''}"
+
+
+CASES = (
+    Case("qwen3", "d2"),
+    Case("qwen3", "t2"),
+    Case("qwen3", "c2"),
+    Case("qwen3", "c2", "gather"),
+    Case("qwen3", "c2", "gather", prefixes=True),
+    Case("qwen3_moe", "d2e2"),
+    Case("critic", "t2"),
 )
 
 
 def checks(context: Context) -> Iterator[Check]:
-    """One per layout."""
-    for name, layout in LAYOUTS:
-        yield Check(f"{name}-{layout.removeprefix('archon:')}", partial(two_ranks, context, name, layout))
+    """One per case."""
+    for case in CASES:
+        yield Check(case.label, partial(two_ranks, context, case))
 
 
-def two_ranks(context: Context, name: ModelName, layout: str) -> Outcome:
+def two_ranks(context: Context, case: Case) -> Outcome:
     """Start both ranks and take the worst of their errors."""
-    reference(name, context)
-    folder = context.work / f"ranks-{name}-{layout.partition(':')[2]}"
+    reference(case.model, context)
+    folder = context.work / f"ranks-{case.label}"
     folder.mkdir()
     environment = {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", **os.environ}
     processes = []
     for rank in range(RANKS):
-        call = f"from gpu.numerics.ranks import run_rank; run_rank({rank}, {name!r}, {layout!r}, {str(folder)!r}, "
+        call = f"from gpu.numerics.ranks import Case, run_rank; run_rank({rank}, {case!r}, {str(folder)!r}, "
         call += f"{str(context.work)!r}, {context.device!r})"
         log = (folder / f"{rank}.log").open("w", encoding="utf-8")
         command = [sys.executable, "-P", "-c", call]
@@ -73,7 +101,7 @@ def _codes(processes: list[subprocess.Popen[bytes]]) -> list[int]:
     return [0 if process.returncode == -9 else process.returncode for process in processes]
 
 
-def run_rank(rank: int, name: ModelName, layout: str, folder: str, work: str, device: str) -> None:
+def run_rank(rank: int, case: Case, folder: str, work: str, device: str) -> None:
     """In a rank's own process."""
     import torch.distributed as dist
 
@@ -82,10 +110,14 @@ def run_rank(rank: int, name: ModelName, layout: str, folder: str, work: str, de
     if context.on_gpu:
         torch.cuda.set_device(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    expected = reference(name, context)
-    engine = build(name, context, path=expected.checkpoint, layout=layout)
-    found = observe(engine, name, batches_of(name, context, torch.float32))
-    (Path(folder) / f"{rank}.json").write_text(json.dumps(errors(found, expected.training)), encoding="utf-8")
+    expected = reference(case.model, context)
+    record = expected.prefixes if case.prefixes else expected.training
+    assert record is not None, f"{case.model} has a reference on such batches"
+    shares: dict[str, bool] = {"shares_prefixes": case.prefixes}
+    options = {"layout": f"archon:{case.layout}", "cp_style": case.cp_style}
+    engine = build(case.model, context, path=expected.checkpoint, **options, **shares)
+    found = observe(engine, case.model, batches_of(case.model, context, torch.float32, **shares))
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(errors(found, record)), encoding="utf-8")
     dist.barrier()
     sys.stdout.flush()
     os._exit(0)

@@ -15,6 +15,7 @@ from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import SharedPrefixes
 from archon_core.errors import DataError
+from archon_engine.data.packing import plan_micro_batches
 from archon_engine.data.prefix_tree import NO_TOKEN, build_prefix_tree, token_keys
 from archon_engine.data.tree_micro_batch import build_tree_micro_batch, pack_tree, plan_predictions, tree_of
 from archon_engine.data.tree_packing import Runs, plan_tree_micro_batches
@@ -145,10 +146,28 @@ def test_micro_batches_of_a_pipeline_have_one_length_whether_they_share_prefixes
 
 def test_sequences_without_common_prefixes_are_packed_as_without_sharing():
     batch = Batch.from_sequences([[first] * length for first, length in enumerate((6, 5, 4, 5))])
-    # Neighbours alone would need three micro-batches.
-    assert len(plan_tree_micro_batches(tree_of(batch), batch.lengths, max_tokens_per_mb=10)) == 3
     spec = MicroBatchSpec(max_tokens_per_mb=10)
-    assert Splitter(spec, shares_prefixes=True).plan(batch) == Splitter(spec).plan(batch)
+    assert Splitter(spec, shares_prefixes=True).plan(batch) == Splitter(spec).plan(batch) == [[0, 2], [1, 3]]
+
+
+def test_sequences_that_share_a_template_alone_are_not_packed_as_neighbours():
+    # 2 of a template, then 6, 5, 4 and 5 of each: in the order of the tree, 12 hold one sequence or 2 + 5 + 4.
+    sequences = [[9, 9, *[first] * length] for first, length in enumerate((6, 5, 4, 5))]
+    tree, lengths = tree_from(sequences), [len(s) for s in sequences]
+    assert plan_tree_micro_batches(tree, lengths, max_tokens_per_mb=12) == [[0, 2], [1, 3]]
+    assert len(plan_tree_micro_batches(tree, lengths, max_tokens_per_mb=12, n_mbs=3)) == 3
+    # Counted apart, a micro-batch has room for one of them.
+    assert len(plan_micro_batches(lengths, max_tokens_per_mb=12)) == 4
+
+
+@given(SEQUENCES, st.integers(0, 3), st.integers(1, 2), st.integers(1, 3), st.integers(1, 2), st.integers(0, 25))
+def test_sharing_never_needs_more_micro_batches(sequences, template, granularity, n_mbs, divisor, room):
+    sequences = [[9] * template + s for s in sequences] * granularity
+    lengths = [len(s) for s in sequences]
+    limits = {"n_mbs": n_mbs, "n_mbs_divisor": divisor, "granularity": granularity}
+    limits["max_tokens_per_mb"] = granularity * max(lengths) + room
+    plan = plan_tree_micro_batches(tree_from(sequences), lengths, **limits)
+    assert len(plan) <= len(plan_micro_batches(lengths, **limits))
 
 
 def test_a_sequence_that_fits_no_micro_batch_is_refused():
@@ -157,21 +176,30 @@ def test_a_sequence_that_fits_no_micro_batch_is_refused():
 
 
 class Ranks:
-    def __init__(self, rank, size):
-        self.rank, self.size = rank, size
+    """Rank i holds the i-th part of a pack, or of its blocks in another order."""
+
+    def __init__(self, rank, size, blocks=None):
+        self.rank, self.size, self.blocks = rank, size, blocks or range(size)
+
+    def rank_order(self, n_tokens):
+        block = n_tokens // len(self.blocks)
+        return tuple(range(i * block, (i + 1) * block) for i in self.blocks)
 
 
 @given(SEQUENCES, st.integers(1, 3), st.data())
 def test_every_next_token_is_predicted_once_by_the_rank_that_holds_the_token_before(sequences, size, data):
     tree, ids = tree_from(sequences), np.array([i for s in sequences for i in s])
-    n_places = -(-tree.n_tokens // size) * size
+    n_places = -(-tree.n_tokens // (2 * size)) * 2 * size
+    blocks = data.draw(st.permutations(range(2 * size)))
     predicted = np.roll(tree.token_of, -1)
     predicted[np.cumsum([len(s) for s in sequences]) - 1] = NO_TOKEN
     wanted = np.array(data.draw(st.lists(st.booleans(), min_size=len(ids), max_size=len(ids))))
     predicted[~wanted] = NO_TOKEN
-    of_ranks = [plan_predictions(tree, predicted, n_places, Ranks(rank, size)) for rank in range(size)]
+    ranks = [Ranks(rank, size, blocks) for rank in range(size)]
+    of_ranks = [plan_predictions(tree, predicted, n_places, context) for context in ranks]
     assert len({len(one.places) for one in of_ranks}) == 1
-    places = np.concatenate([one.places + rank * (n_places // size) for rank, one in enumerate(of_ranks)])
+    held = np.array([i for part in ranks[0].rank_order(n_places) for i in part])
+    places = np.concatenate([held[one.places + rank * (n_places // size)] for rank, one in enumerate(of_ranks)])
     targets = np.concatenate([one.targets for one in of_ranks])
     assert (
         len(set(targets[targets >= 0].tolist())) == (targets >= 0).sum() == len(set(predicted[predicted >= 0].tolist()))

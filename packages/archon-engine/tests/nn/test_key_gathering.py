@@ -2,13 +2,16 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 
 from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences, cut_ranges
+from archon_engine.data.prefix_tree import build_prefix_tree
+from archon_engine.data.tree_micro_batch import pack_tree
 from archon_engine.nn.attention import PackedAttention
-from archon_engine.nn.dealing import Span, block_costs, deal_blocks, spans_of
+from archon_engine.nn.dealing import Run, Span, block_costs, deal_blocks, first_depths, runs_of, spans_of
 from archon_engine.nn.key_gathering import KeyGathering
 from archon_engine.nn.ulysses import ContextParallel
 from archon_testing.worlds import run_world
@@ -19,11 +22,31 @@ HEADS = {2: (3, 1, 4), 3: (4, 2, 3), 4: (4, 2, 3)}
 PACKS = [(24,), (5, 7, 1, 11), (1,) * 24, (2, 3, 1, 2, 13, 2, 1)]
 """24 tokens: one sequence, sequences shorter than the number of ranks, cuts on boundaries and inside."""
 
+TREES = [
+    ["aaaaabb", "aaaaaccccc", "aaaaacdd", "aae"],
+    ["abcdefghijklmnopqrst", "abcd", "abcx"],
+    ["ab", "ac", "ad", "aeeee", "aeef", "bbbb", "bbcc", "c"],
+]
+"""Sequences that share prefixes, of at most 24 tokens with each prefix once: branches within branches, a long path, and
+many short ones."""
+
 SETTINGS = [
     AttentionSettings(0.5),
     AttentionSettings(0.5, softcap=2.0),
     AttentionSettings(0.5, window=4, sinks=True),
 ]
+
+
+def whole_packs():
+    """Packs of 24 tokens by name: sequences end to end, and trees with their padding."""
+    packs = {str(lengths): PackedSequences.from_lengths(lengths) for lengths in PACKS}
+    return packs | {", ".join(sequences): tree_pack(sequences) for sequences in TREES}
+
+
+def tree_pack(sequences, n_tokens=24):
+    lengths = [len(sequence) for sequence in sequences]
+    tree = build_prefix_tree(np.array([ord(letter) for letter in "".join(sequences)]), lengths)
+    return pack_tree(tree, lengths, n_tokens - tree.n_tokens)
 
 
 def tensors(heads, kv_heads, value_dim):
@@ -58,15 +81,15 @@ def differences():
         group = dist.new_group(range(size))
         if dist.get_rank() >= size:
             continue
-        for (style, context), lengths in itertools.product(ranks_of(size, group, halves), PACKS):
+        for (style, context), (name, packed) in itertools.product(ranks_of(size, group, halves), whole_packs().items()):
             for settings in SETTINGS:
-                case = f"c{size}, {style}, {lengths}, {settings}"
-                found.append((case, difference(context.deal(lengths), *HEADS[size], lengths, settings)))
+                case = f"c{size}, {style}, {name}, {settings}"
+                found.append((case, difference(context.deal(packed), *HEADS[size], packed, settings)))
     return found
 
 
-def difference(context, heads, kv_heads, value_dim, lengths, settings):
-    packed, attention = PackedSequences.from_lengths(lengths), PackedAttention("0", settings)
+def difference(context, heads, kv_heads, value_dim, packed, settings):
+    attention = PackedAttention("0", settings)
     *inputs, upstream = tensors(heads, kv_heads, value_dim)
     sinks = [torch.linspace(-1, 1, heads, dtype=torch.float64)] if settings.sinks else []
     whole = [x.clone().requires_grad_() for x in (*inputs, *sinks)]
@@ -74,7 +97,9 @@ def difference(context, heads, kv_heads, value_dim, lengths, settings):
     own_sinks = [x.clone().requires_grad_() for x in sinks]
     expected = attention(*whole[:3], packed, *whole[3:])
     expected.backward(upstream)
-    result = attention(*own, packed.cut(context), *own_sinks)
+    cut = packed.cut(context)
+    queries = attention.queries(own[0], cut) if settings.window is None else own[0]
+    result = attention(queries, *own[1:], cut, *own_sinks)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=False))]
     found = [float((part - context.local_tokens(x)).abs().max()) for part, x in pairs]
@@ -89,12 +114,13 @@ def difference(context, heads, kv_heads, value_dim, lengths, settings):
 def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
     for rank, found in enumerate(run_world(differences, 4)):
         assert [case for case, error in found if not error < 1e-12] == []
-        assert len(found) == (96, 96, 72, 48)[rank]
+        assert len(found) == (168, 168, 126, 84)[rank]
 
 
-def place(rank, size, lengths, **fields):
+def place(rank, size, pack, **fields):
     """The place of a rank that gathers over all ``size`` context ranks, without a process group."""
-    return KeyGathering(None, rank, size, ContextParallel(None, rank, size), **fields).deal(lengths)
+    packed = pack if isinstance(pack, PackedSequences) else PackedSequences.from_lengths(pack)
+    return KeyGathering(None, rank, size, ContextParallel(None, rank, size), **fields).deal(packed)
 
 
 def test_a_single_sequence_is_dealt_as_head_and_tail():
@@ -139,6 +165,42 @@ def test_pairs_of_blocks_have_the_smallest_maximum_of_all_pairs():
 def test_a_span_reads_keys_from_the_start_of_its_first_sequence():
     spans = spans_of((5, 7, 2, 10), (range(3, 9), range(12, 18)))
     assert spans == (Span(range(3, 9), range(9), (5, 4)), Span(range(12, 18), range(12, 18), (2, 4)))
+
+
+@pytest.mark.parametrize("sequences", TREES)
+def test_the_runs_of_a_rank_see_the_paths_of_their_tokens(sequences):
+    packed = tree_pack(sequences)
+    shared = packed.shared
+    paths, seen = shared.key_tokens.split(shared.key_lengths), {}
+    for start, path in zip(packed.cu_seqlens.tolist(), paths, strict=False):
+        for depth, token in enumerate(path.tolist()):
+            if token >= start:
+                seen[token] = path[: depth + 1].tolist()
+    costs = [len(seen[token]) for token in range(24)]
+    assert block_costs(shared.segments, 6, shared.parents) == [sum(costs[i : i + 4]) for i in range(0, 24, 4)]
+    starts = packed.cu_seqlens[:-1].tolist()
+    assert first_depths(shared.segments, shared.parents) == [len(seen[token]) - 1 for token in starts]
+    held = []
+    for rank in range(3):
+        context = place(rank, 3, packed)
+        part = context.dealt.tree
+        runs = runs_of(shared.segments, shared.parents, context.places(24))
+        assert part.lengths == tuple(len(run.queries) for run in runs)
+        for run, path in zip(runs, part.shared.key_tokens.split(part.shared.key_lengths), strict=True):
+            assert path.tolist() == [i for part in run.path for i in part] == seen[run.queries[-1]]
+            assert all(seen[token] == seen[run.queries[-1]][: len(seen[token])] for token in run.queries)
+            held += run.queries
+        assert context.rank_order(24) == place(0, 3, packed).rank_order(24)
+        assert cut_ranges(context.rank_order(24), 8 * rank, 8)[0].start == context.places(24)[0].start
+    assert sorted(held) == list(range(24))
+
+
+def test_a_run_ends_with_the_tokens_of_its_rank():
+    assert runs_of((4, 3, 2), (-1, 1, 5), (range(2, 5), range(8, 9))) == (
+        Run(range(2, 4), (range(4),)),
+        Run(range(4, 5), (range(2), range(4, 5))),
+        Run(range(8, 9), (range(2), range(4, 6), range(7, 9))),
+    )
 
 
 def test_ranks_hold_every_token_once_in_ascending_order():

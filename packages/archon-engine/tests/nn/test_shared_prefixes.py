@@ -18,6 +18,7 @@ from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.attention_backends import flex, sdpa, varlen
 from archon_engine.nn.attention_backends.paths import gather_paths
 from archon_engine.nn.head import LanguageModelHead
+from archon_engine.nn.key_gathering import part_of_tree
 
 SEQUENCES = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=12), min_size=1, max_size=7)
 
@@ -84,8 +85,11 @@ def test_the_places_of_a_tree_say_which_paths_a_token_is_on(sequences: list[list
     assert torch.equal(seen, (keys <= keys[:, None]) & (keys[:, None] < ends))
     block = 4
     needed = {(int(q) // block, int(k) // block) for q, k in seen.nonzero()}
-    last = flex.last_query_blocks(ends, block)
-    assert needed == {(q, k) for k in range(len(last)) for q in range(k, int(last[k]) + 1)}
+    assert needed == set(map(tuple, flex.needed_blocks(ends, keys, block).nonzero().tolist()))
+    # Of a part, whose queries may have a gap between them.
+    places = torch.cat((keys[: n // 3], keys[n // 2 :]))
+    needed = {(int(q) // block, int(k) // block) for q, k in seen[places].nonzero()}
+    assert needed <= set(map(tuple, flex.needed_blocks(ends, places, block).nonzero().tolist()))
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
@@ -104,6 +108,15 @@ def test_flex_equals_sdpa(
     sinks = torch.linspace(-1, 2, 4) if has_sinks else None
     expected = sdpa.attend(q, k, v, packed, settings, sinks)
     torch.testing.assert_close(flex.attend(q, k, v, packed, settings, sinks), expected, rtol=1e-5, atol=1e-5)
+    # The queries of one of several ranks that gather keys.
+    ranges = (range(20, 200), range(390, 480))
+    part, places = (
+        part_of_tree(packed, packed.shared, ranges),
+        torch.cat([torch.arange(r.start, r.stop) for r in ranges]),
+    )
+    for backend in (sdpa, flex):
+        out = backend.attend(q[places], k, v, part, settings, sinks)
+        torch.testing.assert_close(out, expected[places], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("window", [None, 3])
@@ -130,6 +143,10 @@ def test_varlen_hands_over_queries_of_segments_and_keys_of_paths(
     settings = AttentionSettings(0.3, window=window)
     out, expected = (backend.attend(*parts, packed, settings) for backend in (varlen, sdpa))
     torch.testing.assert_close(out, expected)
+    places = [1, 2, 3, 7, 8]
+    part = part_of_tree(packed, packed.shared, (range(1, 4), range(7, 9)))
+    out = varlen.attend(parts[0][places], *parts[1:], part, settings)
+    torch.testing.assert_close(out, expected[places])
 
 
 def test_gradients_of_shared_keys_are_summed_in_fp32() -> None:

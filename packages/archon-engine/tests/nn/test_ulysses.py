@@ -22,8 +22,9 @@ def tensors(tokens, heads, kv_heads, value_dim):
     return [torch.randn(tokens, n, d, dtype=torch.float64, generator=generator) for n, d in sizes]
 
 
-def attend(q, k, v, packed, window):
-    return PackedAttention("0", AttentionSettings(0.5, window=window))(q, k, v, packed)
+def attend(q, k, v, packed, window, hands_over=False):
+    attention = PackedAttention("0", AttentionSettings(0.5, window=window))
+    return attention(attention.queries(q, packed) if hands_over else q, k, v, packed)
 
 
 def differences():
@@ -51,7 +52,7 @@ def difference(context, heads, kv_heads, lengths, window):
     own = [context.local_tokens(x).clone().requires_grad_() for x in inputs]
     expected = attend(*whole, packed, window)
     expected.backward(upstream)
-    result = attend(*own, packed.cut(context), window)
+    result = attend(*own, packed.cut(context), window, hands_over=window is None)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=True))]
     return max(float((part - context.local_tokens(x)).abs().max()) for part, x in pairs)

@@ -9,7 +9,6 @@ from archon_engine.options.context_style import (
     ContextSizes,
     ContextSplit,
     permits,
-    shared_prefix_refusal,
     split_context,
     style_decisions,
 )
@@ -103,19 +102,6 @@ def test_a_style_that_is_in_effect_as_written_needs_no_decision():
     assert decision("gather", 4, 1, 8) is None
     assert decision("ulysses", 4, 1, 8) is None
     assert decision("gather", 1, 1, 8) is None
-
-
-def test_prefix_trees_are_refused_where_keys_are_gathered():
-    sizes = ContextSizes(8, 1, 4)
-    assert shared_prefix_refusal(ContextSizes(4, 1, 4), ContextSplit(4, 1), role="actor") is None
-    assert shared_prefix_refusal(sizes, split("auto", 8, 1, 4), role="actor") == (
-        "actor.enable_tree_training: found true with hybrid attention over c8 (actor.archon.cp_style), which deals "
-        "tokens of whole sequences and does not follow paths of a prefix tree; set actor.enable_tree_training=false, "
-        "or a c that divides the model's 4 attention heads"
-    )
-    written = ContextSizes(4, 1, 8)
-    refusal = shared_prefix_refusal(written, split("gather", 4, 1, 8), role="actor")
-    assert refusal.endswith("set actor.enable_tree_training=false, or actor.archon.cp_style=ulysses")
 
 
 def test_packs_are_padded_for_two_blocks_per_group():

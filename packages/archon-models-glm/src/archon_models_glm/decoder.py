@@ -38,10 +38,15 @@ class GlmAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         # Head counts come from the projections, which hold fewer heads when they are sharded.
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out = self.core(rotation.apply(q), rotation.apply(k), v, packed)
+        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        # Before keys and values, so that their projections overlap with an exchange of queries.
+        q = self.core.queries(rotation.apply(q), packed)
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        out = self.core(q, rotation.apply(k), v, packed)
         return self.o_proj(out.flatten(-2))
 
 

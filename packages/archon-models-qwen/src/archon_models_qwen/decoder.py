@@ -45,12 +45,16 @@ class QwenAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
         """[T, hidden] to [T, hidden]."""
         # Head counts come from the projections, which hold fewer heads when they are sharded.
-        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         # [T, Hq, D], or [T, Hq, 2 D] with the gate in the second half of each head.
         q, *gate = self.q_proj(x).unflatten(-1, (-1, self.per_head)).split(self.head_dim, dim=-1)
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        out = self.core(rotation.apply(q), rotation.apply(k), v, packed)
+        if self.q_norm is not None:
+            q = self.q_norm(q)
+        # Before keys and values, so that their projections overlap with an exchange of queries.
+        q = self.core.queries(rotation.apply(q), packed)
+        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
+        if self.k_norm is not None:
+            k = self.k_norm(k)
+        out = self.core(q, rotation.apply(k), v, packed)
         if gate:
             out = out * torch.sigmoid(gate[0])
         return self.o_proj(out.flatten(-2))

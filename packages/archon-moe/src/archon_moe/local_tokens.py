@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import PackedSequences, SharedPrefixes
+from archon_core.contracts.packed import PackedSequences, SharedPrefixes, cut_ranges
 from archon_engine import compat
 from archon_engine.nn.tensor_parallel import TensorParallel
 
@@ -31,13 +31,13 @@ class LocalTokens:
         parallel: the tensor ranks; ``None`` without tensor parallelism.
         n_real: how many of this rank's tokens precede the padding. Padding ends the pack, and a rank holds its tokens
             in their order, so padding ends each rank's part.
-        first: the place of the first of them in the whole pack.
+        places: their places in the whole pack, as ascending ranges.
     """
 
     packed: PackedSequences
     parallel: TensorParallel | None
     n_real: int
-    first: int
+    places: tuple[range, ...]
 
     @classmethod
     def of(cls, packed: PackedSequences, parallel: TensorParallel | None, n_tokens: int) -> LocalTokens:
@@ -46,7 +46,7 @@ class LocalTokens:
         assert sum(map(len, ranges)) == n_tokens, "a rank holds as many rows as it has places in the pack"
         end = sum(packed.lengths) - packed.n_padding
         n_real = sum(max(0, min(part.stop, end) - part.start) for part in ranges)
-        return cls(packed, parallel, n_real, ranges[0].start)
+        return cls(packed, parallel, n_real, cut_ranges(ranges, 0, n_real))
 
     @property
     def n_sequences(self) -> int:
@@ -61,13 +61,14 @@ class LocalTokens:
         if shared is None:
             return values
         # Found once for all values: on a GPU, the host waits for the number of rows.
-        rows = shared.token_of[self._held(shared)] - self.first
+        rows_N = self._rows(shared)
+        rows = rows_N[rows_N >= 0]
         return tuple(x.index_select(0, rows) for x in values)
 
     def sequence_of(self) -> Tensor:
         """int64 [n], for each row of ``of_sequences`` the index of its sequence in the pack."""
         if self.packed.shared is not None:
-            return self.packed.shared.sequence_of[self._held(self.packed.shared)]
+            return self.packed.shared.sequence_of[self._rows(self.packed.shared) >= 0]
         places = self.packed.local_places(self.parallel)[: self.n_real]
         ends = self.packed.cu_seqlens[1:].to(places.dtype)
         return torch.searchsorted(ends, places, right=True)
@@ -85,12 +86,14 @@ class LocalTokens:
             first = self.parallel.rank * (x.shape[0] // self.parallel.size)
         return x[first : first + self.n_real]
 
-    def _held(self, shared: SharedPrefixes) -> Tensor:
-        """bool: which tokens of the sequences this rank's real tokens stand for.
-
-        Packs that share prefixes are cut into parts in their order, so a rank's tokens are one range.
-        """
-        return (shared.token_of >= self.first) & (shared.token_of < self.first + self.n_real)
+    def _rows(self, shared: SharedPrefixes) -> Tensor:
+        """int64, for every token of the sequences the row here that stands for it; -1 if none does."""
+        rows, first = torch.full_like(shared.token_of, -1), 0
+        for part in self.places:
+            is_here = (shared.token_of >= part.start) & (shared.token_of < part.stop)
+            rows = torch.where(is_here, shared.token_of - part.start + first, rows)
+            first += len(part)
+        return rows
 
     def _groups(self) -> list[Any]:
         tensor = self.parallel if self.parallel is not None and self.parallel.sequence_sharded else None

@@ -28,7 +28,7 @@ from archon_core.selection import select_model
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS, tree_refusal
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
-from archon_engine.options.context_style import shared_prefix_refusal, split_context
+from archon_engine.options.context_style import split_context
 from archon_engine.options.pipelines import micro_batch_decisions
 from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
@@ -215,12 +215,9 @@ class _Checker:
         if sizes.query_heads % sizes.tensor:
             sizes = replace(sizes, tensor=1)  # an error about t exists; c is checked as if t were left out
         try:
-            split = split_context(config.archon.cp_style, sizes, option=option)
+            split_context(config.archon.cp_style, sizes, option=option)
         except ConfigError as error:
             self._add_error(error, option)
-            return
-        if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
-            self._add_error(ConfigError(refusal), f"{role}.enable_tree_training")
 
     def _pipeline(self, layout: Layout, engine: TrainEngineSpec) -> tuple[ScheduleSpec | None, PipelineSpec | None]:
         try:

@@ -96,11 +96,10 @@ def _add_heads(ledger: Ledger, setting: Setting, layer: LayerAnatomy, sizes: Tok
         forward = passes.forward + passes.again
         most = max(forward * out + passes.backward * back for out, back in key_heads_sent(attention, dims.tp))
         ledger.add_sent(tensor, "all_to_all", "key heads", sizes.context * sizes.compute * most, 2 * runs)
-    before, after = heads_exchanged(attention, dims.tp, split.heads)
     row = sizes.context * sizes.compute
     exchanging = Group("cp" if split.groups == 1 else "cp_heads", split.heads)
-    ledger.add(exchanging, "all_to_all", "heads", row * before, runs)
-    ledger.add(exchanging, "all_to_all", "heads", row * after, runs)
+    for numbers in heads_exchanged(attention, dims.tp, split.heads):
+        ledger.add(exchanging, "all_to_all", "heads", row * numbers, runs)
     gathering = Group("cp" if split.heads == 1 else "cp_keys", split.groups)
     gathered = sizes.whole * sizes.compute * keys_gathered(attention, dims.tp, split.heads)
     ledger.add(gathering, "all_gather", "keys and values", gathered, passes.forward + passes.again)
@@ -140,8 +139,9 @@ def _is_projection_norm(weight: WeightShape) -> bool:
     return weight.role == "column" and len(weight.shape) == 1 and weight.name.endswith("norm.weight")
 
 
-def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int, int]:
-    """Numbers per token of one tensor rank that context ranks exchange before and after core attention.
+def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int, int, int]:
+    """Numbers per token of one tensor rank that context ranks exchange of queries, of keys with values, and of the
+    results of attention.
 
     Key heads are replicated where tensor or context ranks do not divide them, by the least number of copies that makes
     them divide (``archon_engine.nn.ulysses``, ``archon_engine.nn.key_heads``).
@@ -149,7 +149,7 @@ def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int,
     queries = attention.heads.query // tp
     keys = math.lcm(math.lcm(attention.heads.key_value, tp) // tp, cp)
     size = attention.head_dim
-    return queries * size + keys * (size + attention.value_dim), queries * attention.value_dim
+    return queries * size, keys * (size + attention.value_dim), queries * attention.value_dim
 
 
 def keys_gathered(attention: AttentionAnatomy, tp: int, heads: int) -> int:

@@ -15,7 +15,7 @@ from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.plugins import TrainEngineSpec, registry
 from archon_engine.models.hf_config import load_hf_config
 from archon_engine.models.initialize import build_module
-from archon_engine.options.context_style import ContextSizes, shared_prefix_refusal, split_context
+from archon_engine.options.context_style import ContextSizes, split_context
 from archon_engine.parallel.plan_checks import check_refusals, sharded_extents
 from archon_testing.cases import Case, Variant
 
@@ -24,7 +24,7 @@ def misfits(cases: Sequence[Case], layouts: Sequence[str]) -> dict[str, str] | A
     """Layout -> reason, for ``layouts`` that do not fit the model of every case; or the error of building a model.
 
     Args:
-        cases: models or variants, with the attention of context ranks and shared prefixes; their layouts are ignored.
+        cases: models or variants, with the attention of context ranks; their layouts are ignored.
         layouts: with backend and without schedule, such as ``archon:d2t2``.
     """
     found: dict[str, str] = {}
@@ -68,11 +68,9 @@ def refused_variants(cases: Sequence[Case]) -> dict[Variant, str]:
 
 
 def _check_context(case: Case, plan: ParallelPlan, dims: ParallelDims) -> None:
-    """Raise ConfigError where context ranks cannot share attention as the case asks, or not with shared prefixes."""
+    """Raise ConfigError where context ranks cannot share attention as the case asks."""
     sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0)
-    split = split_context(case.cp_style, sizes, option="--cp-style")
-    if case.prefixes == "shared" and (refusal := shared_prefix_refusal(sizes, split, role="actor")):
-        raise ConfigError(refusal)
+    split_context(case.cp_style, sizes, option="--cp-style")
 
 
 def _check_experts(module: nn.Module, plan: ParallelPlan, *, ep: int, etp: int) -> None:

@@ -17,7 +17,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from archon_core.contracts.packed import OutputName, PackedSequences
+from archon_core.contracts.packed import ContextRanks, OutputName, PackedSequences
 from archon_core.errors import DataError
 
 NO_TARGET = -1
@@ -26,6 +26,10 @@ NO_TARGET = -1
 ROUTED_EXPERTS = "routed_experts"
 """Token field, int16 [T, layers, k], aligned to tokens: the experts to which a rollout routed each token; -1 if
 unknown."""
+
+
+PER_TOKEN: tuple[OutputName, ...] = ("values", "logits")
+"""Outputs that a head computes once per token of a pack. The others it computes once per prediction."""
 
 
 @dataclass(frozen=True)
@@ -176,17 +180,21 @@ class Expansion:
 
     Attributes:
         tokens: int64 [N], the token of the pack that stands for each token of the sequences.
-        predictions: int64 [N], the place of each token's prediction among log-probabilities and entropies; -1 for
-            none.
+        predictions: int64 [N], the place of each token's prediction among log-probabilities and entropies, those of
+            context ranks in rank order; -1 for none.
     """
 
     tokens: Tensor
     predictions: Tensor
 
+    def join(self, name: OutputName, output: Tensor, context: ContextRanks) -> Tensor:
+        """The outputs of all context ranks. Ranks make equally many predictions, whichever tokens these are for."""
+        return context.gather_outputs(output) if name in PER_TOKEN else context.gather_rows(output)
+
     def expand(self, name: OutputName, output: Tensor) -> Tensor:
         """The output [N, ...] of the sequences, 0 where nothing is predicted. Backward sums over the sequences that
         share a value."""
-        if name in ("values", "logits"):
+        if name in PER_TOKEN:
             return output.index_select(0, self.tokens)
         places = self.predictions.clamp(min=0)
         return torch.where(self.predictions >= 0, output.index_select(0, places), 0)
@@ -215,8 +223,9 @@ class MicroBatch:
     def whole_outputs(self, outputs: Mapping[OutputName, Tensor]) -> dict[OutputName, Tensor]:
         """Per-token ``outputs`` of all real tokens, including those of other context ranks, over which this is
         collective."""
-        context = self.packed.context
-        whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
-        if self.expansion is not None:
-            return {name: self.expansion.expand(name, value) for name, value in whole.items()}
-        return {name: value[: self.batch.n_tokens] for name, value in whole.items()}
+        context, expansion = self.packed.context, self.expansion
+        if expansion is None:
+            whole = outputs if context is None else {name: context.gather_outputs(v) for name, v in outputs.items()}
+            return {name: value[: self.batch.n_tokens] for name, value in whole.items()}
+        whole = outputs if context is None else {name: expansion.join(name, v, context) for name, v in outputs.items()}
+        return {name: expansion.expand(name, value) for name, value in whole.items()}

@@ -9,7 +9,7 @@ attributes that they need, so a model built from them declares none itself.
 | ``adds_bias`` | projections | tensor parallelism | the projection cannot have the role ``row`` |
 | ``accepts_sequence_shards`` | attention | context parallelism | the attention needs whole sequences |
 | ``accepts_any_order`` | attention | context parallelism | ranks hold parts of a pack in its order |
-| ``eager_methods`` | expert blocks | compilation | the whole block stays eager |
+| ``eager_methods`` | attention, expert blocks | compilation | ``forward`` stays eager |
 | ``initial_values`` | owners of parameters | random initialisation | the rule of ``initial_values`` below |
 | ``fill_buffers`` | owners of buffers | materialisation | buffers stay uninitialised |
 | ``max_positions`` | the model | generation | no limit beyond that of its rotations |
@@ -83,10 +83,11 @@ def accepts_any_order(attention: nn.Module) -> bool:
     return getattr(attention, "accepts_any_order", False)
 
 
-def eager_methods(block: nn.Module) -> tuple[str, ...]:
-    """Methods of an expert block that ``torch.compile`` must leave eager, because their shapes depend on the routing.
-    Only these may use ``block.experts``. The default ``("forward",)`` leaves the whole block eager."""
-    return getattr(block, "eager_methods", ("forward",))
+def eager_methods(part: nn.Module) -> tuple[str, ...]:
+    """Methods of core attention or of an expert block that ``torch.compile`` must leave eager, because they depend on
+    lengths of sequences or on the routing. Only these may use an expert block's ``experts``. The default
+    ``("forward",)`` leaves the whole module eager."""
+    return getattr(part, "eager_methods", ("forward",))
 
 
 def initial_values(owner: nn.Module) -> Mapping[str, InitialValue]:

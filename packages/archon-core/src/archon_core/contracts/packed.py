@@ -27,19 +27,30 @@ class ContextRanks(Protocol):
         """The places of this rank's tokens in a pack of ``n_tokens``, which ``size`` divides: ascending ranges, in the
         order in which the rank holds the tokens."""
 
+    def rank_order(self, n_tokens: int) -> tuple[range, ...]:
+        """The places of all tokens of such a pack in the order of the ranks, each of which holds an equal part."""
+
     def local_tokens(self, x: Tensor) -> Tensor:
         """This rank's part of ``x`` [T, ...]; T is a multiple of ``size``."""
 
     def gather_outputs(self, x: Tensor) -> Tensor:
         """Join the ranks' outputs [T / size, ...] to [T, ...], for a loss that every rank computes alike."""
 
+    def gather_rows(self, x: Tensor) -> Tensor:
+        """Join the ranks' outputs [n, ...], n of each rank, in rank order: [size n, ...]. As ``gather_outputs``
+        otherwise."""
+
     def stack(self, x: Tensor) -> Tensor:
         """The ranks' ``x``, of equal shape, in rank order, [size, ...]; backward sums gradients over the ranks."""
+
+    def send_queries(self, q: Tensor) -> Any:
+        """Start what ranks exchange of their queries [T / size, Hq, D], if anything: the argument ``q`` of ``attend``.
+        What is computed before that call overlaps with the exchange. Collective."""
 
     def attend(
         self,
         backend: Any,
-        q: Tensor,
+        q: Any,
         k: Tensor,
         v: Tensor,
         packed: PackedSequences,
@@ -51,7 +62,7 @@ class ContextRanks(Protocol):
 
         Args:
             backend: computes attention without context ranks (``archon_engine.nn.attention.Backend``).
-            q: queries.
+            q: queries, or what ``send_queries`` returned for them.
             k: keys.
             v: values.
             packed: the whole pack.
@@ -211,25 +222,33 @@ class SharedPrefixes:
 
     Legend: T tokens of the pack, G segments of the pack with its padding, N tokens of all sequences.
 
+    Attention needs ``key_tokens``, ``key_lengths`` and ``cu_keys``. Where context ranks gather keys and values, a rank
+    attends with a pack of its queries alone: the segments of ``PackedSequences`` and of these three are then the parts
+    of the tree's segments that ``queries`` cover.
+
     Attributes:
         key_tokens: int64, for every segment the tokens of the path to its end, its own included, one segment after the
             other.
         key_lengths: the lengths of these G paths, on the host.
         cu_keys: int32 [G + 1], where each path starts in ``key_tokens``, then its length.
-        parents: on the host, for every segment the token that it continues; -1 for none.
+        segments: on the host, the lengths of the tree's segments.
+        parents: on the host, for every segment of the tree the token that it continues; -1 for none.
         token_of: int64 [N], the token of the pack that stands for each token of the sequences, which follow one
             another as without sharing.
         sequence_of: int64 [N], the sequence of each.
         n_sequences: number of sequences.
+        queries: on the host, the places of the tokens that have queries, as ascending ranges; ``None`` for all.
     """
 
     key_tokens: Tensor
     key_lengths: tuple[int, ...]
     cu_keys: Tensor
+    segments: tuple[int, ...]
     parents: tuple[int, ...]
     token_of: Tensor
     sequence_of: Tensor
     n_sequences: int
+    queries: tuple[range, ...] | None = None
 
 
 @dataclass(frozen=True)

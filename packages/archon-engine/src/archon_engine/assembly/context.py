@@ -9,7 +9,6 @@ from torch import nn
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.module import accepts_any_order
-from archon_core.errors import ConfigError
 from archon_core.layout import ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
@@ -20,7 +19,6 @@ from archon_engine.options.combinations import shown
 from archon_engine.options.context_style import (
     ContextSizes,
     ContextSplit,
-    shared_prefix_refusal,
     split_context,
     style_decisions,
 )
@@ -47,14 +45,12 @@ def plan_context(
     """The plan for a whole module. Collective in a run on several machines.
 
     Raises:
-        ConfigError: the style does not fit the number of heads, or sequences share prefixes.
+        ConfigError: the style does not fit the number of heads.
     """
     per_node = _ranks_per_node() if dims.cp > 1 else None
     sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, per_node)
     cores = [part for name, part in module.named_modules() if matches_any(plan.attention, name)]
     split = split_context(config.archon.cp_style, sizes, option=f"{role}.archon.cp_style")
-    if config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=role)):
-        raise ConfigError(refusal)
     return ContextPlan(split, not all(accepts_any_order(core) for core in cores), sizes)
 
 

@@ -63,6 +63,6 @@ def build_micro_batch(
         experts = torch.nn.functional.pad(selected.token_fields[ROUTED_EXPERTS], (0, 0, 0, 0, 0, padding))
         packed = replace(packed, experts=experts)
     if context is not None:
-        context = context.deal(lengths, batch.input_ids.device)
+        context = context.deal(packed)
         input_ids, packed = context.local_tokens(input_ids), packed.cut(context)
     return MicroBatch(batch=selected, indices=tuple(indices), input_ids=input_ids, packed=packed)

@@ -48,7 +48,7 @@ def plan_micro_batches(
     groups = groups_of(len(lengths), granularity, option=option)
     sizes = [sum(lengths[i] for i in group) for group in groups]
     check_largest(max(sizes, default=0), max_tokens_per_mb, granularity, option=option)
-    place = {"ffd": _first_fit_decreasing, "kk": _differencing}[algorithm]
+    place = {"ffd": first_fit_decreasing, "kk": _differencing}[algorithm]
     bins = place(sizes, max_tokens_per_mb, n_mbs, n_mbs_divisor)
     return [sorted(i for group in members for i in groups[group]) for members in bins]
 
@@ -81,7 +81,15 @@ def _round_up(value: int, multiple: int) -> int:
     return math.ceil(value / multiple) * multiple
 
 
-def _first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, divisor: int) -> list[list[int]]:
+def first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, divisor: int) -> list[list[int]]:
+    """Items of each bin: the largest item first, each into the first bin with room for it.
+
+    Args:
+        sizes: of the items.
+        capacity: of a bin, at least the largest item; ``None`` for no limit, with as few bins as allowed.
+        least: minimum number of bins.
+        divisor: the number of bins is a multiple of it. Bins are empty if there are fewer items.
+    """
     if capacity is None:
         return _least_loaded(sizes, range(len(sizes)), _round_up(max(least, 1), divisor))
     bins: list[list[int]] = []

@@ -25,6 +25,7 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import ContextRanks, HeadInputs, PackedSequences, SharedPrefixes
 from archon_engine.data.micro_batch import PADDING_ID, padded_length
 from archon_engine.data.prefix_tree import NO_TOKEN, Integers, PrefixTree, build_prefix_tree, token_keys
+from archon_engine.nn.ulysses import ContextParallel
 
 NO_PREDICTION = -1
 
@@ -49,7 +50,7 @@ def build_tree_micro_batch(
     *,
     multiple: int = 1,
     at_least: int = 0,
-    context: ContextRanks | None = None,
+    context: ContextParallel | None = None,
     replays_routing: bool = False,
 ) -> MicroBatch:
     """``micro_batch.build_micro_batch`` for sequences that share prefixes.
@@ -63,6 +64,8 @@ def build_tree_micro_batch(
     padding = length - tree.n_tokens
     source = _on(device, tree.source)
     input_ids = functional.pad(selected.input_ids[source], (0, padding), value=PADDING_ID)
+    packed = pack_tree(tree, selected.lengths, padding, device)
+    context = None if context is None else context.deal(packed)
     predictions = plan_predictions(tree, _predicted(selected, tree, request), length, context)
     places, targets = _on(device, predictions.places), _on(device, predictions.targets)
     head = HeadInputs(
@@ -71,7 +74,7 @@ def build_tree_micro_batch(
         temperature=request.temperature,
         places=places,
     )
-    packed = replace(pack_tree(tree, selected.lengths, padding, device), head=head)
+    packed = replace(packed, head=head)
     if replays_routing and ROUTED_EXPERTS in selected.token_fields:
         experts = selected.token_fields[ROUTED_EXPERTS][source]
         # Padding is routed to no expert, whatever its values are.
@@ -108,6 +111,7 @@ def pack_tree(
         key_tokens=_on(device, np.concatenate(paths)),
         key_lengths=key_lengths,
         cu_keys=_starts(key_lengths, device),
+        segments=tuple(segments),
         parents=parents,
         token_of=_on(device, tree.token_of),
         sequence_of=_on(device, np.repeat(np.arange(len(lengths)), lengths)),
@@ -117,7 +121,7 @@ def pack_tree(
         cu_seqlens=_starts(segments, device),
         max_seqlen=max(key_lengths),
         positions=_on(device, depths),
-        lengths=tuple(segments),
+        lengths=shared.segments,
         n_padding=padding,
         shared=shared,
     )
@@ -130,8 +134,8 @@ class Predictions:
     Attributes:
         places: [P], the place of the token that predicts, among this rank's tokens.
         targets: [P], the token of the tree that is predicted; ``NO_TOKEN`` for a prediction that only fills up.
-        of_tokens: [N], for every token of the sequences the place of its prediction among those of all context ranks;
-            ``NO_PREDICTION`` for none.
+        of_tokens: [N], for every token of the sequences the place of its prediction among those of all context ranks,
+            in rank order; ``NO_PREDICTION`` for none.
     """
 
     places: Integers
@@ -156,6 +160,12 @@ def plan_predictions(
     places = tree.predecessor[targets]
     size, own = (1, 0) if context is None else (context.size, context.rank)
     part = n_places // size
+    if context is not None:
+        order = np.concatenate([np.arange(held.start, held.stop) for held in context.rank_order(n_places)])
+        # The place of a token in the order of the ranks.
+        in_order = np.empty_like(order)
+        in_order[order] = np.arange(n_places)
+        places = in_order[places]
     rank_of = places // part
     in_ranks = np.argsort(rank_of, kind="stable")
     counts = np.bincount(rank_of, minlength=size)

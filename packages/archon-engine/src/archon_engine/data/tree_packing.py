@@ -4,6 +4,9 @@ A micro-batch holds a shared prefix once, so its size is not a sum over its sequ
 the tree, in which groups with long common prefixes are neighbours, and cut into runs. Each cut duplicates the prefix
 that the groups on both sides share, so cuts go where little is shared: between subtrees.
 
+Runs fill micro-batches less well than groups in any order do. Where groups share little besides a prefix of them all,
+such as a template, first fit may therefore need fewer micro-batches, and is taken then.
+
 Legend: T tokens of the batch, n groups, in the order of the tree.
 """
 
@@ -16,7 +19,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from archon_engine.data.packing import PackingAlgorithm, check_largest, groups_of
+from archon_engine.data.packing import PackingAlgorithm, check_largest, first_fit_decreasing, groups_of
 from archon_engine.data.prefix_tree import PrefixTree
 
 
@@ -36,7 +39,8 @@ def plan_tree_micro_batches(
     Args:
         tree: of all sequences.
         algorithm: of all cuts in the order of the tree, ``ffd`` takes those with the fewest micro-batches, and of these
-            the fewest tokens; ``kk`` gives the most even micro-batches, and so does ``ffd`` where more are wanted.
+            the fewest tokens, unless first fit in any order needs fewer micro-batches. ``kk`` gives the most even
+            micro-batches, and so does ``ffd`` where more are wanted.
 
     Raises:
         DataError: a group alone exceeds ``max_tokens_per_mb``, or granularity does not divide the batch.
@@ -54,8 +58,34 @@ def plan_tree_micro_batches(
     if algorithm == "kk" or wanted > len(ends):
         ends = _most_even(runs, min(wanted, len(order)), low=most, high=tree.n_tokens)
     members = [order[start:end] for start, end in pairwise((0, *ends))]
+    if algorithm == "ffd" and max_tokens_per_mb is not None and wanted > 1:
+        apart = [sum(lengths[i] for i in group) for group in groups]
+        fitted = _first_fit(spans, apart, tree.n_tokens, max_tokens_per_mb, n_mbs, n_mbs_divisor)
+        if len(fitted) < wanted:
+            members, wanted = fitted, len(fitted)
     plan = [sorted(i for group in run for i in groups[group]) for run in members]
     return plan + [[] for _ in range(wanted - len(plan))]
+
+
+def _first_fit(
+    spans: Sequence[NDArray[np.int64]],
+    apart: list[int],
+    n_tokens: int,
+    capacity: int,
+    least: int,
+    divisor: int,
+) -> list[list[int]]:
+    """The groups of micro-batches by ``packing.first_fit_decreasing``, with only the prefix of all groups counted as
+    shared, or nothing, whichever needs fewer.
+
+    Args:
+        spans: the distinct tokens of every group.
+        apart: tokens of every group, without sharing.
+    """
+    of_all = int(np.count_nonzero(np.bincount(np.concatenate(spans), minlength=n_tokens) == len(spans)))
+    sharing = first_fit_decreasing([len(span) - of_all for span in spans], capacity - of_all, least, divisor)
+    # Groups that fit together apart fit together here, but first fit may not find that.
+    return min(sharing, first_fit_decreasing(apart, capacity, least, divisor), key=len)
 
 
 class Runs:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Collection, Mapping
-from typing import ClassVar, Literal, Protocol, cast, get_args
+from typing import Any, ClassVar, Literal, Protocol, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.module import InitialValue
-from archon_core.contracts.packed import AttentionSettings, PackedSequences
+from archon_core.contracts.packed import AttentionSettings, ContextRanks, PackedSequences
 from archon_core.errors import ConfigError, did_you_mean
 from archon_engine.nn.tensor_parallel import local_weight
 
@@ -39,7 +39,8 @@ class Backend(Protocol):
         """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], with ``sinks`` [Hq] if the settings
         have any. Returns [T, Hq, Dv].
 
-        ``q`` may have fewer rows: those of the last tokens of the pack, where the first sequence has all others.
+        ``q`` may have fewer rows: those of the last tokens of the pack, where the first sequence has all others, or
+        those of ``packed.shared.queries``.
         """
 
     def obstacles(
@@ -59,6 +60,8 @@ class PackedAttention(nn.Module):
 
     accepts_sequence_shards = True
     accepts_any_order = True
+    # Exchanges in flight cannot be inside of compiled graphs, and lengths differ from batch to batch.
+    eager_methods = ("forward", "_send")
 
     def __init__(self, layer: str, settings: AttentionSettings) -> None:
         super().__init__()
@@ -66,14 +69,24 @@ class PackedAttention(nn.Module):
         self.settings = settings
         self.backend: AttentionBackend | None = None
 
-    def forward(self, q: Tensor, k: Tensor, v: Tensor, packed: PackedSequences, sinks: Tensor | None = None) -> Tensor:
+    def queries(self, q: Tensor, packed: PackedSequences) -> Any:
+        """Hand over queries [T, Hq, D] before keys and values are computed: the argument ``q`` of ``forward``.
+
+        Optional. Context ranks that exchange heads start with these, while the other projections are computed.
+        """
+        return q if packed.context is None else self._send(q, packed.context)
+
+    def _send(self, q: Tensor, context: ContextRanks) -> Any:
+        return context.send_queries(q)
+
+    def forward(self, q: Any, k: Tensor, v: Tensor, packed: PackedSequences, sinks: Tensor | None = None) -> Tensor:
         """Attend ``q`` [T, Hq, D] over ``k`` [T, Hkv, D] and ``v`` [T, Hkv, Dv], or over what ``packed.cache`` holds:
         [T, Hq, Dv].
 
         With ``packed.context``, arguments and result contain this rank's tokens only, and ``sinks`` those of all heads.
 
         Args:
-            q: queries.
+            q: queries, or what ``queries`` returned for them.
             k: keys.
             v: values, whose heads may have another size.
             packed: the pack.
@@ -85,7 +98,7 @@ class PackedAttention(nn.Module):
             # Caches of other packages need the argument only for models with sinks.
             of_heads = () if sinks is None else (sinks,)
             return packed.cache.attend(self.layer, q, k, v, packed, self.settings, *of_heads)
-        name = self.backend or choose_attention_backend(q.device.type, q.dtype, q.shape[-1], self.settings)
+        name = self.backend or choose_attention_backend(k.device.type, k.dtype, k.shape[-1], self.settings)
         backend = load_backend(name)
         if packed.context is None:
             return backend.attend(q, k, v, packed, self.settings, sinks)

@@ -91,9 +91,12 @@ class LatentAttention(nn.Module):
         q_content, q_rotated = (
             self._queries(x).unflatten(-1, (-1, s.head_dim)).split((s.content_dim, s.rotated_dim), -1)
         )
+        q_rotated = rotation.apply(q_rotated)
+        # Before keys and values, so that their projections overlap with an exchange of queries.
+        q = self.core.queries(torch.cat((q_content, q_rotated), dim=-1), packed)
         latent, k_rotated = self.kv_a_proj(x).split((s.key_value_rank, s.rotated_dim), -1)
         latent = self.kv_a_norm(latent)
-        q_rotated, k_rotated = rotation.apply(q_rotated), rotation.apply(k_rotated[:, None])
+        k_rotated = rotation.apply(k_rotated[:, None])
         cache = packed.cache
         if isinstance(cache, LatentSteps):
             out = self._attend_to_latents(q_content, q_rotated, latent, k_rotated, packed, cache)
@@ -104,7 +107,7 @@ class LatentAttention(nn.Module):
         k_content, v = self._content_and_values(latent)
         # Attention takes keys by heads, so the shared part is repeated; backward sums over its copies.
         k = torch.cat((k_content, k_rotated.expand(-1, k_content.shape[1], -1)), dim=-1)
-        out = self.core(torch.cat((q_content, q_rotated), dim=-1), k, v, packed)
+        out = self.core(q, k, v, packed)
         return self.o_proj(out.flatten(-2))
 
     def _attend_to_latents(

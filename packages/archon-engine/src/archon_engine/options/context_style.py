@@ -104,20 +104,6 @@ def split_context(style: str, sizes: ContextSizes, *, option: str) -> ContextSpl
     return ContextSplit(heads, context // heads)
 
 
-def shared_prefix_refusal(sizes: ContextSizes, split: ContextSplit, *, role: str) -> str | None:
-    """The error for a section with ``enable_tree_training``; ``None`` if its context ranks exchange heads alone."""
-    if split.groups == 1:
-        return None
-    fix = f"a c that divides the model's {_heads(sizes)}"
-    if sizes.context in sizes.allowed_by_heads:
-        fix = f"{role}.archon.cp_style=ulysses"
-    return (
-        f"{role}.enable_tree_training: found true with {split.style} attention over c{sizes.context} "
-        f"({role}.archon.cp_style), which deals tokens of whole sequences and does not follow paths of a prefix tree; "
-        f"set {role}.enable_tree_training=false, or {fix}"
-    )
-
-
 def permits(style: str, sizes: ContextSizes) -> bool:
     """Whether context ranks can share attention in ``style``: all but ``ulysses`` work with any number of heads."""
     return style != "ulysses" or sizes.context in sizes.allowed_by_heads

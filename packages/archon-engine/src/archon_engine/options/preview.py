@@ -9,7 +9,7 @@ from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.models.capabilities import tree_refusal
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
-from archon_engine.options.context_style import ContextSizes, shared_prefix_refusal, split_context, style_decisions
+from archon_engine.options.context_style import ContextSizes, split_context, style_decisions
 from archon_engine.options.pipelines import count_stages, micro_batch_decisions
 from archon_engine.options.routing_replay import replay_without_experts, replay_without_record
 
@@ -84,8 +84,6 @@ def _context_decisions(outline: EngineOutline) -> list[Decision]:
     style, option = outline.config.archon.cp_style, f"{outline.role}.archon.cp_style"
     sizes = ContextSizes(layout.dims["c"], layout.dims["t"], n_heads)
     split = split_context(style, sizes, option=option)
-    if outline.config.enable_tree_training and (refusal := shared_prefix_refusal(sizes, split, role=outline.role)):
-        raise ConfigError(refusal)
     return list(style_decisions(style, sizes, split, option=option))
 
 

@@ -3,7 +3,7 @@
 Only ``forward`` of a block is replaced, so its name stays the same; FSDP2's hooks remain outside the graphs. Graphs
 contain only plain tensors and functional collectives: weights are unwrapped first, because tracing DTensors takes
 several times as long. Attention stays eager, because sequence lengths differ from batch to batch and each combination
-would need a graph. So do methods of expert blocks whose shapes depend on the routing.
+would need a graph. So do exchanges in flight, and methods of expert blocks whose shapes depend on the routing.
 """
 
 from __future__ import annotations
@@ -82,11 +82,11 @@ class CompiledBlocks:
     ) -> None:
         self._is_suspended = False
         for name, part in module.named_modules():
-            if matches_any(plan.attention, name):
-                part.forward = torch.compiler.disable(part.forward, reason="lengths differ from batch to batch")
-            elif matches_any(plan.experts, name):
+            if matches_any((*plan.attention, *plan.experts), name):
                 for method in eager_methods(part):
-                    disabled = torch.compiler.disable(getattr(part, method), reason="loads differ from batch to batch")
+                    disabled = torch.compiler.disable(
+                        getattr(part, method), reason="lengths or loads differ from batch to batch"
+                    )
                     setattr(part, method, disabled)
         keeping = keeping or Keeping()
         settings, inner_compile = dict(keeping.settings), None

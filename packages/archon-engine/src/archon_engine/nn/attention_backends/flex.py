@@ -32,7 +32,8 @@ def attend(
     if packed.shared is None:
         mask = _block_mask(packed.lengths, settings.window, k.shape[0] - q.shape[0], q.device)
     else:
-        mask = _tree_block_mask(packed.lengths, packed.shared.parents, settings.window, q.device)
+        shared = packed.shared
+        mask = _tree_block_mask(shared.segments, shared.parents, shared.queries, settings.window, q.device)
     arguments = {
         "score_mod": None if settings.softcap is None else _cap(settings.softcap),
         "block_mask": mask,
@@ -157,40 +158,55 @@ def tree_places(lengths: Sequence[int], parents: Sequence[int]) -> tuple[Tensor,
     return depths, ends
 
 
-def last_query_blocks(subtree_ends: Tensor, block: int = BLOCK) -> Tensor:
-    """For each block of keys, the last block of queries that sees any of them; the first is its own.
+def needed_blocks(subtree_ends: Tensor, places: Tensor, block: int = BLOCK) -> Tensor:
+    """Which blocks of keys each block of queries needs: bool [query blocks, key blocks].
 
-    The tokens whose paths contain a key follow it without a gap, so every block in between sees the block's key with
-    the last such token.
+    The tokens whose paths contain a key follow it without a gap, so a block of queries needs every block of keys that
+    starts before its last query and has a key whose subtree ends behind its first one. Where queries have gaps between
+    them, these may be a few blocks more, of which the kernel then finds all pairs hidden.
+
+    Args:
+        subtree_ends: [T], from ``tree_places``.
+        places: [Q], the places of the queries, ascending.
+        block: tokens of a block.
     """
-    n_blocks = -(-len(subtree_ends) // block)
-    padded = torch.nn.functional.pad(subtree_ends, (0, n_blocks * block - len(subtree_ends)))
-    return (padded.view(n_blocks, block).amax(1) - 1) // block
+    n_tokens, n_queries = len(subtree_ends), len(places)
+    n_key_blocks, n_query_blocks = -(-n_tokens // block), -(-n_queries // block)
+    padded = torch.nn.functional.pad(subtree_ends, (0, n_key_blocks * block - n_tokens))
+    ends = padded.view(n_key_blocks, block).amax(1)
+    firsts = torch.arange(n_query_blocks) * block
+    first, last = places[firsts], places[(firsts + block).clamp(max=n_queries) - 1]
+    return (torch.arange(n_key_blocks) * block <= last[:, None]) & (ends > first[:, None])
 
 
 @lru_cache(maxsize=8)
 def _tree_block_mask(
-    lengths: tuple[int, ...], parents: tuple[int, ...], window: int | None, device: torch.device
+    segments: tuple[int, ...],
+    parents: tuple[int, ...],
+    queries: tuple[range, ...] | None,
+    window: int | None,
+    device: torch.device,
 ) -> Any:
     from torch.nn.attention.flex_attention import BlockMask
 
-    depths, ends = tree_places(lengths, parents)
-    last = last_query_blocks(ends)
-    blocks = torch.arange(len(last))
-    seen = (blocks <= blocks[:, None]) & (last >= blocks[:, None])
+    depths, ends = tree_places(segments, parents)
+    ranges = (range(len(depths)),) if queries is None else queries
+    places = torch.cat([torch.arange(part.start, part.stop) for part in ranges])
+    needed = needed_blocks(ends, places)
     # Per query block its key blocks, then the others, which are not read.
-    table = torch.sort((~seen).to(torch.int8), dim=1, stable=True).indices
+    table = torch.sort((~needed).to(torch.int8), dim=1, stable=True).indices
     with torch.inference_mode(False):
-        depth_of, end_of = depths.to(device), ends.to(device)
+        depth_of, end_of, place_of = depths.to(device), ends.to(device), places.to(device)
 
         def visible(_batch: Tensor, _head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            on_path = (key <= query) & (query < end_of[key])
-            return on_path if window is None else on_path & (depth_of[query] - depth_of[key] < window)
+            place = place_of[query]
+            on_path = (key <= place) & (place < end_of[key])
+            return on_path if window is None else on_path & (depth_of[place] - depth_of[key] < window)
 
         return BlockMask.from_kv_blocks(
-            seen.sum(1)[None, None].to(device, torch.int32),
+            needed.sum(1)[None, None].to(device, torch.int32),
             table[None, None].to(device, torch.int32),
             BLOCK_SIZE=BLOCK,
             mask_mod=visible,
-            seq_lengths=(len(depths), len(depths)),
+            seq_lengths=(len(places), len(depths)),
         )
