@@ -18,6 +18,7 @@ from archon_plan.expert_operations import expert_operations
 from archon_plan.latent_operations import latent_heads
 from archon_plan.layer_operations import linear, norm, tile_of
 from archon_plan.liveness import INPUT, Operation, Operations
+from archon_plan.scored_attention import scored_attention
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
@@ -132,30 +133,42 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("keys.gathered", groups * own, given[-2:], kept=True, beside=own, behind=own, eager=True)
         yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
         given = (given[0], "keys")
+    if s.path_keys:
+        # The sum of gradients is in fp32. On a CPU every path is a call, and the gradients of all calls are joined.
+        along = b * copies * s.path_keys
+        summed = FP32 * copies * keys * (1 + s.path_keys) if b < FP32 else 0.0
+        behind = summed + (along * keys if s.on_cpu else 0.0)
+        yield Operation("keys.paths", along * (keys + values), given[-2:], behind=behind, eager=True)
+        given = (given[0], "keys.paths")
     if s.value_dim < s.key_dim:
         # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
-        padded = b * groups * copies * T * s.key_heads * s.key_dim
+        padded = b * groups * copies * T * s.key_heads * s.key_dim * (s.path_keys or 1.0)
         yield Operation("v.padded", padded, (given[-1],), eager=True)
-        given = (*given, "v.padded") if c > 1 or groups > 1 else (*given[:-1], "v.padded")
+        given = (*given, "v.padded") if c > 1 or groups > 1 or s.path_keys else (*given[:-1], "v.padded")
     attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
-    normaliser = T * s.query_heads * FP32
-    yield Operation(
-        "attended",
-        attended,
-        given,
-        (*given, "attended"),
-        kept=True,
-        extra=normaliser,
-        extra_kept=normaliser,
-        eager=True,
-        behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
-    )
+    if s.sinks and s.on_cpu:
+        yield from scored_attention(s, given)
+    else:
+        normaliser = T * s.query_heads * FP32
+        masks = b * T * c * s.masked_pairs
+        yield Operation(
+            "attended",
+            attended,
+            given,
+            (*given, "attended"),
+            kept=True,
+            extra=normaliser + masks,
+            extra_kept=normaliser,
+            eager=True,
+            behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
+        )
     joined, outputs = "attended", b * T * s.query_heads * s.value_dim
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
-    if groups > 1:
-        # The two blocks of a rank are attended one by one. On a CPU, the second one also has a mask, left out here.
+    if groups > 1 or (s.path_keys and s.on_cpu):
+        # Two blocks of a rank, or all paths, are attended one by one. On a CPU, the second block also has a mask, left
+        # out here.
         yield Operation("attended.joined", outputs, (joined,), eager=True)
         joined = "attended.joined"
     if c > 1:
