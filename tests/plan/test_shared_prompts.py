@@ -113,7 +113,7 @@ def test_an_engine_with_shared_prefixes_counts_the_tokens_of_the_tree():
     """256 prompts of at most 1,024 tokens, with 4 samples of as many, on one data rank in micro-batches of 10,240."""
     one, shared = planned(), planned("actor.enable_tree_training=true")
     # Five sequences in a micro-batch, or two prompts with all of their samples.
-    assert one.setting.tokens == Tokens(10240, 208, 2048, 0.5)
+    assert one.setting.tokens == Tokens(10240, 205, 2048, 0.5)
     assert shared.setting.tokens == Tokens(10240, 128, 2048, 0.8, SharedPrompt(1024, 4.0))
     assert shared.notes == (
         "actor: 4 samples share a prompt of 1,024 tokens (enable_tree_training): 1,310,720 tokens on each data rank in "
