@@ -30,7 +30,7 @@ def delta_operations(s: BlockSizes, source: str, result: str) -> Iterator[Operat
     yield linear(s, "beta.in", source, T, s.hidden, h)
     yield Operation("beta", b * T * h, ("beta.in",), ("beta",))
     yield from _convolution(s, features)
-    yield from _rule(s, "activated")
+    yield from _rule(s, "qkv.activated")
     yield from norm("normed", "mixed", T * h, s.value_dim, s)
     yield linear(s, "output.gate", source, T, s.hidden, values)
     wide = FP32 * T * values
@@ -56,7 +56,7 @@ def _convolution(s: BlockSizes, features: float) -> Iterator[Operation]:
     yield Operation(
         "convolved", b * T * features, ("windows",), extra=T * INT64, beside=narrow, behind=narrow, eager=True
     )
-    yield Operation("activated", b * T * features, ("convolved",), ("convolved",), eager=True)
+    yield Operation("qkv.activated", b * T * features, ("convolved",), ("convolved",), eager=True)
 
 
 def _rule(s: BlockSizes, source: str) -> Iterator[Operation]:

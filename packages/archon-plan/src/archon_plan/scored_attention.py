@@ -33,20 +33,20 @@ def scored_attention(s: BlockSizes, given: tuple[str, ...]) -> Iterator[Operatio
     copies = (0.0 if alone else queries) + queries
     raw, wide = b * scores, FP32 * scores
     summed = queries if grouped else 0.0
-    yield _eager("scores.raw", raw, given[:2], views, kept=True, extra=copies, behind=summed)
-    yield _eager("scores", raw, ("scores.raw",))
-    source = "scores"
+    yield _eager("attention.raw", raw, given[:2], views, kept=True, extra=copies, behind=summed)
+    yield _eager("attention.scores", raw, ("attention.raw",))
+    source = "attention.scores"
     if b < FP32:
-        source = "scores.wide"
-        yield _eager(source, wide, ("scores",))
-    yield _eager("scores.masked", wide, (source,), extra=L * L, beside=raw if b < FP32 else 0.0)
-    yield _eager("scores.sunk", sunk, ("scores.masked",), beside=raw, passes=True)
+        source = "attention.wide"
+        yield _eager(source, wide, ("attention.scores",))
+    yield _eager("attention.masked", wide, (source,), extra=L * L, beside=raw if b < FP32 else 0.0)
+    yield _eager("attention.sunk", sunk, ("attention.masked",), beside=raw, passes=True)
     # Names of the function refer to scaled and to masked scores until it returns.
-    yield _eager("softmax", sunk, ("scores.sunk",), ("softmax",), beside=raw + wide)
-    weights, behind = "softmax", wide
+    yield _eager("attention.softmax", sunk, ("attention.sunk",), ("attention.softmax",), beside=raw + wide)
+    weights, behind = "attention.softmax", wide
     if b < FP32:
         weights, behind = "attended.weights", 0.0
-        yield _eager(weights, raw, ("softmax",), beside=raw + wide, behind=wide - raw)
+        yield _eager(weights, raw, ("attention.softmax",), beside=raw + wide, behind=wide - raw)
     behind += outputs if grouped else 0.0
     yield _eager("attended.heads", outputs, (weights, given[-1]), (weights,), kept=True, extra=outputs, behind=behind)
     yield _eager("attended", outputs, ("attended.heads",))
