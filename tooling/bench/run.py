@@ -1,4 +1,4 @@
-"""All benchmarks, each in a separate process with its own time limit: about 25 minutes on two idle cores.
+"""All benchmarks, each in a separate process with its own time limit: about 35 minutes on two idle cores.
 
     hatch run bench [--only NAME] [--quick] [--json FILE] [--save-baseline]
 

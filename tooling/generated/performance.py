@@ -60,8 +60,12 @@ def machine_of(machine: Mapping[str, object]) -> str:
 def _details(measurements: Sequence[Measurement]) -> Iterator[str]:
     for one in measurements:
         if one.details:
-            values = ", ".join(f"{name} {value}" for name, value in one.details.items())
+            values = ", ".join(f"{name} {_detail(value)}" for name, value in one.details.items())
             yield f"- {one.name}: {values}"
+
+
+def _detail(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def _ratio(one: Measurement) -> str:

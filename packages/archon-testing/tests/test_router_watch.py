@@ -65,6 +65,16 @@ def test_padding_and_passes_without_gradients_count_for_nothing() -> None:
     assert (watch.margin, watch.n_passes) == (1.0, 0)
 
 
+def test_the_margin_of_a_router_that_ranks_by_sigmoid_scores_is_in_units_of_logits() -> None:
+    watch, router = RouterWatch(), Block().router
+    router.choice_bias = torch.zeros(3)
+    # Near 0, the sigmoid has its largest slope.
+    watch.look(router, torch.tensor([[2e-3, 1e-3, -1.0]]), torch.tensor([[0]]), is_training=True)
+    assert watch.margin == pytest.approx(1e-3, rel=1e-5)
+    watch.look(router, torch.tensor([[4.0, 3.999, -1.0]]), torch.tensor([[0]]), is_training=True)
+    assert watch.margin < 1e-3 / 10  # where the sigmoid is flat, scores are closer together
+
+
 def test_models_without_experts_are_always_clear_and_nobody_looks_afterwards() -> None:
     with watching_routers() as watch:
         nn.Linear(2, 2)(torch.zeros(1, 2))

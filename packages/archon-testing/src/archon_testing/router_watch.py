@@ -24,6 +24,9 @@ from archon_core.contracts.packed import PackedSequences
 LEAST_MARGIN = 1e-4
 """Least distance between the last chosen logit and the first unchosen one: far above fp32 rounding."""
 
+LARGEST_SLOPE = 0.25
+"""Of the sigmoid, and of a softmax in its own logit: the rounding of a score is at most a quarter of its logit's."""
+
 
 class AmbiguousRoutingError(Exception):
     """A run that a watch stops, because rounding could change a choice of experts."""
@@ -113,7 +116,8 @@ def watching_routers(*, of_others: bool = False, stops: bool = False) -> Iterato
 def _ranking(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor]:
     """What a router ranks experts by, [T, E], and each token's margin between groups of experts, empty without groups.
 
-    Experts of groups that a token may not choose from have -inf.
+    Both in units of logits: a router that ranks by scores is judged like one that ranks by logits. Experts of groups
+    that a token may not choose from have -inf.
     """
     bias, settings = getattr(router, "choice_bias", None), getattr(router, "settings", None)
     has_groups = settings is not None and settings.top_k_groups < settings.n_groups
@@ -121,7 +125,7 @@ def _ranking(router: nn.Module, logits: Tensor) -> tuple[Tensor, Tensor]:
         return logits, logits.new_empty(0)
     by_softmax = settings is not None and settings.score == "softmax"
     scores = logits.softmax(-1) if by_softmax else logits.sigmoid()
-    scores = scores if bias is None else scores + bias.detach().double()
+    scores = (scores if bias is None else scores + bias.detach().double()) / LARGEST_SLOPE
     if not has_groups:
         return scores, logits.new_empty(0)
     grouped_TGe = scores.unflatten(-1, (settings.n_groups, -1))
