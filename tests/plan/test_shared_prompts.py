@@ -67,9 +67,7 @@ def test_micro_batches_are_those_of_the_engine(algorithm, limit, n_mbs, granular
     prompts, samples, prompt, completion = 3, 4, 30, 18
     tree = tree_of(prompts, samples, prompt, completion)
     lengths = [prompt + completion] * (prompts * samples)
-    spec = MicroBatchSpec(
-        n_mbs=n_mbs, max_tokens_per_mb=limit, granularity=granularity, packing_algorithm=algorithm
-    )
+    spec = MicroBatchSpec(n_mbs=n_mbs, max_tokens_per_mb=limit, granularity=granularity, packing_algorithm=algorithm)
     options = {"n_mbs": n_mbs, "granularity": granularity, "algorithm": algorithm}
     limit = None if limit is None else max(limit, 48 * granularity)
     expected = plan_tree_micro_batches(tree, lengths, max_tokens_per_mb=limit, **options)

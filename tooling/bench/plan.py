@@ -176,7 +176,8 @@ def compare(n_ranks: int, rounds: int, turns: int, report: Report) -> None:
         measured[layout, schedule].append(values[1:])
     device = _median(devices)
     print(
-        f"{n_ranks} ranks on {device.cores:g} cores: {device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
+        f"{n_ranks} ranks on {device.cores:g} cores, of which one has "
+        f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
         f"{device.memory_bandwidth / 1e9:.1f} GB/s of memory, {1e6 * device.launch:.1f} us to launch, links with "
         f"{device.node_bandwidth / 1e9:.2f} GB/s and {1e6 * device.node_latency:.0f} us"
     )

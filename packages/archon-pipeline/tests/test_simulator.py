@@ -85,7 +85,9 @@ def test_a_missing_action_is_named() -> None:
         simulate(parse("", "1F0 1B0"), (0, 1))
 
 
-def timed_on(cores: SharedCores | None, actions: RankActions, rank_of: tuple[int, ...]) -> dict[str, tuple[float, float]]:
+def timed_on(
+    cores: SharedCores | None, actions: RankActions, rank_of: tuple[int, ...]
+) -> dict[str, tuple[float, float]]:
     kinds = {ActionKind.FORWARD: 1.0, ActionKind.BACKWARD_INPUT: 1.0, ActionKind.BACKWARD_WEIGHT: 1.0}
     seconds = [kinds | {ActionKind.BACKWARD: 2.0}] * len(rank_of)
     ranks = replay(actions, rank_of, seconds, cores=cores)
@@ -116,7 +118,9 @@ def test_ranks_on_machines_of_their_own_take_nothing_from_each_other() -> None:
 
 @pytest.mark.parametrize("at_once", [1.0, 1.5, 2.0, 3.0, 4.0])
 @pytest.mark.parametrize("rank_actions", [gpipe, one_f_one_b, zbv])
-def test_a_step_takes_at_least_all_work_over_the_cores(rank_actions: Callable[..., RankActions], at_once: float) -> None:
+def test_a_step_takes_at_least_all_work_over_the_cores(
+    rank_actions: Callable[..., RankActions], at_once: float
+) -> None:
     n_stages = 8 if rank_actions is zbv else 4
     rank_of = (0, 1, 2, 3, 3, 2, 1, 0)[:n_stages]
     actions = rank_actions(4, n_stages, 6)

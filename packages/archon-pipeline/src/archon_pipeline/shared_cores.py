@@ -30,9 +30,7 @@ class Task(NamedTuple):
     message: float = 0.0
 
 
-def share_cores(
-    tasks: Sequence[Task], lengths: Sequence[int], cores: SharedCores
-) -> tuple[list[float], list[float]]:
+def share_cores(tasks: Sequence[Task], lengths: Sequence[int], cores: SharedCores) -> tuple[list[float], list[float]]:
     """Ends and starts of all tasks.
 
     Args:
