@@ -48,8 +48,8 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
             yield from _gated(s, "mlp_norm", shared, s.tokens, width, True, prefix="shared.")
             if s.experts.shared_gate:
                 yield linear(s, "shared.scores", "mlp_norm", s.tokens, s.hidden, 1)
-                yield Operation("shared.gate", s.tokens * s.value_bytes, ("shared.scores",), ("shared.gate",))
-                factors = (shared, "shared.gate")
+                yield Operation("shared.share", s.tokens * s.value_bytes, ("shared.scores",), ("shared.share",))
+                factors = (shared, "shared.share")
                 yield Operation("shared.out", stream, factors, factors, behind=stream)
             summands = ("experts.out", "shared.out")
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
