@@ -136,7 +136,7 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
         given = (given[0], "keys")
     if s.path_keys:
-        # The sum of gradients is in fp32. On a CPU every path is a call, and the gradients of all calls are joined.
+        # Backward sums the gradients of a key in fp32. On a CPU every path is a call, whose gradients are joined first.
         along = b * copies * s.path_keys
         summed = FP32 * copies * keys * (1 + s.path_keys) if b < FP32 else 0.0
         behind = summed + (along * keys if s.on_cpu else 0.0)

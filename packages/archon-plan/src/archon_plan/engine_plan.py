@@ -197,7 +197,7 @@ def count_tokens(
         bins = (tree_bins if shares else _bins)(on_rank, alike, spec)
         fullest = max(bins, key=lambda members: tree_tokens(alike, members))
         per_micro_batch = tree_tokens(alike, fullest)
-        if shares:
+        if shares and len(fullest) > n_prompts(alike, fullest):
             shared = SharedPrompt(alike.prompt, len(fullest) / n_prompts(alike, fullest))
             scored *= len(fullest) * length / per_micro_batch
             notes.append(

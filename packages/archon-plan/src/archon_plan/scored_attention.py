@@ -25,8 +25,8 @@ def scored_attention(s: BlockSizes, given: tuple[str, ...]) -> Iterator[Operatio
     T, b, h, L = s.region_tokens, s.value_bytes, s.query_heads, s.attended
     scores, sunk = T * h * L, FP32 * T * h * (L + 1)
     queries, outputs = b * T * h * s.key_dim, b * T * h * s.value_dim
-    # Products need heads side by side: copies of queries, but of a single sequence, and of keys and values for each
-    # query head, whose gradients are summed over the query heads of a key head.
+    # Products copy keys and values for every query head, and queries unless there is one sequence alone. Gradients of
+    # these copies are summed over the query heads of a key head.
     grouped = h != s.key_heads
     alone = T * s.context_ranks <= L
     views = (given[0],) if alone else ()
