@@ -10,7 +10,7 @@ from archon_engine.nn import head, tiles
 from archon_plan import head_memory, layer_operations
 from archon_plan.activations import activation_parts
 from archon_plan.models import read_anatomy
-from archon_plan.setting import Checkpointing, Setting, Tokens, Types
+from archon_plan.setting import Checkpointing, Setting, SharedPrompt, Tokens, Types
 from plan.sharded_ranks import fake_rank
 from plan.small_models import DENSE
 from plan.tracked import largest_activations
@@ -75,6 +75,17 @@ HYBRID_EXPERTS = {
     "shared_expert_intermediate_size": 96,
 }
 
+SINKS = {
+    **{name: value for name, value in DENSE.items() if name != "intermediate_size"},
+    "model_type": "gpt_oss",
+    "num_hidden_layers": 2,
+    "intermediate_size": 128,
+    "num_local_experts": 16,
+    "num_experts_per_tok": 4,
+    "sliding_window": 128,
+}
+"""Sinks in attention, a window in one of two layers, and experts with biases and a clamped gate."""
+
 DATA = ParallelDims(dp_shard=8)
 TENSOR = ParallelDims(dp_shard=4, tp=2)
 CONTEXT = ParallelDims(dp_shard=4, cp=2)
@@ -99,11 +110,13 @@ def check(
     tokens=1024,
     style="auto",
     left_out=0,
+    shared=None,
+    sequence=512,
 ) -> None:
     setting = Setting(
         anatomy=read_anatomy(registry().model_for(entries["model_type"]), entries, critic=critic),
         dims=dims,
-        tokens=Tokens(tokens, sequence=512),
+        tokens=Tokens(tokens, sequence=sequence, shared=shared),
         types=Types(compute=value_bytes),
         checkpointing=mode,
         every=every,
@@ -162,6 +175,8 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         (HYBRID, DATA, "selective"),
         (HYBRID, TENSOR, "none"),
         (HYBRID_EXPERTS, TENSOR, "full"),
+        (SINKS, TENSOR, "none"),
+        (SINKS, CONTEXT, "selective"),
     ],
     ids=[
         "d4t2",
@@ -178,10 +193,25 @@ def test_every_mode_keeps_and_recomputes_what_is_planned(entries, mode, every):
         "hybrid-d8",
         "hybrid-d4t2-none",
         "hybrid-experts-d4t2-full",
+        "sinks-d4t2-none",
+        "sinks-d4c2",
     ],
 )
 def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
     check(entries, dims, mode)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize(("mode", "every"), EVERY_MODE)
+def test_scores_with_sinks_are_in_memory_on_a_cpu(mode, every):
+    check(SINKS, DATA, mode, every)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("mode", ["none", "selective", "full"])
+def test_samples_keep_their_prompt_once(mode):
+    # Two prompts of 256 tokens, with 4 samples of 128 each.
+    check(DENSE, DATA, mode, tokens=1536, sequence=384, shared=SharedPrompt(256, 4))
 
 
 @pytest.mark.wide

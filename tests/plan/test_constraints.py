@@ -217,3 +217,13 @@ def test_strict_turns_what_a_schedule_changes_into_a_violation() -> None:
     assert violation.option == "actor.archon.strict"
     for option in ("actor.archon.ac_mode", "actor.archon.enable_compile", "actor.mb_spec.n_mbs"):
         assert option in violation.found
+
+
+def test_a_rotation_by_length_cannot_share_prefixes() -> None:
+    request = asked("archon:d4", DENSE)
+    entries = {**request.model.entries, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}
+    config = replace(request.config, enable_tree_training=True)
+    request = replace(request, model=replace(request.model, entries=entries), config=config)
+    (found,) = texts(request)
+    assert "enable_tree_training: found true with rope_type 'dynamic', which rotates long sequences by " in found
+    assert texts(replace(request, config=replace(config, enable_tree_training=False))) == []

@@ -52,7 +52,8 @@ def test_the_json_has_the_numbers_of_the_planning_functions(capsys: pytest.Captu
     found = find_answer(request_engine(flags), device, registry())
     assert isinstance(found, Answer)
     setting = found.engines[0].plan.setting
-    assert engine["tokens"] == {"per_micro_batch": 8192, "n_micro_batches": 8, "sequence": 2048, "scored": 1.0}
+    expected = {"per_micro_batch": 8192, "n_micro_batches": 8, "sequence": 2048, "scored": 1.0, "shared": None}
+    assert engine["tokens"] == expected
     assert [memory["total_bytes"] for memory in engine["memory"]] == [
         rank_memory(setting, rank, device).total for rank in range(4)
     ]

@@ -13,6 +13,7 @@ from archon_plan.answer import Answer, find_answer
 from archon_plan.devices import find_device
 from archon_plan.request import request_run
 from archon_plan.rl_request import Measured, RLRequest, request_rl
+from archon_plan.setting import SharedPrompt
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -114,3 +115,14 @@ def test_archons_servers_hold_new_weights_beside_the_old(override: str, transpor
 
 def test_a_run_that_samples_nothing_has_no_rl_plan() -> None:
     assert read("sft_jsonl.yaml") is None
+
+
+def test_passes_compute_the_prompts_of_samples_once() -> None:
+    lengths = Measured(prompt_tokens=256, completion_tokens=128, spread=0.5)
+    asked = read("archon_qwen3_moe.yaml", "actor.enable_tree_training=true", measured=lengths)
+    assert asked is not None
+    # 10,240 tokens hold 13 prompts with their 4 samples.
+    tokens = asked.run.actor.tokens
+    assert tokens.per_micro_batch == 13 * (256 + 4 * 128)
+    assert (tokens.shared, tokens.sequence) == (SharedPrompt(256, 4.0), 384)
+    assert tokens.scored == pytest.approx(512 / 768)

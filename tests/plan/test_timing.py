@@ -18,7 +18,7 @@ from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device, Efficiency, find_device, override
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.setting import Setting, Tokens, Types
-from archon_plan.timing import BUBBLE, StepClock, step_time
+from archon_plan.timing import BUBBLE, CORES, StepClock, step_time
 from archon_plan.traffic import transfers, transfers_once
 from archon_plan.units import units_of
 from plan.planned_models import MOE, SMALL, anatomy_of
@@ -256,3 +256,35 @@ def test_a_data_group_of_one_rank_copies_its_weights_and_gradients():
     moved = 2 * (8 * passes + 36 * block.total.stored)
     bandwidth = device.memory_bandwidth * device.efficiency.memory
     assert parts["copying weights and gradients"] == pytest.approx(moved / bandwidth)
+
+
+@pytest.mark.parametrize(
+    "dims",
+    [ParallelDims(dp_shard=4), ParallelDims(dp_shard=2, tp=2), ParallelDims(pp=2, dp_shard=2), ParallelDims(pp=4)],
+    ids=lambda dims: dims.describe(),
+)
+def test_four_ranks_on_two_cores_take_all_work_over_two(dims):
+    """But for the ends of a pipeline of four ranks, where one of them runs alone."""
+    tokens = Tokens(1024, 8 // dims.dp_shard, 512)
+    setting = setting_of(SMALL | {"num_hidden_layers": 8}, dims=dims, tokens=tokens, types=Types(4, 4, 4))
+    free = replace(FREE, kind="cpu")
+    own, shared = step_time(setting, free), step_time(setting, replace(free, cores=2.0))
+    work = own.total * (4 if dims.pp == 1 else 4 / (1 + own.bubble))
+    assert shared.total >= work / 2 * (1 - 1e-9)
+    idle = 0.0 if dims.pp < 4 else 2 * own.total / (8 + 3)
+    assert shared.total <= (work / 2 + idle) * (1 + 1e-6)
+    assert sum(shared.parts.values()) == pytest.approx(shared.total, rel=1e-9)
+    assert shared.parts[CORES] > 0
+    assert CORES not in own.parts
+    assert shared.mfu == pytest.approx(2 * own.mfu * own.total / shared.total, rel=1e-9)
+
+
+def test_ranks_share_the_cores_of_their_own_machine_only():
+    setting = setting_of(SMALL, dims=ParallelDims(pp=2, dp_shard=2), tokens=Tokens(1024, 4, 512))
+    device = replace(find_device("cpu"), devices_per_node=2, cores=2.0)
+    assert step_time(setting, device) == step_time(setting, replace(device, cores=0.0))
+    # With one core each, every action takes twice as long, and no rank can use the cores of the other machine.
+    free = replace(FREE, kind="cpu", devices_per_node=2)
+    alone, halved = step_time(setting, free), step_time(setting, replace(free, cores=1.0))
+    assert halved.total == pytest.approx(2 * alone.total, rel=1e-9)
+    assert halved.bubble == pytest.approx(alone.bubble, rel=1e-9)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +23,8 @@ from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_engine import compat
 from archon_engine.assembly.blocks import prepare_blocks
+from archon_engine.data.prefix_tree import build_prefix_tree
+from archon_engine.data.tree_micro_batch import pack_tree
 from archon_engine.mesh import Meshes, build_meshes
 from archon_engine.models.initialize import materialize_empty
 from archon_engine.parallel.fsdp import apply_fsdp
@@ -28,7 +32,7 @@ from archon_engine.parallel.tensor import apply_tensor_parallel
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 from archon_plan.routing import distinct_places
-from archon_plan.setting import Setting
+from archon_plan.setting import Setting, SharedPrompt, Tokens
 
 
 class ActivationTracker(FSDPMemTracker):
@@ -103,6 +107,8 @@ def _sharded(entries: Mapping[str, Any], setting: Setting, meshes: Meshes) -> tu
 
 def _batch(setting: Setting, meshes: Meshes) -> tuple[torch.Tensor, PackedSequences]:
     tokens, sequence = setting.tokens.per_micro_batch, setting.tokens.sequence
+    if setting.tokens.shared is not None:
+        return _tree_batch(setting.tokens, setting.tokens.shared)
     ids = torch.zeros(tokens, dtype=torch.int64)
     head = HeadInputs(("values",) if setting.anatomy.critic else ("logprobs",), torch.zeros_like(ids))
     packed = PackedSequences.from_lengths((sequence,) * (tokens // sequence), head=head)
@@ -110,6 +116,30 @@ def _batch(setting: Setting, meshes: Meshes) -> tuple[torch.Tensor, PackedSequen
         return ids, packed
     context = meshes.context.deal(packed)
     return context.local_tokens(ids), packed.cut(context)
+
+
+def _tree_batch(tokens: Tokens, shared: SharedPrompt) -> tuple[torch.Tensor, PackedSequences]:
+    """Prompts that are whole in the micro-batch, each with as many samples."""
+    samples = round(shared.samples)
+    completion = tokens.sequence - shared.tokens
+    prompts = tokens.per_micro_batch // (shared.tokens + samples * completion)
+    numbers = np.arange(prompts * samples)[:, None]
+    keys = np.concatenate(
+        [
+            np.broadcast_to(numbers // samples, (len(numbers), shared.tokens)),
+            np.broadcast_to(len(numbers) + numbers, (len(numbers), completion)),
+        ],
+        axis=1,
+    )
+    lengths = [tokens.sequence] * len(numbers)
+    tree = build_prefix_tree(keys.reshape(-1), lengths)
+    assert tree.n_tokens == tokens.per_micro_batch
+    targets = np.flatnonzero(tree.predecessor >= 0)
+    with compat.with_storage():
+        packed = pack_tree(tree, lengths)
+        places = torch.from_numpy(tree.predecessor[targets])
+        head = HeadInputs(("logprobs",), torch.zeros_like(places), places=places)
+    return torch.zeros(tree.n_tokens, dtype=torch.int64), replace(packed, head=head)
 
 
 @contextmanager

@@ -9,8 +9,9 @@ For the measurement, five layouts of a small model train on the same sequences i
 thread each. Every world calibrates a device first, at the sizes of the model, so that both see the same load of the
 machine; the plan predicts all steps from the medians. Printed are both times and their ratio, and whether the layouts
 come in the same order. The fastest step of each layout counts, because other processes only ever slow a step down.
-Layouts whose measured times differ by less than the bar of equality count as equal. Measure on a quiet machine: a
-collective waits for the slowest process, so other load slows down layouts with many of them most.
+All layouts are measured several times by turns. Two layouts have no order, and are printed as such, if their times
+differ by less than those of one layout between its turns, or by less than the bar of equality. Measure on a quiet
+machine: a collective waits for the slowest process, so other load slows down layouts with many of them most.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -50,7 +52,7 @@ SEARCH_BAR = 5.0
 """Seconds for 1,024 devices."""
 
 EQUAL = 0.03
-"""Measured times within this share of each other have no order."""
+"""Measured times within this share of each other have no order, however well they repeat."""
 
 MODEL = {
     "model_type": "qwen3",
@@ -144,48 +146,73 @@ def predict(layout: str, schedule: str, device: Device) -> StepTime:
     return step_time(setting, device)
 
 
-def compare(n_ranks: int, rounds: int, report: Report) -> None:
+@dataclass(frozen=True)
+class Row:
+    """A layout's times in seconds: the fastest step of each turn, and the predicted one."""
+
+    name: str
+    turns: tuple[float, ...]
+    predicted: float
+
+    @property
+    def fastest(self) -> float:
+        """The fastest step."""
+        return min(self.turns)
+
+    @property
+    def noise(self) -> float:
+        """By how much the slowest turn exceeds the fastest."""
+        return max(self.turns) / self.fastest - 1
+
+
+def compare(n_ranks: int, rounds: int, turns: int, report: Report) -> None:
     """Measure and predict all layouts; they must come in the same order."""
-    measured, devices = {}, []
-    for layout, schedule in LAYOUTS[n_ranks]:
+    measured: dict[tuple[str, str], list[list[float]]] = {each: [] for each in LAYOUTS[n_ranks]}
+    devices = []
+    for layout, schedule in turns * LAYOUTS[n_ranks]:
         values: list[Any] = []
         run_world(measure, n_ranks, (layout, schedule, rounds), time_limit=300, on_value=_collect(values))
         devices.append(values[0])
-        measured[layout, schedule] = values[1:]
+        measured[layout, schedule].append(values[1:])
     device = _median(devices)
     print(
-        f"{n_ranks} ranks: {device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
+        f"{n_ranks} ranks on {device.cores:g} cores, of which one has "
+        f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
         f"{device.memory_bandwidth / 1e9:.1f} GB/s of memory, {1e6 * device.launch:.1f} us to launch, links with "
         f"{device.node_bandwidth / 1e9:.2f} GB/s and {1e6 * device.node_latency:.0f} us"
     )
-    print(f"{'layout':20} {'measured':>10} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
+    print(f"{'layout':20} {'measured':>10} {'turns +':>8} {'median':>10} {'predicted':>10} {'ratio':>6}  limit")
     rows = []
     for (layout, schedule), seconds in measured.items():
         plan = predict(layout, schedule, device)
-        name = f"{layout} {schedule}".strip()
-        rows.append((name, min(seconds), plan.total))
+        row = Row(f"{layout} {schedule}".strip(), tuple(map(min, seconds)), plan.total)
+        rows.append(row)
         report.add(
             Measurement(
-                f"{n_ranks} ranks: {name}",
-                plan.total / min(seconds),
+                f"{n_ranks} ranks: {row.name}",
+                plan.total / row.fastest,
                 "higher",
                 Figure(plan.total, "s"),
-                Figure(min(seconds), "s"),
+                Figure(row.fastest, "s"),
                 "measured",
-                rounds,
+                rounds * turns,
                 compared=False,
             )
         )
         print(
-            f"{name:20} {1e3 * min(seconds):7.0f} ms {1e3 * statistics.median(seconds):7.0f} ms "
-            f"{1e3 * plan.total:7.0f} ms {plan.total / min(seconds):6.2f}  {plan.limit}"
+            f"{row.name:20} {1e3 * row.fastest:7.0f} ms {row.noise:8.0%} "
+            f"{1e3 * statistics.median(itertools.chain(*seconds)):7.0f} ms "
+            f"{1e3 * plan.total:7.0f} ms {plan.total / row.fastest:6.2f}  {plan.limit}"
         )
-    wrong = [
-        (a[0], b[0])
-        for a, b in itertools.combinations(sorted(rows, key=lambda row: row[1]), 2)
-        if b[1] > a[1] * (1 + EQUAL) and b[2] <= a[2]
-    ]
+    wrong, equal = [], []
+    for a, b in itertools.combinations(sorted(rows, key=lambda row: row.fastest), 2):
+        if b.fastest <= a.fastest * (1 + max(EQUAL, a.noise, b.noise)):
+            equal.append(f"{a.name} and {b.name} ({b.fastest / a.fastest - 1:.0%})")
+        elif b.predicted <= a.predicted:
+            wrong.append((a.name, b.name))
     print("order of predicted times: " + (f"differs for {wrong}" if wrong else "as measured"))
+    if equal:
+        print(f"without an order, since measured times repeat no better: {', '.join(equal)}")
     if wrong:
         report.fail(f"{n_ranks} ranks: the order of predicted times differs for {wrong}")
 
@@ -274,7 +301,8 @@ def main() -> int:
     parser.add_argument(
         "--ranks", type=int, nargs="+", default=[2], choices=sorted(LAYOUTS), help="sizes of the worlds"
     )
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=6, help="steps of each layout and turn")
+    parser.add_argument("--turns", type=int, default=2, help="how often each layout is measured")
     add_json_option(parser)
     options = parser.parse_args()
     report = Report("plan", options.json)
@@ -282,7 +310,7 @@ def main() -> int:
         time_searches(report)
     if options.measure or options.only_measure:
         for n_ranks in options.ranks:
-            compare(n_ranks, options.rounds, report)
+            compare(n_ranks, options.rounds, options.turns, report)
     return report.finish()
 
 

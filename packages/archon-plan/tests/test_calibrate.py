@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,11 @@ def test_efficiencies_are_shares_of_the_fastest_product():
     assert all(0 < share <= 1 for share in shares)
 
 
+def usable_cores() -> int:
+    """The ranks of a world are processes with one thread each."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def measured_in_a_world() -> Device:
     return calibrate(TINY, seconds=0.01, device_type="cpu")
 
@@ -51,6 +57,7 @@ def test_ranks_of_a_world_measure_their_links_and_agree():
     assert devices[0].source("node_bandwidth") == "measured"
     assert devices[0].node_latency > 0
     assert devices[0].devices_per_node == 2
+    assert devices[0].cores == usable_cores()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

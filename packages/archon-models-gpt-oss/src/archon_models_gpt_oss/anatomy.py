@@ -43,6 +43,8 @@ class _Reader:
             n_experts=self._entries.size("num_local_experts", self._entries.get("num_experts", 128)),
             top_k=self._entries.size("num_experts_per_tok", 4),
             intermediate_size=self._entries.size("intermediate_size", 2880),
+            biases=True,
+            clamped=True,
         )
         return LayerAnatomy(
             weights=(
@@ -56,6 +58,7 @@ class _Reader:
                 head_dim=self._head_dim,
                 value_dim=self._head_dim,
                 window=self._window(number),
+                sinks=True,
             ),
             experts=experts,
         )

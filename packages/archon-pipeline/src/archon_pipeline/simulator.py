@@ -1,7 +1,7 @@
 """Replays the action lists of a schedule with given costs: no processes, no torch.
 
 Each rank runs its actions in order, each one as soon as its inputs have arrived. A message delays its receiver, but
-costs no rank time: ranks go on working while it is in flight.
+costs no rank time: ranks go on working while it is in flight. Ranks may share processor cores (``shared_cores``).
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import accumulate
 
-from archon_core.contracts.pipeline import Action, ActionKind, RankActions, TimedActions
+from archon_core.contracts.pipeline import Action, ActionKind, RankActions, SharedCores, TimedActions
 from archon_core.errors import PluginError
 from archon_pipeline.costs import Costs, StageCosts
+from archon_pipeline.shared_cores import Task, share_cores
 from archon_pipeline.timeline import TimedAction, Timeline
 
 _Result = tuple[int, int, int]
@@ -48,6 +49,7 @@ def replay(
     times: Sequence[Mapping[ActionKind, float]],
     *,
     message: float = 0.0,
+    cores: SharedCores | None = None,
 ) -> TimedActions:
     """``archon_core.contracts.pipeline.Replay``, by ``simulate``."""
     stages = tuple(
@@ -59,13 +61,15 @@ def replay(
         )
         for of_stage in times
     )
-    return _timed(actions, rank_of, Costs(stages, message))
+    return _timed(actions, rank_of, Costs(stages, message), cores)
 
 
-def _timed(actions: RankActions, rank_of: Sequence[int], costs: Costs) -> TimedActions:
+def _timed(
+    actions: RankActions, rank_of: Sequence[int], costs: Costs, cores: SharedCores | None = None
+) -> TimedActions:
     """Every action with its start and end."""
     order = _order(_Lists(actions), tuple(rank_of))
-    ends, starts = _ends(order, costs)
+    ends, starts = _ends(order, costs) if cores is None else _shared_ends(order, actions, costs, cores)
     timed, first = [], 0
     for own in actions:
         span = slice(first, first + len(own))
@@ -149,6 +153,16 @@ def _ends(order: Sequence[_Step], costs: Costs) -> tuple[list[float], list[float
         starts[number] = start
         ends[number] = start + seconds[stage, kind]
     return ends, starts
+
+
+def _shared_ends(
+    order: Sequence[_Step], actions: RankActions, costs: Costs, cores: SharedCores
+) -> tuple[list[float], list[float]]:
+    """``_ends`` of ranks that share cores."""
+    tasks = [Task(0.0)] * len(order)
+    for number, stage, kind, _, source, crosses in order:
+        tasks[number] = Task(costs.stages[stage].of(kind), source, costs.message if crosses else 0.0)
+    return share_cores(tasks, [len(own) for own in actions], cores)
 
 
 def inputs_of(action: Action, last_stage: int) -> tuple[_Result, ...]:

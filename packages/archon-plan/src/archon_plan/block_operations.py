@@ -18,11 +18,14 @@ from archon_plan.expert_operations import expert_operations
 from archon_plan.latent_operations import latent_heads
 from archon_plan.layer_operations import linear, norm, tile_of
 from archon_plan.liveness import INPUT, Operation, Operations
+from archon_plan.scored_attention import scored_attention
 
 
 def block_operations(sizes: BlockSizes) -> Operations:
     """The operations of a block, in order. The first reads ``INPUT``, the last one makes the block's output."""
-    return tuple(_block(sizes))
+    operations = tuple(_block(sizes))
+    assert len({operation.name for operation in operations}) == len(operations), "results are told apart by their names"
+    return operations
 
 
 def _block(s: BlockSizes) -> Iterator[Operation]:
@@ -45,8 +48,8 @@ def _block(s: BlockSizes) -> Iterator[Operation]:
             yield from _gated(s, "mlp_norm", shared, s.tokens, width, True, prefix="shared.")
             if s.experts.shared_gate:
                 yield linear(s, "shared.scores", "mlp_norm", s.tokens, s.hidden, 1)
-                yield Operation("shared.gate", s.tokens * s.value_bytes, ("shared.scores",), ("shared.gate",))
-                factors = (shared, "shared.gate")
+                yield Operation("shared.share", s.tokens * s.value_bytes, ("shared.scores",), ("shared.share",))
+                factors = (shared, "shared.share")
                 yield Operation("shared.out", stream, factors, factors, behind=stream)
             summands = ("experts.out", "shared.out")
     yield Operation("output", stream, ("after_attention", *summands), passes=True)
@@ -132,30 +135,42 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("keys.gathered", groups * own, given[-2:], kept=True, beside=own, behind=own, eager=True)
         yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
         given = (given[0], "keys")
+    if s.path_keys:
+        # Backward sums the gradients of a key in fp32. On a CPU every path is a call, whose gradients are joined first.
+        along = b * copies * s.path_keys
+        summed = FP32 * copies * keys * (1 + s.path_keys) if b < FP32 else 0.0
+        behind = summed + (along * keys if s.on_cpu else 0.0)
+        yield Operation("keys.paths", along * (keys + values), given[-2:], behind=behind, eager=True)
+        given = (given[0], "keys.paths")
     if s.value_dim < s.key_dim:
         # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
-        padded = b * groups * copies * T * s.key_heads * s.key_dim
+        padded = b * groups * copies * T * s.key_heads * s.key_dim * (s.path_keys or 1.0)
         yield Operation("v.padded", padded, (given[-1],), eager=True)
-        given = (*given, "v.padded") if c > 1 or groups > 1 else (*given[:-1], "v.padded")
+        given = (*given, "v.padded") if c > 1 or groups > 1 or s.path_keys else (*given[:-1], "v.padded")
     attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
-    normaliser = T * s.query_heads * FP32
-    yield Operation(
-        "attended",
-        attended,
-        given,
-        (*given, "attended"),
-        kept=True,
-        extra=normaliser,
-        extra_kept=normaliser,
-        eager=True,
-        behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
-    )
+    if s.sinks and s.on_cpu:
+        yield from scored_attention(s, given)
+    else:
+        normaliser = T * s.query_heads * FP32
+        masks = b * T * c * s.masked_pairs
+        yield Operation(
+            "attended",
+            attended,
+            given,
+            (*given, "attended"),
+            kept=True,
+            extra=normaliser + masks,
+            extra_kept=normaliser,
+            eager=True,
+            behind=0.0 if s.on_cpu else _flash_backward(s, T, queries),
+        )
     joined, outputs = "attended", b * T * s.query_heads * s.value_dim
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
-    if groups > 1:
-        # The two blocks of a rank are attended one by one. On a CPU, the second one also has a mask, left out here.
+    if groups > 1 or (s.path_keys and s.on_cpu):
+        # Two blocks of a rank, or all paths, are attended one by one. On a CPU, the second block also has a mask, left
+        # out here.
         yield Operation("attended.joined", outputs, (joined,), eager=True)
         joined = "attended.joined"
     if c > 1:

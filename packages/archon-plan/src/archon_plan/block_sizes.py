@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from archon_core.models.anatomy import LatentAnatomy, LayerAnatomy
 from archon_plan.setting import Setting
+from archon_plan.shared_prompts import masked_pairs, path_keys
 
 FP32, INT64 = 4, 8
 """Bytes of a number."""
@@ -26,6 +27,8 @@ class ExpertSizes(NamedTuple):
     ep: int
     etp: int
     imbalance: float
+    biases: bool = False
+    clamped: bool = False
 
 
 class BlockSizes(NamedTuple):
@@ -54,6 +57,10 @@ class BlockSizes(NamedTuple):
         filter_length: tokens that the convolution of Gated DeltaNet reads; 0 for softmax attention.
         segments: sequences on this rank.
         chunk: tokens of a chunk of Gated DeltaNet, and ``chunks``, their number.
+        sinks: whether query heads have sinks.
+        attended: tokens of a sequence in attention, on all context ranks together.
+        path_keys: keys along the paths of a prefix tree over its tokens; 0 if sequences share nothing.
+        masked_pairs: elements of a CPU's masks over these paths, over the tokens.
     """
 
     tokens: int
@@ -80,6 +87,10 @@ class BlockSizes(NamedTuple):
     segments: float = 1
     chunk: int = 0
     chunks: float = 0
+    sinks: bool = False
+    attended: int = 0
+    path_keys: float = 0.0
+    masked_pairs: float = 0.0
 
     @property
     def context_ranks(self) -> int:
@@ -119,6 +130,8 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
             dims.ep,
             dims.etp,
             imbalance,
+            experts.biases,
+            experts.clamped,
         )
     tokens = setting.local_tokens * dims.tp
     length = min(setting.tokens.sequence, tokens)
@@ -148,4 +161,8 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         segments=segments,
         chunk=chunk,
         chunks=segments * -(-length // chunk),
+        sinks=attention.sinks,
+        attended=min(setting.tokens.sequence, tokens * dims.cp),
+        path_keys=path_keys(setting.tokens),
+        masked_pairs=masked_pairs(attention, setting.tokens) if on_cpu else 0.0,
     )

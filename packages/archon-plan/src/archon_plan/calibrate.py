@@ -1,7 +1,8 @@
 """Measures a device: products, attention, memory bandwidth, the time to launch an operation, and its links.
 
 The only module of this package that needs torch, which it imports in functions. Started on several ranks (with a
-process group), all of them measure at the same time, as they would compute, and agree on the median.
+process group), all of them measure at the same time, as they would compute, and agree on the median. If they share
+cores, each measures its share of the time, so that figures are those of a rank on a core that it shares with no one.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,6 +80,7 @@ class _Probe:
             "memory": self._memory(),
             "kind": "gpu" if self._device.type == "cuda" else "cpu",
             "devices_per_node": self._per_node(),
+            "cores": self._cores(),
             "context_bytes": self._context_bytes(),
         }
         if self._device.type == "cuda":
@@ -113,7 +116,20 @@ class _Probe:
                 work()
             synchronize()
             rounds.append((time.perf_counter() - started) / calls)
-        return statistics.median(rounds)
+        return statistics.median(rounds) * self._share
+
+    @cached_property
+    def _share(self) -> float:
+        """The share of the time in which this rank has a core while all ranks of its machine measure."""
+        cores = self._cores()
+        return min(1.0, cores / self._per_node()) if cores and self._collective else 1.0
+
+    def _cores(self) -> float:
+        """How many ranks of this machine can compute at the same time; 0 if each has its own device."""
+        if self._device.type == "cuda":
+            return 0.0
+        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        return usable / self._torch.get_num_threads()
 
     def _random(self, *shape: int, grad: bool = False) -> torch.Tensor:
         return self._torch.randn(*shape, device=self._device, dtype=self._dtype, requires_grad=grad)

@@ -30,6 +30,7 @@ from archon_engine.options.combinations import changes, refusals, refuse_when_st
 from archon_engine.options.context import OptionContext
 from archon_engine.options.context_style import split_context
 from archon_engine.options.pipelines import micro_batch_decisions
+from archon_engine.options.shared_prefixes import refuse_rotations
 from archon_plan.extents import context_sizes, expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
 from archon_plan.parts import EngineRequest, Parts, choose_pipeline, plan_stages
@@ -183,8 +184,10 @@ class _Checker:
                 f"its capabilities: {declared}",
                 option=f"{self._request.role}.is_critic",
             )
-        if self._request.config.enable_tree_training and (refusal := tree_refusal(model, role=self._request.role)):
-            self._add_error(ModelError(refusal), f"{self._request.role}.enable_tree_training")
+        if self._request.config.enable_tree_training:
+            role, entries = self._request.role, self._request.model.entries
+            if refusal := tree_refusal(model, role=role) or refuse_rotations(entries, role=role):
+                self._add_error(ModelError(refusal), f"{role}.enable_tree_training")
 
     def _check_sizes(self, layout: Layout, dims: ParallelDims | None, anatomy: ModelAnatomy) -> None:
         extents = sharded_extents(anatomy)

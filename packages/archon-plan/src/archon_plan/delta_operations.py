@@ -9,6 +9,7 @@ length, N chunks, C tokens of a chunk.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from archon_plan.block_sizes import FP32, INT64, BlockSizes
 from archon_plan.layer_operations import linear, norm
@@ -30,14 +31,16 @@ def delta_operations(s: BlockSizes, source: str, result: str) -> Iterator[Operat
     yield linear(s, "beta.in", source, T, s.hidden, h)
     yield Operation("beta", b * T * h, ("beta.in",), ("beta",))
     yield from _convolution(s, features)
-    yield from _rule(s, "activated")
+    yield from _rule(s, "qkv.activated")
     yield from norm("normed", "mixed", T * h, s.value_dim, s)
     yield linear(s, "output.gate", source, T, s.hidden, values)
     wide = FP32 * T * values
     factors = ("normed", "output.gate")
     # Saved are both factors and the activation of the gate, the factors in fp32 too.
     saves, copies = (factors, 1) if b >= FP32 else ((), 3)
-    yield Operation("gated", b * T * values, factors, saves, extra=copies * wide, beside=wide, behind=2 * wide)
+    yield Operation(
+        "gated", b * T * values, factors, saves, extra=copies * wide, beside=wide, behind=2 * wide, holds=("qkv",)
+    )
     yield linear(s, result, "gated", T, values, s.hidden)
 
 
@@ -56,7 +59,7 @@ def _convolution(s: BlockSizes, features: float) -> Iterator[Operation]:
     yield Operation(
         "convolved", b * T * features, ("windows",), extra=T * INT64, beside=narrow, behind=narrow, eager=True
     )
-    yield Operation("activated", b * T * features, ("convolved",), ("convolved",), eager=True)
+    yield Operation("qkv.activated", b * T * features, ("convolved",), ("convolved",), eager=True)
 
 
 def _rule(s: BlockSizes, source: str) -> Iterator[Operation]:
@@ -86,7 +89,8 @@ def _rule(s: BlockSizes, source: str) -> Iterator[Operation]:
         extra_kept=3 * of_values + states,
         behind=of_keys + of_values,
     )
-    yield _eager("mixed", b * T * h * s.value_dim, ("scanned",), beside=of_values + FP32 * T * h * s.value_dim)
+    beside = of_values + FP32 * T * h * s.value_dim
+    yield _eager("mixed", b * T * h * s.value_dim, ("scanned",), beside=beside, holds=("qkv", source))
 
 
 def _states_from_ranks(s: BlockSizes, source: str) -> Iterator[Operation]:
@@ -143,6 +147,6 @@ def _corrections(s: BlockSizes, prefix: str, source: str, N: float) -> Iterator[
     yield made("k.decayed", of_keys, named("k.normal", "pairwise"), behind=of_keys)
 
 
-def _eager(name: str, size: float, reads: tuple[str, ...], saves: tuple[str, ...] = (), **more: float) -> Operation:
+def _eager(name: str, size: float, reads: tuple[str, ...], saves: tuple[str, ...] = (), **more: Any) -> Operation:
     """Compiled blocks leave the rule eager."""
-    return Operation(name, size, reads, saves, eager=True, **more)  # type: ignore[arg-type]
+    return Operation(name, size, reads, saves, eager=True, **more)

@@ -54,6 +54,9 @@ class Device:
         launch: seconds of host time per operation.
         disk_bandwidth: bytes/s that a machine writes to the shared file system, or reads from it.
         kind: ``gpu`` runs operations while the host launches the next ones; ``cpu`` computes between them.
+        cores: how many ranks of a node can compute at the same time: its processor cores over the threads of a rank.
+            Further ranks share these cores (``shared_cores``). All other figures are those of a rank on a core that it
+            shares with no one. 0 if each rank has its own, as on a GPU.
         context_bytes: memory of the CUDA context with its kernels.
         communicator_bytes: memory of one communicator.
         allocator_share: memory that the caching allocator holds beyond the peak of live tensors, as a share of it.
@@ -75,6 +78,7 @@ class Device:
     launch: float = 5e-6
     disk_bandwidth: float = 2e9
     kind: Literal["gpu", "cpu"] = "gpu"
+    cores: float = 0.0
     context_bytes: float = 0.6 * 2**30
     communicator_bytes: float = 0.25 * 2**30
     allocator_share: float = 0.05
@@ -122,7 +126,15 @@ def figures_of(device: Device) -> dict[str, float | int | str]:
     return found
 
 
-_MAY_BE_ZERO = ("node_latency", "network_latency", "launch", "context_bytes", "communicator_bytes", "allocator_share")
+_MAY_BE_ZERO = (
+    "node_latency",
+    "network_latency",
+    "launch",
+    "cores",
+    "context_bytes",
+    "communicator_bytes",
+    "allocator_share",
+)
 
 
 def _checked(name: str, value: Any, known: Mapping[str, Any], device: str) -> float | int | str:

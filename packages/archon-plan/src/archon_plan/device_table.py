@@ -45,6 +45,7 @@ def _device(
         "network_latency": _NCCL,
         "host_bandwidth": host[1],
         "devices_per_node": "vendor's eight-device board",
+        "cores": "0: each device computes by itself",
         "efficiency.dense": dense[1],
         "efficiency.grouped": grouped[1],
         "efficiency.attention": attention[1],
@@ -201,6 +202,7 @@ DEVICES: tuple[Device, ...] = (
         communicator_bytes=0.0,
         sources=(
             ("peak_bf16", "assumed: as fp32"),
+            ("cores", "assumed: one for each rank; calibrate"),
             ("peak_fp32", "assumed: one core with AVX2, two FMA units, 3 GHz; calibrate"),
             ("context_bytes", "assumed: an interpreter with torch loaded; calibrate"),
             ("network_bandwidth", "assumed: 10 Gb/s Ethernet; calibrate"),

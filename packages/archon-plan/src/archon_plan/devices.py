@@ -124,6 +124,7 @@ _OPTIONAL = (
     "launch",
     "disk_bandwidth",
     "kind",
+    "cores",
     "context_bytes",
     "communicator_bytes",
     "allocator_share",

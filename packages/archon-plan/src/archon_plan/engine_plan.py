@@ -15,8 +15,9 @@ from archon_engine.options.context_style import split_context, style_decisions
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
 from archon_plan.extents import context_sizes, token_multiple
-from archon_plan.parts import EngineRequest, Parts, forward_actions, plan_stages, schedule_actions
-from archon_plan.setting import AuxiliaryLoss, Setting, Tokens, Types
+from archon_plan.parts import EngineRequest, Parts, Sequences, forward_actions, plan_stages, schedule_actions
+from archon_plan.setting import AuxiliaryLoss, Setting, SharedPrompt, Tokens, Types
+from archon_plan.shared_prompts import n_prompts, tree_bins, tree_tokens
 from archon_plan.violations import Check
 
 BYTES = {"float32": 4, "float64": 8, "bfloat16": 2}
@@ -141,6 +142,19 @@ def _actions(
     return schedule_actions(parts.schedule, stages, dims.pp, tokens.n_micro_batches)
 
 
+def _bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> list[list[int]]:
+    """The micro-batches of a data rank: indices of its sequences, of equal lengths."""
+    limit, length = spec.max_tokens_per_mb, sequences.length
+    return plan_micro_batches(
+        [length] * number,
+        n_mbs=spec.n_mbs,
+        max_tokens_per_mb=None if limit is None else max(limit, length * spec.granularity),
+        granularity=spec.granularity,
+        n_mbs_divisor=spec.n_mbs_divisor,
+        algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
+    )
+
+
 def count_tokens(
     request: EngineRequest,
     spec: MicroBatchSpec,
@@ -152,7 +166,7 @@ def count_tokens(
 ) -> tuple[Tokens, list[str]]:
     """The micro-batches of one step, and assumptions about them.
 
-    Sequences of equal lengths are assigned to micro-batches by the engine's own function.
+    Sequences of equal lengths are assigned to micro-batches by the engine's own functions.
 
     Args:
         request: the engine.
@@ -164,29 +178,35 @@ def count_tokens(
     """
     sequences, notes = request.sequences, []
     length, limit = sequences.length, spec.max_tokens_per_mb
+    shares = request.config.enable_tree_training and sequences.prompt > 0 and sequences.samples > 1
     if limit is not None and length > limit:
         notes.append(
             f"{request.role}: sequences of {length:,} tokens exceed mb_spec.max_tokens_per_mb {limit:,}, and a run "
             f"stops at one; planned with {limit:,} tokens each"
         )
         length = limit
+        shares = shares and sequences.prompt < limit
+    alike = replace(sequences, length=length) if shares else Sequences(length=length)
+    scored, shared = sequences.scored, None
     if sequences.number is None:
         per_micro_batch = limit or length
         number = math.ceil(spec.n_mbs / spec.n_mbs_divisor) * spec.n_mbs_divisor
     else:
         on_rank = math.ceil(sequences.number / (dims.dp_replicate * dims.dp_shard))
         on_rank = math.ceil(on_rank / spec.granularity) * spec.granularity
-        bins = plan_micro_batches(
-            [length] * on_rank,
-            n_mbs=spec.n_mbs,
-            max_tokens_per_mb=None if limit is None else max(limit, length * spec.granularity),
-            granularity=spec.granularity,
-            n_mbs_divisor=spec.n_mbs_divisor,
-            algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
-        )
+        bins = (tree_bins if shares else _bins)(on_rank, alike, spec)
+        fullest = max(bins, key=lambda members: tree_tokens(alike, members))
+        per_micro_batch = tree_tokens(alike, fullest)
+        if shares and len(fullest) > n_prompts(alike, fullest):
+            shared = SharedPrompt(alike.prompt, len(fullest) / n_prompts(alike, fullest))
+            scored *= len(fullest) * length / per_micro_batch
+            notes.append(
+                f"{request.role}: {alike.samples} samples share a prompt of {alike.prompt:,} tokens "
+                f"(enable_tree_training): {sum(tree_tokens(alike, members) for members in bins):,} tokens on each data "
+                f"rank in place of {on_rank * length:,}"
+            )
         planned = sum(map(bool, bins))  # the engine runs no empty micro-batches, but where a pipeline needs them
         number = math.ceil(max(planned, at_least) / divisor) * divisor
-        per_micro_batch = max(map(len, bins)) * length
         if planned < number:
             notes.append(
                 f"{request.role}: {on_rank} sequences on each data rank fill {planned} of {number} micro-batches; the "
@@ -194,4 +214,4 @@ def count_tokens(
             )
     padded = max(per_micro_batch, effective.pad_at_least)
     padded = math.ceil(padded / effective.pad_multiple) * effective.pad_multiple
-    return Tokens(padded, max(number, 1), min(length, padded), sequences.scored), notes
+    return Tokens(padded, max(number, 1), min(length, padded), scored, shared), notes

@@ -81,12 +81,12 @@ def _products(
         extra_kept=inner,
         beside=s.value_bytes * M * 2 * (s.hidden + F),
         weights=weights,
-        behind=_grouped_backward(M, N, s.hidden, F, s.value_bytes, e.top_k),
+        behind=_grouped_backward(M, N, s.hidden, F, s.value_bytes, e),
         eager=True,
     )
 
 
-def _grouped_backward(M: float, N: float, H: int, F: float, b: int, K: int) -> float:
+def _grouped_backward(M: float, N: float, H: int, F: float, b: int, e: ExpertSizes) -> float:
     """Temporaries of ``archon_moe.kernels.grouped_mm.backward`` at its peak, besides the gradients that it returns.
 
     The gradient of the rows is a sum over the pairs of each. Before it live gradients of outputs and the rows of every
@@ -94,10 +94,20 @@ def _grouped_backward(M: float, N: float, H: int, F: float, b: int, K: int) -> f
     every pair. Where rows have experts of other ranks, the pairs' gradients are copied instead, to append a row of
     zeros, and the sum exists beside the copy with its indices. Earlier, for the gradient of the routing weights, live
     gradients of outputs, activated, dh and h, the last two and their product in fp32.
+
+    A clamped gate makes the factor of the activation, another [M, F]. With biases, that of every pair's down
+    projection lives on, and in the end the weighted gradients of outputs in fp32; earlier, for the gradient of the
+    routing weights, gradients of outputs, biases and their product in fp32.
     """
+    K = e.top_k
     made = N * (H * b + K * FP32)
     last = 4 * b * M * H + 5 * b * M * F
     early = b * M * H + 3 * (b + FP32) * M * F
+    if e.clamped:
+        last, early = last + b * M * F, early + b * M * F
+    if e.biases:
+        last += (b + FP32) * M * H
+        early = max(early, 2 * b * M * H + 3 * FP32 * M * H + (3 + e.clamped) * b * M * F)
     pairs = M * (INT64 + 2 * FP32)
     if M == N * K:
         return max(last, early) + pairs - made

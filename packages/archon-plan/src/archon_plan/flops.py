@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from archon_core.models.anatomy import AttentionAnatomy
 from archon_core.models.stage import Stage
 from archon_plan.block_sizes import CHUNK
-from archon_plan.setting import Setting
+from archon_plan.setting import Setting, Tokens
+from archon_plan.shared_prompts import path_keys
 from archon_plan.sizes import LayerSizes, sizes_of
 
 _ATTENTION_BACKWARD = 2.5
@@ -128,6 +129,16 @@ def mean_keys(attention: AttentionAnatomy, sequence: float) -> float:
     return (window * (window + 1) / 2 + (sequence - window) * window) / sequence
 
 
+def keys_of(attention: AttentionAnatomy, tokens: Tokens) -> float:
+    """``mean_keys`` over the tokens of a micro-batch, whose sequences may share a prompt."""
+    if tokens.shared is None:
+        return mean_keys(attention, tokens.sequence)
+    prompt, samples = tokens.shared.tokens, tokens.shared.samples
+    of_prompt = prompt * mean_keys(attention, prompt)
+    of_completion = tokens.sequence * mean_keys(attention, tokens.sequence) - of_prompt
+    return (of_prompt + samples * of_completion) / (prompt + samples * (tokens.sequence - prompt))
+
+
 def delta_flops(attention: AttentionAnatomy, sequence: float, tp: int = 1) -> float:
     """FLOPs of Gated DeltaNet's rule for a token of a sequence of that many tokens, forward, on one of ``tp`` ranks.
 
@@ -148,7 +159,7 @@ def layer_passes(setting: Setting, sizes: LayerSizes, recomputed: float) -> Pass
     heads = attention.heads.query / (dims.tp * dims.cp)
     # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).
     size = attention.head_dim + max(attention.head_dim, attention.value_dim)
-    scores = tokens.per_micro_batch * mean_keys(attention, tokens.sequence) * heads
+    scores = tokens.per_micro_batch * keys_of(attention, tokens) * heads
     met = sizes.products + (dims.tp - 1) * sizes.repeated
     products = Work(dense=2 * local * met, router=2 * local * sizes.router, grouped=2 * pairs * sizes.pair)
     traffic = local * _layer_bytes(setting, sizes)
@@ -194,6 +205,9 @@ def _layer_bytes(setting: Setting, sizes: LayerSizes) -> float:
     rotated = 0 if attention.delta else (attention.heads.query + attention.heads.key_value) * attention.head_dim
     total = hidden * (layer.norms * norm + 2 * 3 * number)
     total += rotated * (norm * attention.head_norms + (2 if fused else 12) * number)
+    # Keys and values of paths are copied.
+    keys = attention.heads.key_value * (attention.head_dim + attention.value_dim)
+    total += 2 * number * path_keys(setting.tokens) * keys
     if attention.delta is not None:
         # Convolution, chunks, and the gated norm of outputs, mostly in fp32 (``archon_engine.nn.delta_rule``).
         heads = attention.heads

@@ -37,6 +37,8 @@ class Operation(NamedTuple):
         fused: whether selective checkpointing of compiled graphs computes its result wherever it is read, and never
             saves it.
         stays: whether compiled graphs save the result under any budget.
+        holds: names of earlier results that exist until it has run in a forward pass, because a function's variables
+            refer to them.
     """
 
     name: str
@@ -55,6 +57,7 @@ class Operation(NamedTuple):
     eager: bool = False
     fused: bool = False
     stays: bool = False
+    holds: tuple[str, ...] = ()
 
 
 Operations = Sequence[Operation]
@@ -120,7 +123,7 @@ def forward_peak(
         exist: by name, how much of it exists from the start.
     """
     sizes = result_sizes(operations, input_bytes)
-    last_read = {name: place for place, operation in enumerate(operations) for name in operation.reads}
+    last_read = {name: place for place, operation in enumerate(operations) for name in _used(operation)}
     # Of other results in ``stay``, only the ``extra`` stays.
     whole = {name for operation in operations for name in operation.saves}
     whole |= {operation.name for operation in operations if operation.kept}
@@ -131,10 +134,14 @@ def forward_peak(
         peak = max(peak, live + operation.beside)
         if operation.name not in stay:
             live -= operation.extra
-        for name in operation.reads:
+        for name in _used(operation):
             if last_read[name] == place and name != INPUT and (name not in stay or name not in whole):
                 live -= sizes[name]
     return peak
+
+
+def _used(operation: Operation) -> tuple[str, ...]:
+    return tuple(dict.fromkeys((*operation.reads, *operation.holds)))
 
 
 class _Gradients:

@@ -40,11 +40,16 @@ class Sequences:
             ``mb_spec.max_tokens_per_mb`` tokens on each data rank.
         length: mean number of tokens of one.
         scored: share of their positions with an output of the head.
+        prompt: tokens that several of them begin with and that an engine with ``enable_tree_training`` computes once; 0
+            if they share nothing, or nothing that is known.
+        samples: sequences with the same prompt.
     """
 
     number: int | None = None
     length: int = 4096
     scored: float = 1.0
+    prompt: int = 0
+    samples: int = 1
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from archon_core.plugins import Registry
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_plan.models import KNOWN, NamedModel, find_model
 from archon_plan.parts import EngineRequest, Sequences
+from archon_plan.shared_prompts import with_prompts
 
 LENGTH = 4096
 """Default of ``--seq``."""
@@ -213,8 +214,11 @@ class _Lengths:
 
     def of(self, role: str, section: EngineConfig) -> Sequences:
         """The sequences of one optimizer step, or of one pass of a model that is not trained."""
-        sequences = self._sampled(section) if self.samples else self._written(section)
-        return sequences if self._seq is None else replace(sequences, length=self._seq)
+        sequences = self._sampled(section) if self.samples else self._written(role, section)
+        if self._seq is None:
+            return sequences
+        prompt = round(sequences.prompt * self._seq / sequences.length)
+        return replace(sequences, length=self._seq, prompt=prompt)
 
     def _sampled(self, section: EngineConfig) -> Sequences:
         config, generation = self._config, self._config.gconfig
@@ -228,13 +232,21 @@ class _Lengths:
         if generation.max_tokens is not None:
             length = min(length, generation.max_tokens)
         number = config.data.batch_size * generation.n_samples
-        if section.optimizer is not None:
-            number = -(-number // getattr(section, "ppo_n_minibatches", 1))
-        return Sequences(number, length, min(generation.max_new_tokens / length, 1.0))
+        times = getattr(section, "ppo_n_minibatches", 1) if section.optimizer is not None else 1
+        sequences = Sequences(-(-number // times), length, min(generation.max_new_tokens / length, 1.0))
+        if not section.enable_tree_training:
+            return sequences
+        shared = max(length - generation.max_new_tokens, 0)
+        return with_prompts(sequences, config.data.batch_size, generation.n_samples, shared)
 
-    def _written(self, section: EngineConfig) -> Sequences:
+    def _written(self, role: str, section: EngineConfig) -> Sequences:
         data = self._config.data
         length = data.max_length or section.mb_spec.max_tokens_per_mb or LENGTH
+        if section.enable_tree_training:
+            self.notes.append(
+                f"{role}.enable_tree_training: which prefixes the sequences of the data share is not known; planned as "
+                "if they shared none"
+            )
         if data.max_length is None:
             self._assume(f"data.max_length is null: sequences of {length:,} tokens are assumed; --seq sets the length")
         return Sequences(data.batch_size * self._answers, length)

@@ -21,6 +21,7 @@ from archon_plan.rl import Pass, RLRun
 from archon_plan.sampling import Samples
 from archon_plan.server import Server
 from archon_plan.setting import Setting
+from archon_plan.shared_prompts import with_prompts
 
 SPREAD = 0.6
 """Assumed standard deviation of the lengths of completions, over their mean."""
@@ -141,6 +142,8 @@ class _Reader:
         samples = self._samples
         length = max(1, round(samples.prompt_tokens + samples.lengths.mean))
         sequences = Sequences(number, length, samples.lengths.mean / length)
+        if request.config.enable_tree_training:
+            sequences = with_prompts(sequences, samples.prompts, samples.n_samples, round(samples.prompt_tokens))
         mean = replace(request, sequences=sequences)
         return plan_engine(mean, check_engine(mean, self._registry)).setting
 

@@ -48,10 +48,10 @@ def _title(answer: SearchAnswer) -> str:
 
 def _space(answer: SearchAnswer) -> str:
     result, sought = answer.result, answer.sought
-    length = answer.request.sequences.length
+    length, shares = answer.request.sequences.length, answer.request.sequences.samples > 1
     return (
-        f"{sought.sequences:,} sequences of {length:,} tokens per step; {result.layouts:,} valid layouts, of which "
-        f"{result.too_large:,} are too large"
+        f"{sought.sequences:,} sequences of {length:,} tokens per step{', shared prompts counted with each' * shares}; "
+        f"{result.layouts:,} valid layouts, of which {result.too_large:,} are too large"
     )
 
 

@@ -55,7 +55,9 @@ def find_layouts(
     # Candidates are planned on machines of this device, and so is the request of one that is found.
     engine = replace(request.engines[0], ranks_per_node=device.devices_per_node)
     backend = engine.layout.partition(":")[0] or "archon"
-    alone = replace(engine, layout=f"{backend}:d1")
+    # Micro-batches of all sizes are compared, so a prompt counts with each of its samples.
+    apart = replace(engine.sequences, prompt=0, samples=1)
+    alone = replace(engine, layout=f"{backend}:d1", sequences=apart)
     check = check_engine(alone, registry)
     if check.violations:
         return Refused(request, (Refusal(alone, check.violations, ()),))

@@ -19,20 +19,36 @@ AuxiliaryLoss = Literal["none", "sequence", "global_batch"]
 
 
 @dataclass(frozen=True)
+class SharedPrompt:
+    """A prompt whose samples are in one micro-batch, which computes it once (``enable_tree_training``).
+
+    Attributes:
+        tokens: of the prompt.
+        samples: mean number of sequences of a micro-batch that begin with it.
+    """
+
+    tokens: int
+    samples: float
+
+
+@dataclass(frozen=True)
 class Tokens:
     """The tokens of one optimizer step.
 
     Attributes:
-        per_micro_batch: T, tokens of one micro-batch of one data rank, padding included: t x c ranks share them.
+        per_micro_batch: T, tokens of one micro-batch of one data rank, padding included: t x c ranks share them. A
+            shared prompt counts once.
         n_micro_batches: micro-batches of each data rank.
         sequence: mean length of a sequence in a micro-batch, which determines the cost of attention.
         scored: share of the positions with an output of the head.
+        shared: the prompt that each sequence begins with; ``None`` if sequences share nothing.
     """
 
     per_micro_batch: int
     n_micro_batches: int = 1
     sequence: int = 4096
     scored: float = 1.0
+    shared: SharedPrompt | None = None
 
 
 @dataclass(frozen=True)

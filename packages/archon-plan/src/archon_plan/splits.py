@@ -16,6 +16,7 @@ from archon_plan.rl import Pass, RLPlan, RLRun, plan_rl
 from archon_plan.search import search
 from archon_plan.search_space import Sought
 from archon_plan.setting import Setting, Tokens
+from archon_plan.shared_prompts import apart
 
 Rebuild = Callable[[int], tuple[Pass, ...] | None]
 """The passes of a trainer with this number of devices; ``None`` if no layout of it works."""
@@ -133,7 +134,7 @@ def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...
         run.actor.anatomy,
         device,
         sequences=-(-run.samples.sequences // update.times),
-        base=update.setting,
+        base=replace(update.setting, tokens=apart(tokens)),
         most_tokens=tokens.per_micro_batch,
         modes=tuple(dict.fromkeys((update.setting.checkpointing, "full"))),
         schedules=(update.setting.schedule.name if update.setting.schedule else ArchonOptions().pp_schedule,),
@@ -142,6 +143,7 @@ def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...
     if not candidates:
         return None
     best = candidates[0].setting
+    best = replace(best, tokens=replace(best.tokens, sequence=tokens.sequence, shared=tokens.shared))
     return (replace(update, setting=best), *(_like(best, update.times, one) for one in run.passes[1:]))
 
 

@@ -2,7 +2,8 @@
 
 The times of the actions of every stage (``stage_times``) go through the pipeline package's replay of the schedule's
 lists. The reduction of gradients, their norm and the optimizer follow. The formulas are a roofline model: FLOPs over a
-share of the peak, bytes over a share of the bandwidth, latency and bytes for collectives.
+share of the peak, bytes over a share of the bandwidth, latency and bytes for collectives. Ranks that share processor
+cores wait for them (``shared_cores``).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from archon_plan.flops import stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
+from archon_plan.shared_cores import sharing_of
 from archon_plan.stage_kinds import Composition, stage_kinds
 from archon_plan.stage_times import GRADIENTS, WEIGHTS, StageTimes, stage_times
 from archon_plan.traffic import transfers_once
@@ -29,6 +31,7 @@ OPTIMIZER = "optimizer"
 NORM = "gradient norm"
 SUMS = "sums over ranks once per step"
 MESSAGES = "sending to other stages"
+CORES = "waiting for a core"
 
 _LIMITS = {
     "dense products": "the peak of dense products",
@@ -50,6 +53,7 @@ _LIMITS = {
     NORM: "the gradient norm",
     SUMS: "sums over ranks",
     MESSAGES: "messages between stages",
+    CORES: "processor cores, which ranks share",
 }
 
 
@@ -60,7 +64,7 @@ class PipelineTimes:
     Attributes:
         end: of the last action.
         ends: for each pipeline rank, the end of its last action.
-        busy: for each pipeline rank, the sum of its actions.
+        busy: for each pipeline rank, the sum of its actions, waiting for a core included.
         bubble: idle over busy time.
     """
 
@@ -122,11 +126,12 @@ class StepClock:
         self._kinds = kinds = units.remembered(key, lambda: stage_kinds(setting))
         self._times = tuple(map(self._stage_times, kinds.stages, kinds.compositions))
         self._stages = [self._times[kind] for kind in kinds.of]
+        self._sharing = sharing_of(setting.dims, device)
 
     def _stage_times(self, stage: Stage, composition: Composition) -> StageTimes:
         setting, units = self._setting, self._units
         tokens = setting.tokens
-        size = setting.dims, tokens.per_micro_batch, tokens.sequence, tokens.scored, setting.entropy
+        size = setting.dims, tokens.per_micro_batch, tokens.sequence, tokens.scored, tokens.shared, setting.entropy
         mode = setting.checkpointing, setting.every, setting.budget, setting.compiles, setting.trains
         weights = setting.reshards, setting.reshards_last, setting.reduces_each, tokens.n_micro_batches > 1
         key = "stage", composition, size, mode, weights
@@ -134,7 +139,7 @@ class StepClock:
 
     def step(self) -> StepTime:
         """The whole step."""
-        setting, device = self._setting, self._device
+        setting, device, sharing = self._setting, self._device, self._sharing
         ranks = range(setting.dims.pp)
         actions = [self._actions_of(rank) for rank in ranks]
         pipeline = self._pipeline(actions)
@@ -143,17 +148,22 @@ class StepClock:
         # A later stage gathers its weights when the first micro-batch arrives.
         first_gather = sum(self.first_gather(rank) for rank in ranks)
         # The norm is a number of all ranks, so they wait for each other once more before the update.
-        summed = max(end + sum(own.values()) for end, own in zip(pipeline.ends, after, strict=True))
-        total = first_gather + summed + max(sum(own.values()) for own in updates)
-        busiest = max(ranks, key=lambda rank: pipeline.busy[rank] + sum(after[rank].values()))
-        parts = add_up(*self._spent_on(actions[busiest]), {WEIGHTS: first_gather}, after[busiest], updates[busiest])
+        crowd = sharing.all_ranks
+        summed = max(end + crowd * sum(own.values()) for end, own in zip(pipeline.ends, after, strict=True))
+        total = sharing.one_stage * first_gather + summed + crowd * max(sum(own.values()) for own in updates)
+        busiest = max(ranks, key=lambda rank: pipeline.busy[rank] + crowd * sum(after[rank].values()))
+        parts = add_up(*self._spent_on(actions[busiest]))
+        last = sum(after[busiest].values()) + sum(updates[busiest].values())
+        waited = pipeline.busy[busiest] - sum(parts.values())
+        waited += (sharing.one_stage - 1) * first_gather + (crowd - 1) * last
+        parts = add_up(parts, {WEIGHTS: first_gather}, after[busiest], updates[busiest], {CORES: waited})
         parts[BUBBLE] = total - sum(parts.values())
         # Without a pipeline, the rest is what rounding leaves.
         parts = {name: seconds for name, seconds in parts.items() if seconds > 1e-9 * total}
         tokens = setting.tokens.per_micro_batch * setting.tokens.n_micro_batches
         tokens *= setting.dims.dp_replicate * setting.dims.dp_shard
         flops = model_flops(setting)
-        peak = device.peak(setting.types.compute) * setting.dims.world_size
+        peak = device.peak(setting.types.compute) * setting.dims.world_size / crowd
         return StepTime(
             total=total,
             parts=parts,
@@ -165,7 +175,7 @@ class StepClock:
         )
 
     def lower_bound(self) -> float:
-        """Seconds that the step takes at least, whatever the order of actions.
+        """Seconds that the step takes at least, whatever the order of actions, and with a core for every rank.
 
         A pipeline rank cannot begin before a micro-batch has passed the stages before its first one, and gradients
         pass them again behind its last backward pass, unless that may be half of one. It needs no action lists.
@@ -236,11 +246,12 @@ class StepClock:
             return ()
         stages = range(len(self._stages))
         seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
-        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message)
+        rank_of, cores = setting.stage_plan.rank_of, self._sharing.cores
+        return installed_replay()(setting.actions, rank_of, seconds, message=self._message, cores=cores)
 
     def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
         if not self._setting.actions:
-            spent = sum(sum(part.values()) for part in self._spent_on(counts[0]))
+            spent = self._sharing.all_ranks * sum(sum(part.values()) for part in self._spent_on(counts[0]))
             return PipelineTimes(spent, (spent,), (spent,), 0.0)
         return PipelineTimes.of(self.timeline())
 

@@ -150,7 +150,7 @@ class UnitTimes:
         """
         dims, tokens = setting.dims, setting.tokens
         mode = setting.checkpointing, setting.every, setting.budget, setting.compiles, setting.trains, recomputed
-        size = kind, dims.tp, dims.cp, tokens.per_micro_batch, tokens.sequence, tokens.scored
+        size = kind, dims.tp, dims.cp, tokens.per_micro_batch, tokens.sequence, tokens.scored, tokens.shared
         # Up to the devices of a node the number of ranks tells where groups lie.
         world = min(dims.world_size, self.device.devices_per_node)
         stage = dims.stage_size if setting.aux_loss == "global_batch" else 0

@@ -42,6 +42,7 @@ def complete(make_registry: MakeRegistry) -> Registry:
                 name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset({"tp", "cp", "critic"})
             ),
             ModelSpec(name="tiny_moe", target="json:loads", model_types=("tiny_moe",), needs=("moe",)),
+            ModelSpec(name="shares", target="json:loads", model_types=("shares",), capabilities=frozenset({"tree"})),
             ScheduleSpec(name="Interleaved1F1B", target="json:loads", stages_per_rank=None),
             ScheduleSpec(name="ZeroBubble", target="json:loads", splits_backward=True),
             ScheduleSpec(name="InRounds", target="json:loads", multiple_of_ranks=True),
@@ -279,6 +280,10 @@ def test_ranks_that_cannot_share_the_attention_heads_are_known_before_a_run(load
 def test_a_model_that_cannot_share_prefixes_is_known_before_a_run(load: Load, complete: Registry) -> None:
     (found,) = config_errors(plan(load, complete, RUNNABLE, "actor.enable_tree_training=true"))
     assert found.startswith("actor.enable_tree_training: found true; model 'tiny' cannot continue one prefix")
+    able = RUNNABLE.replace("tiny", "shares, rope_scaling: {rope_type: dynamic}, max_position_embeddings: 64")
+    (found,) = config_errors(plan(load, complete, able, "actor.enable_tree_training=true"))
+    assert "rope_type 'dynamic', which rotates sequences above 64 tokens by their length" in found
+    assert plan(load, complete, able).can_run
 
 
 def test_what_a_pipeline_changes_in_micro_batches_is_known_before_a_run(load: Load, complete: Registry) -> None:

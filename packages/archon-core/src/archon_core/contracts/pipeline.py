@@ -281,6 +281,20 @@ TimedActions = tuple[tuple[tuple[Action, float, float], ...], ...]
 """Per pipeline rank, its actions with their start and end."""
 
 
+@dataclass(frozen=True)
+class SharedCores:
+    """Pipeline ranks that share processor cores: a rank that waits leaves its share to the others of its machine.
+
+    Attributes:
+        machine_of: for each pipeline rank, its machine.
+        at_once: how many ranks of a machine run at full speed at the same time. While more of them run, they share
+            this speed equally: of k ranks, each runs at ``at_once / k``.
+    """
+
+    machine_of: tuple[int, ...]
+    at_once: float
+
+
 class Replay(Protocol):
     """``replay`` of a ``PipelineSpec``: a pure function."""
 
@@ -291,6 +305,7 @@ class Replay(Protocol):
         times: Sequence[Mapping[ActionKind, float]],
         *,
         message: float = 0.0,
+        cores: SharedCores | None = None,
     ) -> TimedActions:
         """When each action runs if every rank runs its own in order, each as soon as its inputs have arrived.
 
@@ -299,6 +314,7 @@ class Replay(Protocol):
             rank_of: for each stage, the rank that holds it.
             times: for each stage, how long an action of each kind takes, in any unit.
             message: from the end of an action until another rank has its result; no rank is busy with it.
+            cores: which ranks share cores; ``None`` if each has its own. ``times`` are those at full speed.
 
         Raises:
             PluginError: ranks deadlock.

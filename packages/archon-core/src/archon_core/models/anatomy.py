@@ -77,6 +77,7 @@ class AttentionAnatomy:
         latent: low-rank vectors that heads are made of; ``None`` if heads are projections of hidden states.
         output_gate: whether the query projection makes a gate beside every query, which multiplies the head's output.
         delta: Gated DeltaNet; ``None`` for softmax attention.
+        sinks: whether each query head has a sink, a key without a value that every token sees.
     """
 
     heads: HeadCounts
@@ -88,6 +89,7 @@ class AttentionAnatomy:
     latent: LatentAnatomy | None = None
     output_gate: bool = False
     delta: DeltaNetAnatomy | None = None
+    sinks: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ class ExpertsAnatomy:
         intermediate_size: width inside one routed expert.
         shared_intermediate_size: width inside the shared expert, which sees every token; 0 without one.
         shared_gate: whether a gate, one number per token, multiplies the shared expert's output.
+        biases: whether the projections of routed experts have biases.
+        clamped: whether a clamped gate (``archon_core.contracts.moe.ClampedGate``) replaces their activation.
     """
 
     n_experts: int
@@ -107,6 +111,8 @@ class ExpertsAnatomy:
     intermediate_size: int
     shared_intermediate_size: int = 0
     shared_gate: bool = False
+    biases: bool = False
+    clamped: bool = False
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from archon_engine.nn.rotary import RotaryEmbedding
 from archon_engine.options.archon import ArchonEngineConfig
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.options.routing_replay import replay_without_experts
+from archon_engine.options.shared_prefixes import rotation_refusal
 from archon_engine.parallel.plan_checks import (
     check_context_plan,
     check_refusals,
@@ -210,12 +211,7 @@ def _refuse_dropout(config: ArchonEngineConfig, arguments: ModelArguments, role:
 def _refuse_rotations_by_length(whole: nn.Module, role: str) -> None:
     for part in whole.modules():
         if isinstance(part, RotaryEmbedding) and part.length_dependent_above is not None:
-            limit, kind = part.length_dependent_above, part.arguments.kind
-            raise ConfigError(
-                f"{role}.enable_tree_training: found true with rope_type {kind!r}, which rotates sequences above "
-                f"{limit} tokens by their length, so equal prefixes of two sequences can differ; set "
-                f"{role}.enable_tree_training=false, or give the model another rope_type"
-            )
+            raise ConfigError(rotation_refusal(part.arguments.kind, part.length_dependent_above, role=role))
 
 
 def _check_plan(whole: nn.Module, plan: ParallelPlan, layout: Layout, *, option: str) -> None:

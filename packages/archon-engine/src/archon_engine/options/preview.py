@@ -12,6 +12,7 @@ from archon_engine.options.context import OptionContext
 from archon_engine.options.context_style import ContextSizes, split_context, style_decisions
 from archon_engine.options.pipelines import count_stages, micro_batch_decisions
 from archon_engine.options.routing_replay import replay_without_experts, replay_without_record
+from archon_engine.options.shared_prefixes import refuse_rotations
 
 
 def preview(outline: EngineOutline) -> EnginePreview:
@@ -49,9 +50,10 @@ def _routing_replay_problems(outline: EngineOutline) -> list[str]:
 
 
 def _tree_problems(outline: EngineOutline) -> list[str]:
-    if not outline.config.enable_tree_training or outline.model is None:
+    if not outline.config.enable_tree_training:
         return []
-    refusal = tree_refusal(outline.model, role=outline.role)
+    of_model = None if outline.model is None else tree_refusal(outline.model, role=outline.role)
+    refusal = of_model or refuse_rotations(outline.entries, role=outline.role)
     return [] if refusal is None else [refusal]
 
 

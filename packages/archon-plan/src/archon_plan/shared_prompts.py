@@ -1,0 +1,135 @@
+"""Samples of one prompt that share its tokens in a micro-batch (``enable_tree_training``, docs/shared-prefixes.md).
+
+n samples of R tokens after a prompt of P are a tree of P + n R tokens. Each token sees the keys of its path, so the
+first sample has as many pairs of a query and a key as without sharing, and further ones leave out those of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from archon_core.contracts.engine_config import MicroBatchSpec
+from archon_core.models.anatomy import AttentionAnatomy
+from archon_plan.setting import Tokens
+
+if TYPE_CHECKING:
+    from archon_plan.parts import Sequences
+
+MOST_TOKENS = 2**20
+"""Largest tree to build for the assignment of its sequences; longer sequences are measured in several tokens."""
+
+MASKED_QUERIES = 1024
+"""``archon_engine.nn.attention_backends.sdpa``'s most rows of a mask over a path."""
+
+
+def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> list[list[int]]:
+    """The micro-batches of a data rank: indices of its sequences, neighbours of which share prompts.
+
+    Args:
+        number: sequences of the data rank.
+        sequences: their lengths, and how many share a prompt.
+        spec: the split into micro-batches.
+    """
+    # Imported here: only plans with shared prompts need arrays.
+    import numpy as np
+
+    from archon_engine.data.prefix_tree import build_prefix_tree
+    from archon_engine.data.tree_packing import plan_tree_micro_batches
+
+    prompt, completion = sequences.prompt, sequences.length - sequences.prompt
+    unit = max(math.gcd(prompt, completion), math.ceil(number * sequences.length / MOST_TOKENS))
+    in_prompt, in_completion = math.ceil(prompt / unit), math.ceil(completion / unit)
+    length = in_prompt + in_completion
+    rows = np.arange(number)[:, None]
+    # Tokens of a prompt are its number, tokens of a completion that of the sequence.
+    of_prompts = np.broadcast_to(rows // sequences.samples, (number, in_prompt))
+    of_completions = np.broadcast_to(number + rows, (number, in_completion))
+    tree = build_prefix_tree(np.concatenate([of_prompts, of_completions], axis=1).reshape(-1), [length] * number)
+    limit = spec.max_tokens_per_mb
+    return plan_tree_micro_batches(
+        tree,
+        [length] * number,
+        n_mbs=spec.n_mbs,
+        max_tokens_per_mb=None if limit is None else max(limit // unit, length * spec.granularity),
+        granularity=spec.granularity,
+        n_mbs_divisor=spec.n_mbs_divisor,
+        algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
+    )
+
+
+def n_prompts(sequences: Sequences, members: list[int]) -> int:
+    """The number of prompts of the sequences ``members``."""
+    return len({index // sequences.samples for index in members})
+
+
+def tree_tokens(sequences: Sequences, members: list[int]) -> int:
+    """Tokens of a micro-batch with the sequences ``members``, each prompt counted once."""
+    completions = len(members) * (sequences.length - sequences.prompt)
+    return n_prompts(sequences, members) * sequences.prompt + completions
+
+
+def samples_together(prompts: int, samples: int, drawn: int) -> int:
+    """How many samples of a prompt are together in a mini-batch, on average over its prompts, rounded.
+
+    Args:
+        prompts: of a batch.
+        samples: of each prompt.
+        drawn: sequences of a mini-batch, which is drawn at random. A prompt is absent with probability
+            C(N - n, k) / C(N, k), for k of N sequences and n samples.
+    """
+    whole = prompts * samples
+    if drawn >= whole:
+        return samples
+    absent = math.prod((whole - drawn - sample) / (whole - sample) for sample in range(samples))
+    return max(1, round(drawn / (prompts * (1 - absent))))
+
+
+def with_prompts(sequences: Sequences, prompts: int, samples: int, tokens: int) -> Sequences:
+    """``sequences`` of a step on a batch of samples, or of a mini-batch that is drawn from it.
+
+    Args:
+        sequences: of the step.
+        prompts: of the batch.
+        samples: of each prompt.
+        tokens: of a prompt.
+    """
+    together = samples_together(prompts, samples, sequences.number or prompts * samples)
+    return replace(sequences, prompt=min(tokens, sequences.length - 1), samples=together)
+
+
+def path_keys(tokens: Tokens) -> float:
+    """Keys along the paths of a tree over its tokens, which attention gathers; 0 if sequences share nothing."""
+    if tokens.shared is None:
+        return 0.0
+    prompt, samples = tokens.shared.tokens, tokens.shared.samples
+    return samples * tokens.sequence / (prompt + samples * (tokens.sequence - prompt))
+
+
+def apart(tokens: Tokens) -> Tokens:
+    """As many tokens in sequences that share nothing: each shorter by what it does not have alone."""
+    if tokens.shared is None:
+        return tokens
+    prompt, samples = tokens.shared.tokens, tokens.shared.samples
+    return replace(tokens, sequence=max(1, round(tokens.sequence - prompt + prompt / samples)), shared=None)
+
+
+def masked_pairs(attention: AttentionAnatomy, tokens: Tokens) -> float:
+    """Elements of the masks over paths that a CPU's kernel needs, over the tokens of a micro-batch: of every sample but
+    the first of its prompt, and of this one too if attention has a window."""
+    if tokens.shared is None:
+        return 0.0
+    prompt, samples, whole = tokens.shared.tokens, tokens.shared.samples, tokens.sequence
+    first = 0 if attention.window is None else _mask_of_path(whole, whole, attention.window)
+    others = _mask_of_path(whole - prompt, whole, attention.window)
+    return (first + (samples - 1) * others) / (prompt + samples * (whole - prompt))
+
+
+def _mask_of_path(queries: int, keys: int, window: int | None) -> int:
+    elements = 0
+    for first in range(0, queries, MASKED_QUERIES):
+        rows = min(MASKED_QUERIES, queries - first)
+        end = keys - queries + first + rows
+        elements += rows * (end - max(0, end - rows - (window or keys) + 1))
+    return elements
