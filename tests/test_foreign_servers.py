@@ -112,7 +112,7 @@ def assert_equal(found, expected):
 
 @pytest.mark.parametrize("transport", ["shm", "distributed", "disk"])
 def test_vllm_servers_get_every_version_and_pass_the_canary(engine, publisher_of, transport):
-    driver = VllmDriver(SimpleNamespace(weight_transport=transport, return_routed_experts=False))
+    driver = VllmDriver(RolloutConfig(weight_transport=transport))
     with VllmServer(engine.tensors) as first, VllmServer(engine.tensors) as second:
         for server in (first, second):
             server.worker.reload_weights = lambda weights_path, w=server.worker: w.load(
@@ -150,7 +150,7 @@ def adapted(engine, tmp_path):
     engine.step = step
 
     def publisher(driver, canary=CANARY):
-        more = {"companions": companions, "options": {ADAPTER_FOLDERS: True}}
+        more = {"companions": companions, "options": {ADAPTER_FOLDERS: 3}}
         context = TransportContext(driver, run="foreign", folder=tmp_path, timeout=SECONDS, bucket_bytes=2**13, **more)
         options = PublisherOptions(bucket_bytes=2**13, timeout=SECONDS, canary=canary)
         return Publisher(engine, driver, TRANSPORTS["disk"].load()(context), options)
@@ -194,9 +194,9 @@ def test_adapters_are_published_apart_by_transports_with_which_servers_take_them
     assert all(re.match(reason, decision.reason) for decision in decisions)
 
 
-def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
+def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted, tmp_path):
     engine = adapted.engine
-    driver = VllmDriver(SimpleNamespace(weight_transport="disk", return_routed_experts=False, use_lora=True))
+    driver = VllmDriver(RolloutConfig(weight_transport="disk", use_lora=True, max_head_offpolicyness=1))
     with VllmServer(engine.tensors) as server, ThreadPoolExecutor(1) as background:
         server.worker.tensors, loads = {}, []
 
@@ -208,7 +208,7 @@ def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
         record = driver.ready(server.address, timeout=SECONDS)
         publisher = adapted.publisher(driver)
         running = None
-        for version in (1, 2, 3):
+        for version in (1, 2, 3, 4):
             engine.step()
             # The canary compares log-probabilities, which depend on every tensor, adapters included.
             publication = publisher.publish([record])
@@ -222,17 +222,26 @@ def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
                 while not server.running:
                     time.sleep(0.002)
         assert len(loads) == 1
-        assert list(server.adapters) == ["archon-v2", "archon-v3"]
+        # A request that started one version before the newest may use the version before that.
+        assert list(server.adapters) == ["archon-v2", "archon-v3", "archon-v4"]
+        # vLLM reads the folder of an adapter again if it has dropped the adapter.
+        folders = {path.name: {child.name for child in path.iterdir()} for path in tmp_path.glob("weights/*")}
+        assert folders.keys() == {"v2", "v3", "v4"}
+        assert folders["v2"] == {"adapter"} < folders["v3"]
+        assert {"adapter_config.json", "adapter_model.safetensors"} == {
+            path.name for path in tmp_path.glob("weights/v2/adapter/*")
+        }
         # A request keeps the adapter with which it started, and its tokens say so.
         assert running.result().versions == (1,) * 400
         # A trainer that resumed from an earlier step publishes a version again.
         engine.version = 2
         engine.step()
         assert not publisher.publish([record]).failed
+        assert [path.name for path in tmp_path.glob("weights/v4")] == []
         assert_equal(server.adapters["archon-v3"], adapted.adapters)
         publisher.close()
         # A trainer that was started again does not know which adapters the server has.
-        again = VllmDriver(SimpleNamespace(weight_transport="disk", return_routed_experts=False, use_lora=True))
+        again = VllmDriver(RolloutConfig(weight_transport="disk", use_lora=True))
         publisher = adapted.publisher(again)
         engine.version = 1
         engine.step()
@@ -243,7 +252,7 @@ def test_vllm_servers_load_adapters_beside_weights_that_they_load_once(adapted):
 
 def test_sglang_servers_load_adapters_beside_weights_that_they_load_once(adapted):
     engine = adapted.engine
-    driver = SglangDriver(SimpleNamespace(return_routed_experts=False, use_lora=True))
+    driver = SglangDriver(RolloutConfig(use_lora=True))
     with SglangServer() as server:
         record = driver.ready(server.address, timeout=SECONDS)
         publisher = adapted.publisher(driver, canary=None)
@@ -259,13 +268,13 @@ def test_sglang_servers_load_adapters_beside_weights_that_they_load_once(adapted
         assert server.paths().count("/update_weights_from_disk") == 1
         publisher.close()
         # A collector's driver has loaded nothing; the trainer names the version of every server.
-        other = SglangDriver(SimpleNamespace(return_routed_experts=False, use_lora=True))
+        other = SglangDriver(RolloutConfig(use_lora=True))
         assert generate(other, replace(record, version=2), ONE_TOKEN).versions == (2,)
         assert server.calls[-1][1]["lora_path"] == "archon-v2"
 
 
 def test_a_vllm_server_with_other_weights_than_it_was_sent_leaves(engine, publisher_of):
-    driver = VllmDriver(SimpleNamespace(weight_transport="shm", return_routed_experts=False))
+    driver = VllmDriver(RolloutConfig(weight_transport="shm"))
     with VllmServer(engine.tensors) as honest, VllmServer(engine.tensors) as wrong:
         wrong.worker.updates = type(wrong.worker.updates)(
             lambda tensors: wrong.worker.load((name, tensor * 1.5) for name, tensor in tensors),
@@ -292,7 +301,7 @@ def test_a_vllm_server_without_the_plugin_is_shown_in_a_run_that_publishes_by_di
 
 
 def test_sglang_servers_load_the_published_folder(engine, publisher_of):
-    driver = SglangDriver(SimpleNamespace(return_routed_experts=False))
+    driver = SglangDriver(RolloutConfig())
     with SglangServer() as server:
         record = driver.ready(server.address, timeout=SECONDS)
         publisher = publisher_of(driver, "disk", canary=None)

@@ -62,6 +62,9 @@ FAMILIES = {
     "glm4": Family(("t2",)),
     # Dense layers first, shared experts, and a choice bias.
     "glm4_moe": Family(("d2e2",), {"head_dim": 128}),
+    # Latent attention, with low-rank queries and without.
+    "youtu": Family(("t2",)),
+    "glm4_moe_lite": Family(("c2",), {"q_lora_rank": None, "attention_bias": True}),
 }
 
 

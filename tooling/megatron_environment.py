@@ -1,8 +1,9 @@
 """Runs a command that can import Megatron-Core: ``megatron_environment.py python -m pytest ...``.
 
 Makes a virtual environment that sees the packages of this one, torch above all, and installs Megatron-Core into it
-without its dependencies, all of which are here already. ``python`` in the command is that environment's. If
-Megatron-Core cannot be installed, it says why and exits with code 77.
+without its dependencies, all of which are here already. ``python`` in the command is that environment's. Without a
+package index that has Megatron-Core for this Python, it says why and exits with code 77. Any other failure of pip is an
+error.
 """
 
 from __future__ import annotations
@@ -20,15 +21,26 @@ from archon_testing.megatron_oracle.architecture import DISTRIBUTION, TESTED
 
 UNAVAILABLE = 77
 
+NOT_THERE = (
+    "No matching distribution found",  # also pip's last line if it cannot reach the index
+    "Max retries exceeded with url",
+    "Failed to establish a new connection",
+    "Temporary failure in name resolution",
+    "Read timed out",
+    "Connection reset by peer",
+    "Connection aborted",
+    "while getting http",  # such as "HTTP error 503 while getting https://..."
+)
+"""Texts by which pip reports that the index, or the package on it, cannot be had."""
+
 
 def main(command: Sequence[str]) -> int:
     """Run ``command``; returns its exit code."""
     folder = Path(tempfile.mkdtemp(prefix="archon-megatron-"))
     try:
         python = make_environment(folder)
-        if problem := install(python):
-            print(f"no {DISTRIBUTION}: {problem}", file=sys.stderr)
-            return UNAVAILABLE
+        if code := install(python):
+            return code
         program, *arguments = command
         return subprocess.run([str(python) if program == "python" else program, *arguments]).returncode
     finally:
@@ -46,11 +58,26 @@ def make_environment(folder: Path) -> Path:
     return folder / "bin" / "python"
 
 
-def install(python: Path) -> str:
-    """Install Megatron-Core; returns why it cannot be installed, empty if it was."""
+def install(python: Path) -> int:
+    """Install Megatron-Core; returns 0, or prints why it is not installed and returns the exit code."""
     pip = [sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-deps"]
     done = subprocess.run([*pip, f"{DISTRIBUTION}=={TESTED}"], capture_output=True, text=True)
-    return "" if done.returncode == 0 else done.stderr.strip() or f"pip exited with code {done.returncode}"
+    if done.returncode == 0:
+        return 0
+    if is_unavailable(done.stderr):
+        print(f"no {DISTRIBUTION}: {done.stderr.strip()}", file=sys.stderr)
+        return UNAVAILABLE
+    print(f"cannot install {DISTRIBUTION}: pip exited with code {done.returncode}: {done.stderr}", file=sys.stderr)
+    return 1
+
+
+def is_unavailable(errors: str) -> bool:
+    """Whether pip failed because the index, or the package on it, cannot be had.
+
+    Args:
+        errors: what pip wrote to standard error.
+    """
+    return any(text in errors for text in NOT_THERE)
 
 
 if __name__ == "__main__":

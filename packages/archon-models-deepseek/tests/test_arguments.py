@@ -9,9 +9,9 @@ import pytest
 
 from archon_core.errors import ModelError
 from archon_engine.models.hf_config import load_hf_config
-from archon_engine.nn.latent_attention import LatentSizes
+from archon_engine.nn.latent_attention import LatentSizes, latent_scale
 from archon_models_deepseek.anatomy import anatomy
-from archon_models_deepseek.arguments import DeepseekArguments, attention_scale
+from archon_models_deepseek.arguments import DeepseekArguments
 from archon_models_deepseek.tiny_config import tiny_deepseek_v3
 
 DEEPSEEK_V3: dict[str, Any] = {
@@ -76,9 +76,9 @@ def test_the_published_configuration_is_read() -> None:
 
 def test_scores_are_scaled_only_where_rotations_are() -> None:
     scaled = {"rope_type": "yarn", "factor": 4.0, "mscale_all_dim": 0.8}
-    assert attention_scale(16, scaled) == pytest.approx(0.25 * (0.08 * math.log(4) + 1) ** 2)
+    assert latent_scale(16, scaled) == pytest.approx(0.25 * (0.08 * math.log(4) + 1) ** 2)
     for parameters in ({**scaled, "rope_type": "default"}, {**scaled, "factor": 1.0}, {**scaled, "mscale_all_dim": 0}):
-        assert attention_scale(16, parameters) == 0.25
+        assert latent_scale(16, parameters) == 0.25
 
 
 def test_layers_that_predict_further_tokens_are_left_out_by_a_decision() -> None:

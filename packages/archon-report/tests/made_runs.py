@@ -10,6 +10,24 @@ NASTY = '</script><img src="https://example.invalid/x.png" onerror="alert(1)"> &
 """Text that must appear on a page as it is, and do nothing."""
 
 
+AHEAD: dict[str, Any] = {
+    "staleness": 0.75,
+    "staleness/0": 0.25,
+    "staleness/1": 0.75,
+    "stale_prompts": 1,
+    "trained_tokens": 40,
+    "dropped/no_reward": 2.0,
+    "dropped/left_out": 0.0,
+    "collector/running": 3,
+    "collector/waiting": 4,
+    "collector/waited_seconds": 0.5,
+    "collector/server_idle": 0.125,
+    "collector/reward_seconds": 0.25,
+    "server_version/127.0.0.1:7": 6,
+}
+"""What a row has of sampling ahead, on one server."""
+
+
 def write_run(folder: Path, rows: list[dict[str, Any]] | None = None, *, config: str = "", **files: str) -> Path:
     """Write a run folder.
 
@@ -37,6 +55,13 @@ def step_row(step: int, **values: Any) -> dict[str, Any]:
     times = {"time/rollout": 0.5, "time/reward": 0.1, "time/update": 1.4, "time/step": 2.0}
     row = {"step": step, "reward": 0.1 * step, "loss": 1.0 / step, "gradient_norm": 2.0, "tokens": 1000}
     return row | {"tokens_per_second": 500.0} | times | values
+
+
+def asynchronous_row(step: int, **values: Any) -> dict[str, Any]:
+    """A training row of a run that samples ahead on two servers, of which one lags behind."""
+    servers = {"server_version/127.0.0.1:7": step + 2, "server_version/127.0.0.1:8": 3}
+    published = {"publish/seconds": 0.4, "publish/failed": 0, "publish/transfer_s": 0.3, "publish/commit_s": 0.1}
+    return step_row(step) | AHEAD | {"staleness_max": 1} | servers | published | values
 
 
 def sample_line(step: int = 1, **values: Any) -> str:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 
 import pytest
-from made_runs import NASTY, sample_line, step_row, write_run
+from made_runs import NASTY, asynchronous_row, sample_line, step_row, write_run
 
 from archon_report.page import render_page
 from archon_report.run import read_runs
@@ -90,7 +90,8 @@ def looked(tmp_path_factory):
     (one / "trajectories").mkdir()
     nasty = {"segments": [{"text": NASTY + "w" * 300, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
     (one / "trajectories/step-00000001.jsonl").write_text(sample_line() + sample_line(**nasty))
-    two = write_run(folder / "demo" / "two", config="algorithm: grpo\nactor: {backend: 'archon:d1', lr: 1.0}\n")
+    ahead = [asynchronous_row(step) for step in (1, 2, 3)]
+    two = write_run(folder / "demo" / "two", ahead, config="algorithm: grpo\nactor: {backend: 'archon:d1', lr: 1.0}\n")
     page = html.escape(render_page(read_runs([one, two])))
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{page}"></iframe>' for width in (375, 1280))
     wrapper = folder / "wrapper.html"
@@ -126,7 +127,7 @@ def test_nothing_leaves_the_screen_of_a_phone(looked):
 def test_charts_are_drawn(looked):
     for one in looked[0].values():
         assert one["paths"] == 2
-        assert one["areas"] == 6
+        assert one["areas"] == 6 + 10, "phases of two runs, and five charts of the second"
         assert one["heat"] == [[4, 2, True], [6, 4, True]]
 
 

@@ -8,7 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-from made_runs import NASTY, sample_line, step_row, write_run
+from made_runs import NASTY, asynchronous_row, sample_line, step_row, write_run
 
 from archon_core.errors import ConfigError
 from archon_core.run_files.starts import Start, render_starts
@@ -112,6 +112,44 @@ def test_every_part_of_a_run_is_on_the_page_and_nothing_is_loaded(full):
     style = html[html.index("<style>") : html.index("</style>")]
     assert not re.search(r"url\(|@import", style)
     assert page.data["runs"][0]["series"]["loss"] == [[1, 2, 3], [1.0, None, 0.333333]]
+
+
+def test_a_run_that_samples_ahead_shows_who_waits_what_is_dropped_versions_and_publication(tmp_path):
+    rows = [asynchronous_row(1), asynchronous_row(2, **{"publish/seconds": 0.8, "publish/failed": 1})]
+    html = render_page([read_run(write_run(tmp_path / "run", [{"step": 0, "eval/reward": 0.1}, *rows]))])
+    page = Reader(html)
+    splits = page.data["runs"][0]["splits"]
+    assert list(splits) == ["time", "ages", "trainer", "servers", "dropped", "publication"]
+    assert splits["ages"] == {"unit": "share", "steps": [1, 2], "parts": {"0 steps": [0.25] * 2, "1 step": [0.75] * 2}}
+    assert splits["trainer"]["parts"] == {"works": [1.5] * 2, "waits for samples": [0.5] * 2}
+    assert splits["servers"]["parts"] == {"sample": [0.875] * 2, "wait for requests": [0.125] * 2}
+    assert splits["dropped"]["parts"] == {"no reward": [2.0] * 2, "stale": [1.0] * 2}
+    assert splits["publication"]["parts"] == {"transfer": [0.3] * 2, "commit": [0.1] * 2}
+    for text in (
+        "staleness per token, mean0.75",
+        "staleness, largest1",
+        "trainer waits25% of its time",
+        "dropped groups6",
+        "servers idle12%",
+        "publication, median0.6 s",
+        "failed publications1 of 2",
+        "127.0.0.1:7340",
+        "127.0.0.1:8331",
+    ):
+        assert text in page.text
+    assert html.count('<figure class="split"') == 6
+
+
+def test_a_run_in_one_process_has_no_section_about_servers(full):
+    page = Reader(render_page([read_run(full)]))
+    assert list(page.data["runs"][0]["splits"]) == ["time"]
+    assert "Sampling and servers" not in page.text
+
+
+def test_that_no_group_was_dropped_is_stated(tmp_path):
+    row = asynchronous_row(1, **{"dropped/no_reward": 0.0, "stale_prompts": 0})
+    page = Reader(render_page([read_run(write_run(tmp_path / "run", [row]))]))
+    assert "No group was dropped." in page.text
 
 
 def test_text_of_a_run_is_text_on_the_page(full):

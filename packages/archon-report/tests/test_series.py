@@ -36,7 +36,7 @@ def test_phases_of_long_runs_are_means_over_intervals():
     split = time_split([*rows, {"step": 300, "time/eval": 50.0}], most=150)
     assert split is not None
     assert split.steps == tuple(range(1, 301, 2))
-    assert split.phases == {"rollout": (1.0,) * 150, "update": (2.0,) * 150}
+    assert split.parts == {"rollout": (1.0,) * 150, "update": (2.0,) * 150}
     assert time_split([{"step": 1, "loss": 1.0}]) is None
 
 

@@ -5,26 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+from made_runs import AHEAD
 
 from archon_core.errors import ConfigError
 from archon_report.cli import report
 
 STEP = {"reward": 0.5, "loss": -0.01, "time/step": 2.0, "tokens_per_second": 50.0, "tokens": 100}
-AHEAD = {
-    "staleness": 0.75,
-    "staleness/0": 0.25,
-    "staleness/1": 0.75,
-    "stale_prompts": 1,
-    "trained_tokens": 40,
-    "dropped/no_reward": 2.0,
-    "dropped/left_out": 0.0,
-    "collector/running": 3,
-    "collector/waiting": 4,
-    "collector/waited_seconds": 0.5,
-    "collector/server_idle": 0.125,
-    "collector/reward_seconds": 0.25,
-    "server_version/127.0.0.1:7": 6,
-}
 
 
 @pytest.fixture

@@ -38,6 +38,24 @@ def test_a_run_shows_its_numbers_and_the_time_left(tmp_path):
     assert "running" in text
 
 
+def test_the_time_left_of_epochs_comes_from_the_steps_that_the_trainer_counted(tmp_path):
+    folder = write_run(tmp_path / "run", [step_row(1), step_row(2)], config="trainer: {max_steps: null}\n")
+
+    def shown(total: int | None) -> str:
+        start = Start("2026-01-01T00:00:00+00:00", total_steps=total)
+        (folder / "starts.json").write_text(render_starts([start]))
+        return " ".join(text_of(look([folder]), 80).split())
+
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "2/12 0:00:20 left" in shown(12)
+        assert "step 2 time left: no number of steps recorded" in shown(None)
+        write_run(folder, [{"step": 0, "eval/reward": 0.1}], config="trainer: {max_steps: null}\n")
+        assert "step 0 time left: known when training begins" in shown(None)
+        write_run(folder, [], config="trainer: {max_steps: 3}\n")
+        assert "0/3 time left: known after the first step" in shown(None)
+
+
 def test_a_metric_that_is_not_finite_is_a_warning(tmp_path):
     [watched] = look([write_run(tmp_path / "run", [step_row(1), step_row(2, loss="NaN")])])
     assert "loss is not finite" in text_of([watched])

@@ -24,7 +24,8 @@ GAPS = {
     "olmo": ("layer", "layers hold no norms beside attention and feed-forward block", "model"),
     "bitnet": ("attention", "holds attn_sub_norm.weight, other than Llama's", "model"),
     "apertus": ("feed-forward", "XIELUActivation is no activation that the configuration names", "model"),
-    "deepseek_v3": ("attention", "attention lacks q_proj.weight", "model"),
+    "axk1": ("feed-forward", "post_mlp_layernorm.weight, or are in layers, that no rule covers", "model"),
+    "minicpm3": ("decoder", "the input of the first layer is not the embedding times a known factor", "model"),
     "hy_v3": ("feed-forward", "the expert blocks hold gate.weight", "model"),
 }
 

@@ -53,7 +53,12 @@ FAMILIES = {
     "qwen2_moe": {},
     "glm4_moe": {"head_dim": 128},
     "gpt_oss": {},
+    "youtu": {},
+    "deepseek_v2": {"num_experts_per_tok": 6, "first_k_dense_replace": 1},
+    "glm4_moe_lite": {"q_lora_rank": None, "attention_bias": True},
 }
+
+LATENT = {"youtu", "glm4_moe_lite", "deepseek_v2"}
 
 FILES = {
     ".github/workflows/test.yml",
@@ -134,30 +139,52 @@ WORDS = {
         "LayerRotaryEmbedding": {"smollm3", "exaone4", "cohere2", "gemma3_text", "olmo3"},
         "self.input_norm": {"cohere2"},
         "self.q_norm(rotation": {"hunyuan_v1_dense"},
-        "self.feed_forward": {"glm4_moe"},
+        "self.feed_forward": {"glm4_moe", "glm4_moe_lite", "deepseek_v2"},
         "residual_scale": {"granite"},
         "embedding_scale": {"gemma", "gemma2", "gemma3_text", "granite"},
         "logit_scale": {"granite", "cohere2"},
         "offset=1.0": {"gemma", "gemma2", "gemma3_text"},
         "LayerNorm": {"starcoder2", "cohere2"},
         "class FeedForward": {"starcoder2"},
-        "MoEBuilder": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe", "gpt_oss"},
+        "MoEBuilder": {
+            "mixtral",
+            "qwen3_moe",
+            "olmoe",
+            "qwen2_moe",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "deepseek_v2",
+            "gpt_oss",
+        },
+        "LatentAttention": LATENT,
+        "class Attention": set(FAMILIES) - LATENT,
         "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "gpt_oss"},
         "AttentionSinks": {"gpt_oss"},
         "GAP": set(),
     },
     "weight_map": {
-        "Split(": {"phi3", "mixtral", "qwen3_moe", "olmoe", "glm4", "qwen2_moe", "glm4_moe"},
-        "Stack(": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe"},
+        "Split(": {
+            "phi3",
+            "mixtral",
+            "qwen3_moe",
+            "olmoe",
+            "glm4",
+            "qwen2_moe",
+            "glm4_moe",
+            "glm4_moe_lite",
+            "deepseek_v2",
+        },
+        "Stack(": {"mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "glm4_moe", "glm4_moe_lite", "deepseek_v2"},
         "moe.shared_gate": {"qwen2_moe"},
-        "choice_bias": {"glm4_moe"},
+        "choice_bias": {"glm4_moe", "glm4_moe_lite"},
+        "q_a_layernorm": {"youtu", "deepseek_v2"},
         "Interleave(": {"gpt_oss"},
     },
     "arguments": {
-        "attention_scale": {"gemma2", "gemma3_text", "granite"},
+        "attention_scale": {"gemma2", "gemma3_text", "granite"} | LATENT,
         "partial=True": {"glm4", "glm4_moe"},
         "ClampedGate(": {"gpt_oss"},
-        "interleaved=True": {"cohere2", "ernie4_5", "glm4"},
+        "interleaved=True": {"cohere2", "ernie4_5", "glm4", "deepseek_v2"},
         "_rotates(": {"smollm3", "exaone4", "cohere2"},
         "layer_type=kind": {"gemma3_text", "olmo3"},
     },
@@ -179,7 +206,8 @@ def test_a_model_is_as_short_as_one_written_by_hand(package):
     asked = {line.strip() for line in lines if line.strip().startswith(("if ", "elif ")) and " a." in line}
     assert {line.replace("elif", "if").split(" and ")[0] for line in asked} <= {"if stage.has_head", "if a.tied"}
     names = [node.name for node in ast.parse(package.text("model")).body if isinstance(node, ast.ClassDef)]
-    assert names in (["Attention", "DecoderLayer", "Decoder"], ["Attention", "FeedForward", "DecoderLayer", "Decoder"])
+    own = [] if package.architecture.latent else ["Attention"]
+    assert names in ([*own, "DecoderLayer", "Decoder"], [*own, "FeedForward", "DecoderLayer", "Decoder"])
 
 
 @pytest.mark.parametrize("model_type", ["smollm3", "cohere2", "ernie4_5", "glm4"])

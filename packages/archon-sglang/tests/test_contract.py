@@ -11,6 +11,7 @@ import pytest
 from sglang_contract import TABLE, problems_of, read_contract
 
 from archon_core.config.rules import broken_rules
+from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
 from archon_sglang.checks import check_run
@@ -24,7 +25,7 @@ def table():
 
 
 def launch(options=None, layout="sglang:d2t4", port=8000, **config):
-    driver = SglangDriver(SimpleNamespace(return_routed_experts=False, **config), options=options)
+    driver = SglangDriver(RolloutConfig(**config), options=options)
     return driver.launch("/model", layout=parse_layout(layout), index=0, host="127.0.0.1", port=port)
 
 
@@ -71,7 +72,7 @@ def test_servers_that_load_adapters_know_what_these_may_adapt(table):
 def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     config = SimpleNamespace(
         actor=SimpleNamespace(use_lora=True, lora_rank=32),
-        rollout=SimpleNamespace(use_lora=True, starts_servers=False),
+        rollout=RolloutConfig(use_lora=True, addresses=["a:1"]),
         sglang=SglangOptions(max_loaded_loras=1),
     )
     found = check_run(config, layout=parse_layout("sglang:d1")).problems
@@ -82,6 +83,10 @@ def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     ]
     config.sglang = SglangOptions(enable_lora=True, max_lora_rank=32)
     assert check_run(config, layout=parse_layout("sglang:d1")).problems == ()
+    config.rollout.max_head_offpolicyness = 7
+    (problem,) = check_run(config, layout=parse_layout("sglang:d1")).problems
+    assert "max_loaded_loras: found 8 with rollout.max_head_offpolicyness 7" in problem
+    assert problem.endswith("allowed is 9 or more; raise it")
 
 
 def test_the_layout_alone_decides_the_number_of_devices():

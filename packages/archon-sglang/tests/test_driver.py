@@ -8,12 +8,11 @@ import socket
 import threading
 import time
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 from sglang_server import SglangServer
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
@@ -34,7 +33,7 @@ def server():
 
 @pytest.fixture
 def driver():
-    return SglangDriver(SimpleNamespace(return_routed_experts=False), token="secret")
+    return SglangDriver(RolloutConfig(), token="secret")
 
 
 def request(prompt=(3, 4), n=1, **config):
@@ -80,7 +79,7 @@ def test_no_server_is_not_ready(driver):
 
 
 def test_a_wrong_token_is_an_error_and_not_a_server_that_starts(server):
-    other = SglangDriver(SimpleNamespace(return_routed_experts=False), token="wrong")
+    other = SglangDriver(RolloutConfig(), token="wrong")
     with pytest.raises(ServerError, match="/ready answered 401"):
         other.ready(server.address, timeout=SECONDS)
 
@@ -122,7 +121,7 @@ def test_scores_are_the_log_probabilities_of_prompts(server, driver):
 
 def test_a_server_with_frozen_weights_serves_them_whatever_the_options_name():
     options = SglangOptions(model_path="actor", python="python3")
-    driver = SglangDriver(SimpleNamespace(return_routed_experts=False), options=options)
+    driver = SglangDriver(RolloutConfig(), options=options)
     place = {"layout": parse_layout("sglang:d1"), "index": 0, "host": "127.0.0.1", "port": 9}
     for frozen, model in ((True, "teacher"), (False, "actor")):
         command = driver.launch("teacher", **place, frozen=frozen).command
@@ -145,7 +144,7 @@ def test_each_sample_is_a_request_and_stops_at_the_listed_ids_only(server, drive
 
 
 def test_seeds_are_sent_to_a_deterministic_server(server):
-    config, options = SimpleNamespace(return_routed_experts=False), SglangOptions(enable_deterministic_inference=True)
+    config, options = RolloutConfig(), SglangOptions(enable_deterministic_inference=True)
     driver = SglangDriver(config, options=options, token="secret")
     generate(driver, driver.ready(server.address, timeout=SECONDS), request(n=2))
     seeds = [body["sampling_params"]["sampling_seed"] for path, body in server.calls if path == "/generate"]
@@ -274,7 +273,7 @@ def test_a_scheduler_that_answers_generates_unless_it_is_paused(server, driver):
     assert not driver.is_generating(replace(record, address="127.0.0.1:1"), timeout=SECONDS)
     assert driver.capabilities.max_sequences is None
     options = SglangOptions(max_running_requests=64)
-    assert SglangDriver(SimpleNamespace(return_routed_experts=False), options=options).capabilities.max_sequences == 62
+    assert SglangDriver(RolloutConfig(), options=options).capabilities.max_sequences == 62
 
 
 def test_a_paused_server_is_seen_and_resumed(server, driver):
@@ -308,7 +307,7 @@ def test_answers_without_versions_or_of_other_publishers_are_errors(server, driv
 
 
 def test_routed_experts_get_the_shape_of_the_model(server, tmp_path):
-    driver = SglangDriver(SimpleNamespace(return_routed_experts=True), token="secret")
+    driver = SglangDriver(RolloutConfig(return_routed_experts=True), token="secret")
     record = driver.ready(server.address, timeout=SECONDS)
     server.model_path = str(tmp_path)
     with pytest.raises(ServerError, match=r"config\.json"):

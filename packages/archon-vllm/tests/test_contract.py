@@ -16,6 +16,7 @@ import pytest
 from vllm_contract import TABLE, problems_of, read_contract
 
 from archon_core.config.rules import broken_rules
+from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ConfigError, ServerError
 from archon_core.layout import parse_layout
 from archon_vllm.checks import check_run
@@ -31,7 +32,7 @@ def table():
 
 
 def launch(options=None, layout="vllm:d2t2p2", port=8000, transport="shm", experts=False, lora=False):
-    config = SimpleNamespace(return_routed_experts=experts, weight_transport=transport, use_lora=lora)
+    config = RolloutConfig(return_routed_experts=experts, weight_transport=transport, use_lora=lora)
     driver = VllmDriver(config, options=options, token="secret")
     return driver.launch("/model", layout=parse_layout(layout), index=0, host="127.0.0.1", port=port)
 
@@ -78,7 +79,7 @@ def test_servers_allow_adapters_to_be_loaded_where_a_run_publishes_them_apart():
 def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     config = SimpleNamespace(
         actor=SimpleNamespace(use_lora=True, lora_rank=32, model_config=None, path=""),
-        rollout=SimpleNamespace(use_lora=True, weight_transport="disk", starts_servers=False),
+        rollout=RolloutConfig(use_lora=True, weight_transport="disk", addresses=["a:1"]),
         vllm=VllmOptions(max_loras=1),
         gconfig=None,
         eval_gconfig=None,
@@ -91,6 +92,11 @@ def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     ]
     config.vllm = VllmOptions(enable_lora=True, max_lora_rank=32)
     assert check_run(config, layout=parse_layout("vllm:d1")).problems == ()
+    config.rollout.max_head_offpolicyness = 7
+    assert check_run(config, layout=parse_layout("vllm:d1")).problems == (
+        "vllm.max_loras: found 8 with rollout.max_head_offpolicyness 7; rollout.use_lora loads adapters apart, and a "
+        "request keeps the one that it started with, so up to 9 versions are in use; allowed is 9 or more; raise it",
+    )
     config.vllm, config.rollout.weight_transport = VllmOptions(), "shm"
     assert check_run(config, layout=parse_layout("vllm:d1")).problems == ()
 

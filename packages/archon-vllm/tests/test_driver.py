@@ -8,14 +8,13 @@ import threading
 import time
 from contextlib import nullcontext
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
 from publishing import manifest_of, prepare, publish
 from vllm_server import VllmServer, logprob_of
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ConfigError, RefusedRequestError, ServerError, UncertainCallError
 from archon_core.layout import parse_layout
 from archon_core.serving.manifest import WeightManifest
@@ -41,7 +40,7 @@ def server():
 
 
 def make_driver(transport="shm", options=None):
-    config = SimpleNamespace(weight_transport=transport, return_routed_experts=False)
+    config = RolloutConfig(weight_transport=transport)
     return VllmDriver(config, options=options, token="secret")
 
 
@@ -128,7 +127,7 @@ def test_scores_are_the_log_probabilities_of_prompts(server, record):
 
 
 def test_a_server_with_frozen_weights_serves_them_whatever_the_options_name(tmp_path):
-    config = SimpleNamespace(weight_transport="disk", return_routed_experts=False)
+    config = RolloutConfig(weight_transport="disk")
     driver = VllmDriver(config, options=VllmOptions(model="actor", python="python3"))
     place = {"layout": parse_layout("vllm:d1"), "index": 0, "host": "127.0.0.1", "port": 9}
     command = driver.launch("teacher", **place, dtype="float32", frozen=True).command

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 from vllm_server import VllmServer
 
+from archon_core.contracts.rollout import RolloutConfig
 from archon_core.errors import ServerError
 from archon_vllm.driver import VllmDriver
 from archon_vllm.options import VllmOptions
@@ -26,5 +25,5 @@ def test_counters_that_rise_are_those_of_a_server_that_makes_tokens():
 
 
 def test_a_run_leaves_room_for_probes_in_the_batch():
-    config = SimpleNamespace(weight_transport="shm", return_routed_experts=False)
+    config = RolloutConfig(weight_transport="shm")
     assert VllmDriver(config, options=VllmOptions(max_num_seqs=128)).capabilities.max_sequences == 124

@@ -14,14 +14,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from publishing import manifest_of, prepare, publish
 
-from archon_core.contracts.rollout import GenerationConfig, GenerationRequest
+from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
 from archon_core.errors import ServerError
 from archon_core.layout import parse_layout
 from archon_core.serving.record import ServerRecord
@@ -67,7 +66,7 @@ def make_driver(transport="shm", python=""):
         max_num_seqs=16,
         block_size=None,
     )
-    config = SimpleNamespace(weight_transport=transport, return_routed_experts=False)
+    config = RolloutConfig(weight_transport=transport)
     return VllmDriver(config, options=options, token="secret")
 
 

@@ -2,12 +2,15 @@
 
 import pytest
 
+from archon_core.contracts.decisions import Decision
 from archon_core.errors import ConfigError
+from archon_engine.assembly.context import ContextPlan, context_decisions, ranks_per_machine
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.context_style import (
     ContextSizes,
     ContextSplit,
+    padding_decision,
     permits,
     split_context,
     style_decisions,
@@ -110,3 +113,58 @@ def test_packs_are_padded_for_two_blocks_per_group():
     assert ContextSplit(2, 3).multiple() == 6
     assert ContextSplit(3, 2).multiple() == 12
     assert ContextSplit(1, 3).multiple(in_order=True) == 3
+
+
+ALIGN = "actor.batch_align_to"
+MULTIPLE = "so the padded length must be a multiple of all"
+BY_HEADS = f"tokens are sharded over 4 ranks (cp x tp), {MULTIPLE}"
+GATHERED = (
+    "tokens are sharded over 12 ranks (cp x tp), and 3 groups of context ranks gather keys and values, of which each "
+    f"holds two equal blocks of tokens, {MULTIPLE}"
+)
+
+
+@pytest.mark.parametrize(
+    ("asked", "style", "sizes", "expected"),
+    [
+        (1, "auto", (4, 1, 8), None),
+        (12, "auto", (4, 1, 8), None),
+        (6, "auto", (4, 1, 8), ("12", BY_HEADS)),
+        (8, "gather", (3, 4, 16), ("24", "tokens are sharded over 12 ranks (cp x tp), " + MULTIPLE)),
+        (9, "gather", (3, 1, 16), ("18", GATHERED.replace("12 ranks", "3 ranks"))),
+    ],
+)
+def test_one_decision_about_padding_counts_ranks_and_groups(asked, style, sizes, expected):
+    plan = ContextPlan(split(style, *sizes), sizes=ContextSizes(*sizes))
+    config = ArchonEngineConfig(batch_align_to=asked, archon=ArchonOptions(cp_style=style, strict=True))
+    found = [one for one in context_decisions(plan, config, role="actor") if one.option == ALIGN]
+    assert found == ([] if expected is None else [Decision(ALIGN, str(asked), *expected)])
+    refusal = refuse_when_strict(config, found, role="actor")
+    assert refusal is None if expected is None else f"{ALIGN}: found {asked}, would use {expected[0]}" in refusal
+
+
+def test_context_ranks_with_recurrent_layers_need_no_blocks():
+    sizes = ContextSizes(3, 1, 4)
+    both = [
+        padding_decision(3, sizes, ContextSplit(1, 3), in_order=in_order, option=ALIGN) for in_order in (False, True)
+    ]
+    assert [one and one.effective for one in both] == ["6", None]
+
+
+@pytest.mark.parametrize(
+    ("machines", "expected"),
+    [
+        ("", None),
+        ("aaaaaaaa", None),
+        ("aaaabbbb", 4),
+        ("aaaabbbbbbbb", 4),  # beside four ranks of another role on the first machine
+        ("aaaaaabbbb", 2),
+        ("abababab", 1),
+        ("aabbaabb", 2),
+    ],
+)
+def test_groups_of_neighbours_lie_within_a_machine(machines, expected):
+    found = ranks_per_machine(machines)
+    assert found == expected
+    groups = [machines[start : start + found] for start in range(0, len(machines), found)] if found else []
+    assert all(len(set(group)) == 1 for group in groups)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.moe import MoESettings
@@ -14,7 +13,7 @@ from archon_core.models.prediction_layers import prediction_layer_decisions
 from archon_engine.models.config_checks import check_sizes
 from archon_engine.models.expert_config import dense_layers, expert_settings
 from archon_engine.models.hf_config import refuse_unknown_entries
-from archon_engine.nn.latent_attention import LatentSizes
+from archon_engine.nn.latent_attention import LatentSizes, latent_scale
 from archon_engine.nn.rotary import RopeArguments
 from archon_engine.nn.swiglu import activation
 
@@ -150,7 +149,7 @@ class DeepseekArguments:
             n_prediction_layers=getattr(config, "num_nextn_predict_layers", 0) or 0,
             attention=sizes,
             attention_bias=config.attention_bias,
-            attention_scale=attention_scale(sizes.head_dim, rope.parameters),
+            attention_scale=latent_scale(sizes.head_dim, rope.parameters),
             hidden_act=config.hidden_act,
             norm_eps=config.rms_norm_eps,
             rope=rope,
@@ -161,16 +160,6 @@ class DeepseekArguments:
             attention_dropout=config.attention_dropout,
             tied_in_files=config.tie_word_embeddings,
         )
-
-
-def attention_scale(head_dim: int, rope_parameters: Mapping[str, Any]) -> float:
-    """The factor on scores. Where rotations are scaled, it makes up for the lower entropy of longer contexts, as YaRN
-    does (arXiv:2309.00071, section 3.4), by ``(0.1 mscale_all_dim ln(factor) + 1)^2``."""
-    scale, mscale = head_dim**-0.5, rope_parameters.get("mscale_all_dim")
-    factor = rope_parameters.get("factor", 1.0)
-    if rope_parameters["rope_type"] == "default" or not mscale or factor <= 1:
-        return scale
-    return scale * (0.1 * mscale * math.log(factor) + 1.0) ** 2
 
 
 def _check_entries(config: PreTrainedConfig) -> None:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from archon_core.layout import ParallelDims
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
-from archon_engine.options.context_style import ContextSizes, split_context
+from archon_engine.options.context_style import ContextSizes, padded_multiple, split_context
 
 _KEY_VALUE = ("k_proj", "v_proj")
 """Projections to key and value heads. Where t does not divide them, tensor ranks exchange their outputs."""
@@ -44,12 +42,16 @@ def context_sizes(anatomy: ModelAnatomy, dims: ParallelDims, ranks_per_node: int
     return ContextSizes(dims.cp, dims.tp, queries, per_node)
 
 
+def is_recurrent(anatomy: ModelAnatomy) -> bool:
+    """Whether the model has recurrent layers, for which context ranks hold parts of a pack in its order."""
+    return any(layer.attention.delta is not None for layer in anatomy.kinds)
+
+
 def token_multiple(anatomy: ModelAnatomy, dims: ParallelDims, style: str, ranks_per_node: int | None = None) -> int:
     """The length of a micro-batch is a multiple of this."""
     sizes = context_sizes(anatomy, dims, ranks_per_node)
-    in_order = any(layer.attention.delta is not None for layer in anatomy.kinds)
     split = split_context(style, sizes, option="archon.cp_style")
-    return math.lcm(dims.tp * dims.cp, split.multiple(in_order=in_order))
+    return padded_multiple(sizes, split, in_order=is_recurrent(anatomy))
 
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:

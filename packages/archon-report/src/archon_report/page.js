@@ -194,7 +194,9 @@
 
   const phaseColour = (n) => `hsl(${[212, 165, 28, 268, 340, 190, 50, 100, 300, 0][n % PHASES]} 55% ${n % 2 ? 60 : 48}%)`;
   const split = (figure) => {
-    const run = runs[+figure.dataset.run], { steps, phases } = run.split, names = Object.keys(phases);
+    const run = runs[+figure.dataset.run], { unit, steps, parts } = run.splits[figure.dataset.chart];
+    const names = Object.keys(parts);
+    const label = { seconds: duration, share: (v) => `${+(100 * v).toPrecision(3)}%`, count: format }[unit];
     figure.classList.add("chart");
     const legend = html("ul", { class: "legend" }, figure);
     names.forEach((name, n) => {
@@ -202,18 +204,18 @@
       html("i", {}, item).style.background = phaseColour(n);
       item.append(name);
     });
-    const box = svg("svg", { role: "img", "aria-label": "seconds per phase over steps" }, figure), tip = tipOf(figure);
+    const box = svg("svg", { role: "img", "aria-label": `${names.join(", ")} over steps` }, figure), tip = tipOf(figure);
     const tops = [steps.map(() => 0)];
-    for (const name of names) tops.push(tops.at(-1).map((below, n) => below + (phases[name][n] ?? 0)));
+    for (const name of names) tops.push(tops.at(-1).map((below, n) => below + (parts[name][n] ?? 0)));
     // One column per step: a single step is a bar, and areas keep their size.
     const width = steps.length > 1 ? (steps.at(-1) - steps[0]) / (steps.length - 1) : 1;
     let scale = null;
     const draw = () => {
       const axis = view.axis;
       view.axis = "step";
-      const high = Math.max(...tops.at(-1)) * 1.05 || 1, xLow = steps[0] - width / 2, xHigh = steps.at(-1) + width / 2;
+      const high = unit === "share" ? 1 : Math.max(...tops.at(-1)) * 1.05 || 1, xLow = steps[0] - width / 2, xHigh = steps.at(-1) + width / 2;
       const fy = (v) => TOP + (1 - v / high) * (HEIGHT - TOP - BOTTOM);
-      const { fx, width: pixels } = frame(figure, box, 0, high, fy, ticks(0, high, 4, false), (t) => duration(t), xLow, xHigh);
+      const { fx, width: pixels } = frame(figure, box, 0, high, fy, ticks(0, high, 4, false), label, xLow, xHigh);
       names.forEach((name, n) => {
         const up = [], down = [];
         steps.forEach((step, i) => {
@@ -231,8 +233,8 @@
       const x = scale.xLow + (((event.clientX - bounds.left) * (scale.pixels / bounds.width) - LEFT) / (scale.pixels - LEFT - RIGHT)) * (scale.xHigh - scale.xLow);
       const n = nearest(steps, x);
       tip.replaceChildren();
-      html("div", {}, tip, `step ${steps[n]}: ${duration(tops.at(-1)[n])}`);
-      [...names.entries()].reverse().forEach(([i, name]) => line(tip, phaseColour(i), name, duration(phases[name][n] ?? 0)));
+      html("div", {}, tip, `step ${steps[n]}${unit === "share" ? "" : `: ${label(tops.at(-1)[n])}`}`);
+      [...names.entries()].reverse().forEach(([i, name]) => line(tip, phaseColour(i), name, label(parts[name][n] ?? 0)));
       place(tip, figure, event.clientX - figure.getBoundingClientRect().left, 40);
     });
     box.addEventListener("pointerleave", () => { tip.hidden = true; });

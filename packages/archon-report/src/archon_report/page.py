@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from html import escape
@@ -15,19 +15,21 @@ from archon_core.page.charts import draw_table
 from archon_core.page.parts import folded, remark
 from archon_core.page.style import STYLE
 from archon_report import __version__
+from archon_report.asynchrony import charts_of, draw_asynchrony
 from archon_report.environment import draw_environment, draw_files
 from archon_report.loads import heat_map
 from archon_report.options_table import draw_side_by_side, flatten
 from archon_report.panels import OTHERS, Panel, panels_of
 from archon_report.run import Run
 from archon_report.samples import draw_samples
-from archon_report.series import MOST_POINTS, PHASE, Series, cumulated, thin, time_split
+from archon_report.series import MOST_POINTS, PHASE, Series, Split, cumulated, thin, time_split
 from archon_report.summary import draw_summary
 from archon_report.timelines import draw_timelines
 
 SECTIONS = (
     ("curves", "Curves"),
     ("time", "Time"),
+    ("asynchrony", "Sampling and servers"),
     ("experts", "Expert load"),
     ("pipeline", "Pipeline"),
     ("samples", "Samples"),
@@ -49,6 +51,7 @@ def render_page(runs: Sequence[Run], *, now: datetime | None = None) -> str:
     bodies = {
         "curves": list(_curves(runs)),
         "time": list(_time(runs)),
+        "asynchrony": list(_asynchrony(runs)),
         "experts": list(_experts(runs)),
         "pipeline": list(_each(runs, lambda run: draw_timelines(run.recordings))),
         "samples": list(_each(runs, lambda run: draw_samples(run.lines) if run.lines else ())),
@@ -105,6 +108,8 @@ def _is_phase(metric: str) -> bool:
 
 def _run_data(run: Run) -> dict[str, Any]:
     split = time_split(run.rows)
+    splits = [] if split is None else [("time", "seconds", split)]
+    splits += [(chart.name, chart.unit, chart.split) for chart in charts_of(run.rows)]
     seconds = cumulated(run.series.get("time/step"))
     tokens = cumulated(run.series.get("tokens"))
     return {
@@ -115,7 +120,7 @@ def _run_data(run: Run) -> dict[str, Any]:
             for name, series in (("seconds", seconds), ("tokens", tokens))
             if series is not None
         },
-        "split": None if split is None else {"steps": split.steps, "phases": _rounded(split.phases)},
+        "splits": {name: _split_data(unit, split) for name, unit, split in splits},
         "loads": {role: heat_map(loads) for role, loads in run.loads.items()},
     }
 
@@ -124,8 +129,9 @@ def _points(series: Series) -> list[list[float | None]]:
     return [list(series.steps), [_number(value) for value in series.values]]
 
 
-def _rounded(phases: Mapping[str, Sequence[float]]) -> dict[str, list[float | None]]:
-    return {name: [_number(value) for value in values] for name, values in phases.items()}
+def _split_data(unit: str, split: Split) -> dict[str, Any]:
+    parts = {name: [_number(value) for value in values] for name, values in split.parts.items()}
+    return {"unit": unit, "steps": split.steps, "parts": parts}
 
 
 def _number(value: float) -> float | None:
@@ -162,7 +168,13 @@ def _time(runs: Sequence[Run]) -> Iterator[str]:
     yield remark("Seconds of a step by phase; a phase that takes less than a thousandth of the longest is left out.")
     for place, run in enumerate(runs):
         if time_split(run.rows) is not None:
-            yield _heading(runs, run) + f'<figure class="split" data-run="{place}"></figure>'
+            yield _heading(runs, run) + f'<figure class="split" data-run="{place}" data-chart="time"></figure>'
+
+
+def _asynchrony(runs: Sequence[Run]) -> Iterator[str]:
+    for place, run in enumerate(runs):
+        if text := "".join(draw_asynchrony(run.rows, place)):
+            yield _heading(runs, run) + text
 
 
 def _experts(runs: Sequence[Run]) -> Iterator[str]:

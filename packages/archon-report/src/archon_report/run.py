@@ -70,7 +70,7 @@ class Run:
     @property
     def total(self) -> int | None:
         """The steps that it should do; ``None`` if unknown."""
-        return total_steps(self.config)
+        return total_steps(self.config, self.starts)
 
     @property
     def state(self) -> State:

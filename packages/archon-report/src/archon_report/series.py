@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 MOST_POINTS = 1500
@@ -12,6 +12,9 @@ MOST_POINTS = 1500
 
 MOST_COLUMNS = 150
 """Most columns of a stacked chart."""
+
+Row = Mapping[str, float]
+"""A row of the metrics."""
 
 PHASE = "time/"
 STEP_TIME = "time/step"
@@ -87,22 +90,19 @@ def cumulated(series: Series | None) -> Series | None:
 
 @dataclass(frozen=True)
 class Split:
-    """Seconds per phase over steps.
+    """Parts that add up, over steps.
 
     Attributes:
         steps: first step of each column.
-        phases: phase -> mean seconds of each column.
+        parts: name -> mean of each column.
     """
 
     steps: tuple[int, ...]
-    phases: Mapping[str, tuple[float, ...]]
+    parts: Mapping[str, tuple[float, ...]]
 
 
 def time_split(rows: Sequence[Mapping[str, float]], most: int = MOST_COLUMNS) -> Split | None:
-    """The phases of training steps, in the order in which a step runs them; ``None`` without phases.
-
-    Means over intervals of steps, so that areas stay true to time.
-    """
+    """The phases of training steps, in the order in which a step runs them; ``None`` without phases."""
     steps = [row for row in rows if STEP_TIME in row]
     names = list(
         dict.fromkeys(
@@ -111,12 +111,21 @@ def time_split(rows: Sequence[Mapping[str, float]], most: int = MOST_COLUMNS) ->
     )
     if not names:
         return None
-    size = max(1, math.ceil(len(steps) / most))
-    groups = [steps[start : start + size] for start in range(0, len(steps), size)]
-    means = {
-        name.removeprefix(PHASE): tuple(sum(row.get(name, 0.0) for row in group) / len(group) for group in groups)
-        for name in names
-    }
-    largest = max(map(max, means.values()))
-    shown = {name: values for name, values in means.items() if max(values) > largest / 1000}
+    phases = {name.removeprefix(PHASE): lambda row, name=name: row.get(name, 0.0) for name in names}
+    return split_of(steps, phases, most)
+
+
+def split_of(rows: Sequence[Row], parts: Mapping[str, Callable[[Row], float]], most: int = MOST_COLUMNS) -> Split:
+    """Parts of rows. Means over intervals of steps, so that areas keep their size.
+
+    Args:
+        rows: one per step.
+        parts: name -> the part of a row; one that is less than a thousandth of the largest everywhere is left out.
+        most: most columns.
+    """
+    size = max(1, math.ceil(len(rows) / most))
+    groups = [rows[start : start + size] for start in range(0, len(rows), size)]
+    means = {name: tuple(sum(map(part, group)) / len(group) for group in groups) for name, part in parts.items()}
+    largest = max((max(values, default=0.0) for values in means.values()), default=0.0)
+    shown = {name: values for name, values in means.items() if max(values, default=0.0) > largest / 1000}
     return Split(tuple(int(group[0]["step"]) for group in groups), shown)

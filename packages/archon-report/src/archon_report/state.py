@@ -24,11 +24,16 @@ class State:
     text: str
 
 
-def total_steps(config: Mapping[str, Any]) -> int | None:
-    """The steps that the configuration asks for; ``None`` if the data decide."""
+def total_steps(config: Mapping[str, Any], starts: Sequence[Start] = ()) -> int | None:
+    """The steps of the whole run: what the configuration asks for, or what the trainer has counted from the data.
+
+    ``None`` if the data decide and training has not begun.
+    """
     trainer = config.get("trainer")
     found = trainer.get("max_steps") if isinstance(trainer, Mapping) else None
-    return found if isinstance(found, int) and not isinstance(found, bool) else None
+    if isinstance(found, int) and not isinstance(found, bool):
+        return found
+    return starts[-1].total_steps if starts else None
 
 
 def state_of(*, held: bool | None, starts: Sequence[Start], step: int, total: int | None) -> State:

@@ -146,9 +146,14 @@ def draw_run(watched: Watched, width: int) -> RenderableType:
 
 
 def _left(run: Run) -> str:
-    left = seconds_left(run)
-    if run.state.kind != "running" or left is None:
+    """The time left, or why it is unknown."""
+    if run.state.kind != "running":
         return ""
+    if run.total is None:
+        return "time left: known when training begins" if run.step == 0 else "time left: no number of steps recorded"
+    left = seconds_left(run)
+    if left is None:
+        return "time left: known after the first step"
     minutes, seconds = divmod(round(left), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d} left"

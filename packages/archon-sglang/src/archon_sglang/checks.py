@@ -7,7 +7,7 @@ from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
-from archon_core.serving.adapter_versions import KEPT
+from archon_core.serving.adapter_versions import versions_in_use
 from archon_core.serving.program_checks import missing_program, score_temperature_problems
 from archon_sglang.options import SglangOptions, ranks_problem
 
@@ -54,9 +54,11 @@ def _adapter_problems(config: Any, options: SglangOptions) -> list[str]:
             f"sglang.max_lora_rank: found {options.max_lora_rank}; a server without adapters at its start must know "
             f"the largest rank; set it to actor.lora_rank, {config.actor.lora_rank}, or more"
         )
-    if options.max_loaded_loras < KEPT:
+    staleness = config.rollout.max_head_offpolicyness
+    if options.max_loaded_loras < (needed := versions_in_use(staleness)):
         problems.append(
-            f"sglang.max_loaded_loras: found {options.max_loaded_loras}; a request keeps the adapter that it started "
-            f"with; allowed is {KEPT} or more"
+            f"sglang.max_loaded_loras: found {options.max_loaded_loras} with rollout.max_head_offpolicyness "
+            f"{staleness}; a request keeps the adapter that it started with, so up to {needed} versions are in use; "
+            f"allowed is {needed} or more; raise it"
         )
     return problems

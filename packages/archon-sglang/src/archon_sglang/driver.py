@@ -20,7 +20,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.adapter_versions import FOLDER, AdapterVersions, adapter_name, labelled
+from archon_core.serving.adapter_versions import FOLDER, AdapterVersions, adapter_name, labelled, versions_in_use
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import (
@@ -62,7 +62,7 @@ class SglangDriver:
         self._token = token
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
-        self._adapters = AdapterVersions()
+        self._adapters = AdapterVersions(versions_in_use(config.max_head_offpolicyness))
         self._experts_shapes: dict[str, tuple[int, int]] = {}
         batch = self._options.max_running_requests
         self.capabilities = ServerCapabilities(

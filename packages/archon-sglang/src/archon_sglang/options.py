@@ -76,7 +76,8 @@ class SglangOptions:
         ep_size: ranks that share the experts of a layer; divides the ranks of a server.
         enable_lora: serve LoRA adapters.
         max_lora_rank: largest rank of an adapter.
-        max_loaded_loras: adapters in host memory.
+        max_loaded_loras: adapters in host memory, with ``rollout.use_lora`` at least
+            ``rollout.max_head_offpolicyness`` + 2.
         lora_paths: adapters to load at the start.
         lora_backend: kernels of LoRA.
         log_level: log level.

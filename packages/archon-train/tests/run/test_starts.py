@@ -6,7 +6,7 @@ import pytest
 
 from archon_core.errors import ConfigError, DataError
 from archon_core.run_files.starts import STARTS, read_starts
-from archon_train.run.starts import describe_environment, recorded_start
+from archon_train.run.starts import describe_environment, record_total_steps, recorded_start
 
 
 def start(folder, resumed_from=None, interrupted=False):
@@ -22,6 +22,18 @@ def test_a_start_is_recorded_at_once_and_its_end_when_it_ends(tmp_path):
     [finished] = read_starts(tmp_path)
     assert finished.ending == "finished"
     assert finished.ended >= finished.time
+
+
+def test_the_number_of_steps_belongs_to_the_start_that_counted_them(tmp_path):
+    record_total_steps(tmp_path, 3)
+    assert read_starts(tmp_path) == []
+    with start(tmp_path):
+        record_total_steps(tmp_path, 7)
+        assert read_starts(tmp_path)[0].total_steps == 7
+    with start(tmp_path, resumed_from=2, interrupted=True):
+        record_total_steps(tmp_path, 9)
+    found = [(one.ending, one.total_steps, one.resumed_from) for one in read_starts(tmp_path)]
+    assert found == [("finished", 7, None), ("interrupted", 9, 2)]
 
 
 def test_failures_and_interruptions_are_endings_and_errors_go_on(tmp_path):

@@ -3,6 +3,10 @@
 Not in place: whenever vLLM 0.32 batches a request whose adapter was loaded by ``load_inplace``, it loads this adapter
 again from the folder of that time, and so the old weights over the new ones. In the prefix cache, too, another name is
 another adapter.
+
+vLLM keeps the ``max_loras`` adapters that were used last. A request whose adapter it has dropped, such as one that has
+waited long, makes it read the adapter's folder again, and without the folder the worker fails. So the folder stays as
+long as requests may use the version. Unloading an adapter only removes its name (vLLM issue 54839).
 """
 
 from __future__ import annotations
@@ -46,7 +50,7 @@ def load_adapter(address: str, version: int, folder: str, *, token: str, timeout
 
 
 def unload_adapter(address: str, version: int, *, token: str, timeout: float) -> None:
-    """Forget the adapter of a version. Requests that have started keep it."""
+    """Remove the name of a version's adapter, for new requests."""
     body = {"lora_name": adapter_name(version)}
     _post(address, "/v1/unload_lora_adapter", body, token=token, timeout=timeout)
 

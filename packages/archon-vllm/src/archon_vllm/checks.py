@@ -8,7 +8,7 @@ from typing import Any
 
 from archon_core.contracts.serving import ServerCheck
 from archon_core.layout import Layout
-from archon_core.serving.adapter_versions import KEPT
+from archon_core.serving.adapter_versions import versions_in_use
 from archon_core.serving.program_checks import missing_program, score_temperature_problems
 from archon_vllm.adapters import loads_adapters
 from archon_vllm.experts import FIX, config_has_experts, folder_has_experts
@@ -68,8 +68,12 @@ def _adapter_problems(config: Any, options: VllmOptions) -> Iterator[str]:
             f"vllm.max_lora_rank: found {options.max_lora_rank} with actor.lora_rank {config.actor.lora_rank}; allowed "
             "is a rank from it that vLLM knows; raise it"
         )
-    if options.max_loras < KEPT:
-        yield f"vllm.max_loras: found {options.max_loras}; {reason}; allowed is {KEPT} or more"
+    staleness = config.rollout.max_head_offpolicyness
+    if options.max_loras < (needed := versions_in_use(staleness)):
+        yield (
+            f"vllm.max_loras: found {options.max_loras} with rollout.max_head_offpolicyness {staleness}; {reason}, so "
+            f"up to {needed} versions are in use; allowed is {needed} or more; raise it"
+        )
 
 
 def _place_of_experts(actor: Any) -> str:

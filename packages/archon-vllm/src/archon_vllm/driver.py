@@ -16,7 +16,7 @@ from typing import Any
 from archon_core.contracts.rollout import Completion, GenerationRequest
 from archon_core.errors import ConfigError, RefusedRequestError, ServerError, UncertainCallError, UnreachableError
 from archon_core.layout import Layout
-from archon_core.serving.adapter_versions import AdapterVersions, adapter_name, labelled
+from archon_core.serving.adapter_versions import AdapterVersions, adapter_name, labelled, versions_in_use
 from archon_core.serving.http_client import call, call_each, exchange, field_of
 from archon_core.serving.manifest import WeightManifest
 from archon_core.serving.record import (
@@ -56,7 +56,7 @@ class VllmDriver:
         self._staged = self._transport != "disk"
         self._folders: dict[str, tuple[int, str]] = {}
         self._n_samples: dict[str, int] = {}
-        self._adapters = AdapterVersions()
+        self._adapters = AdapterVersions(versions_in_use(config.max_head_offpolicyness))
         self.capabilities = ServerCapabilities(
             transports=(self._transport,),
             pause_modes=("keep", "wait", "abort"),

@@ -46,7 +46,8 @@ class VllmOptions:
         gdn_prefill_backend: kernels of gated delta networks.
         enable_lora: serve LoRA adapters.
         max_lora_rank: largest rank of an adapter.
-        max_loras: adapters in one batch.
+        max_loras: adapters in one batch and in memory, with ``rollout.use_lora`` at least
+            ``rollout.max_head_offpolicyness`` + 2.
         lora_modules: adapters to load at the start.
         allow_experts: publish mixtures of experts, although vLLM 0.32 loads experts wrongly when it gets new weights
             (measured on a CPU), by less than the canary's tolerance in bfloat16. First check this vLLM with float32

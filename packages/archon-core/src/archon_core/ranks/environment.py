@@ -20,10 +20,11 @@ class RankEnvironment:
     """One process of a launched run.
 
     Attributes:
-        rank: of this process, from 0.
+        rank: of this process, from 0, among the processes of all roles.
         world_size: number of processes.
         local_rank: index of this process on its machine, and of its device.
-        local_world_size: number of processes on its machine.
+        local_world_size: number of processes on its machine. Roles with their own ranks count together: they share the
+            machine's devices.
     """
 
     rank: int

@@ -28,6 +28,7 @@ class Start:
         resumed_from: step of the checkpoint that it continued; ``None`` for a new run.
         command: the command line.
         environment: versions, machine and git commit: name -> text.
+        total_steps: training steps of the whole run; ``None`` until they are known.
         ended: when it ended, ISO 8601 in UTC; empty while it runs, and if it was killed.
         ending: how it ended; ``None`` likewise.
         error: message of the error that it failed with.
@@ -37,6 +38,7 @@ class Start:
     resumed_from: int | None = None
     command: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
+    total_steps: int | None = None
     ended: str = ""
     ending: Ending | None = None
     error: str = ""

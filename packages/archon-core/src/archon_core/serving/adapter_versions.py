@@ -23,10 +23,19 @@ FOLDER = "adapter"
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 """PEFT's names of the files in it."""
 
-KEPT = 2
-"""Versions that stay loaded: requests may still be on their way to the older one."""
-
 _TENSORS = "base_model.model."
+
+
+def versions_in_use(max_staleness: int) -> int:
+    """The number of versions, counted back from the newest, whose adapters unfinished requests may use.
+
+    A request that starts with version v belongs to the step after version ``v + max_staleness`` at the latest, and that
+    step waits for it. One more, because processes beside the trainer see a new version later.
+
+    Args:
+        max_staleness: ``rollout.max_head_offpolicyness``.
+    """
+    return max_staleness + 2
 
 
 def is_adapter(name: str) -> bool:
@@ -47,9 +56,14 @@ class _Server:
 
 
 class AdapterVersions:
-    """What a driver knows about the adapters on its servers, by the incarnation of a server."""
+    """What a driver knows about the adapters on its servers, by the incarnation of a server.
 
-    def __init__(self) -> None:
+    Args:
+        kept: versions that stay loaded; see ``versions_in_use``.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
         self._servers: dict[str, _Server] = {}
 
     def receive(self, server: ServerRecord, tensors: Iterable[TensorEntry]) -> None:
@@ -79,7 +93,7 @@ class AdapterVersions:
         """The server has the adapter of a version, which new requests will name. Returns the versions to unload."""
         versions = self._of(server).versions
         versions.append(version)
-        return tuple(versions.popleft() for _ in range(len(versions) - KEPT))
+        return tuple(versions.popleft() for _ in range(len(versions) - self._kept))
 
     def forget(self, server: ServerRecord, version: int) -> bool:
         """Whether the server has an adapter of that version, from before a trainer resumed. No request names it any

@@ -186,7 +186,7 @@ def assemble(
     )
     decisions = (
         _model_decisions(plan, role)
-        + context_decisions(plan.context, config, plan.dims, role=role)
+        + context_decisions(plan.context, config, role=role)
         + uneven
         + (_expert_decisions(experts, effective, role) if experts is not None else [])
         + ([] if plan.adapter is None else [*plan.adapter.decisions(role=role), *_frozen_decisions(plan, role)])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import socket
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from torch import nn
 
@@ -15,10 +18,10 @@ from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.ranks.environment import rank_environment
 from archon_core.ranks.ranks import Ranks
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.combinations import shown
 from archon_engine.options.context_style import (
     ContextSizes,
     ContextSplit,
+    padding_decision,
     split_context,
     style_decisions,
 )
@@ -47,30 +50,40 @@ def plan_context(
     Raises:
         ConfigError: the style does not fit the number of heads.
     """
-    per_node = _ranks_per_node() if dims.cp > 1 else None
+    per_node = ranks_per_machine(_machines()) if dims.cp > 1 else None
     sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, per_node)
     cores = [part for name, part in module.named_modules() if matches_any(plan.attention, name)]
     split = split_context(config.archon.cp_style, sizes, option=f"{role}.archon.cp_style")
     return ContextPlan(split, not all(accepts_any_order(core) for core in cores), sizes)
 
 
-def _ranks_per_node() -> int | None:
+def ranks_per_machine(machines: Sequence[Hashable]) -> int | None:
+    """The largest size of groups of neighbouring ranks that lie within a machine; ``None`` if all ranks are on one.
+
+    Args:
+        machines: the machine of each rank of the role, in rank order. Ranks of other roles on it do not count.
+
+    >>> ranks_per_machine("aaaabbbbbbbb"), ranks_per_machine("abab"), ranks_per_machine("aaaa")
+    (4, 1, None)
+    """
+    runs = [len(list(run)) for _, run in groupby(machines)]
+    return math.gcd(*runs) if len(runs) > 1 else None
+
+
+def _machines() -> list[tuple[str, int]]:
+    """The machine of each rank of the role. Collective in a run on several machines."""
     launched = rank_environment()
     if launched is None or launched.local_world_size == launched.world_size:
-        return None
-    # Ranks must agree. On machines with unequal numbers of ranks, groups of this size lie within one, too.
-    return math.gcd(*Ranks.of_process_group().gather(launched.local_world_size))
+        return []
+    # Host names may repeat, as those of containers do. Launchers number the ranks of a machine one after the other.
+    return Ranks.of_process_group().gather((socket.gethostname(), launched.rank - launched.local_rank))
 
 
-def context_decisions(
-    plan: ContextPlan, config: ArchonEngineConfig, dims: ParallelDims, *, role: str
-) -> list[Decision]:
-    """Decisions about the style, and about the padding that gathering needs."""
-    decisions = list(style_decisions(config.archon.cp_style, plan.sizes, plan.split, option=f"{role}.archon.cp_style"))
-    ranks, asked = dims.cp * dims.tp, config.batch_align_to
-    before = math.lcm(asked, ranks)
-    multiple = math.lcm(before, plan.split.multiple(in_order=plan.in_order))
-    if multiple != before and asked > 1:
-        reason = "each group of context ranks that gather keys and values holds two equal blocks of tokens"
-        decisions.append(Decision(f"{role}.batch_align_to", shown(asked), shown(multiple), reason))
-    return decisions
+def context_decisions(plan: ContextPlan, config: ArchonEngineConfig, *, role: str) -> list[Decision]:
+    """Decisions about the style, and about the padding that it and the layout need."""
+    sizes, split = plan.sizes, plan.split
+    padding = padding_decision(
+        config.batch_align_to, sizes, split, in_order=plan.in_order, option=f"{role}.batch_align_to"
+    )
+    style = style_decisions(config.archon.cp_style, sizes, split, option=f"{role}.archon.cp_style")
+    return [*style, *([] if padding is None else [padding])]

@@ -16,7 +16,10 @@ that keys and values are made of.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +57,16 @@ class LatentSizes:
     def head_dim(self) -> int:
         """Size of a query or key head."""
         return self.content_dim + self.rotated_dim
+
+
+def latent_scale(head_dim: int, rope_parameters: Mapping[str, Any]) -> float:
+    """The factor on scores. Where rotations are scaled, it makes up for the lower entropy of longer contexts, as YaRN
+    does (arXiv:2309.00071, section 3.4), by ``(0.1 mscale_all_dim ln(factor) + 1)^2``."""
+    scale, mscale = head_dim**-0.5, rope_parameters.get("mscale_all_dim")
+    factor = rope_parameters.get("factor", 1.0)
+    if rope_parameters["rope_type"] == "default" or not mscale or factor <= 1:
+        return scale
+    return scale * (0.1 * mscale * math.log(factor) + 1.0) ** 2
 
 
 class LatentAttention(nn.Module):

@@ -128,6 +128,34 @@ def style_decisions(style: str, sizes: ContextSizes, split: ContextSplit, *, opt
     yield Decision(option, style, effective, reason)
 
 
+def padded_multiple(sizes: ContextSizes, split: ContextSplit, *, in_order: bool = False) -> int:
+    """The number of tokens of a micro-batch is a multiple of this."""
+    return math.lcm(sizes.context * sizes.tensor, split.multiple(in_order=in_order))
+
+
+def padding_decision(
+    asked: int, sizes: ContextSizes, split: ContextSplit, *, in_order: bool = False, option: str
+) -> Decision | None:
+    """The decision about ``batch_align_to``; ``None`` if nobody set it, or if it is in effect as it is.
+
+    Args:
+        asked: its value; 1, the default, asks for nothing.
+        sizes: of the layout and the model.
+        split: of the context ranks.
+        in_order: whether context ranks hold parts of a pack in its order.
+        option: its dotted name.
+    """
+    ranks = sizes.context * sizes.tensor
+    multiple = math.lcm(asked, padded_multiple(sizes, split, in_order=in_order))
+    if multiple == asked or asked == 1:
+        return None
+    reason = f"tokens are sharded over {ranks} ranks (cp x tp)"
+    if multiple != math.lcm(asked, ranks):
+        reason += f", and {split.groups} groups of context ranks gather keys and values, of which each holds two equal"
+        reason += " blocks of tokens"
+    return Decision(option, str(asked), str(multiple), f"{reason}, so the padded length must be a multiple of all")
+
+
 @lru_cache(maxsize=4096)
 def _parts(context: int, tensor: int, query_heads: int) -> tuple[int, ...]:
     # Searches for layouts ask many times.

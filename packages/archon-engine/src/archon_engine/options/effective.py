@@ -1,7 +1,7 @@
 """Turns the options of a configuration into the options in effect: a pure function that also returns its decisions.
 
 It changes no option in place. Every difference from the configuration is a ``Decision``; a value that cannot be
-honoured is an error that names the option.
+honoured is an error that names the option. The padding needs the model's heads, too: ``context_style`` decides it.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class EffectiveConfig:
         ac_debug: whether the first step measures what is kept and recomputed.
         deterministic: whether runs are bit-identical.
         reduce_each_micro_batch: whether a pipeline sums gradients over data ranks after every micro-batch.
-        pad_multiple: micro-batches are padded to a multiple of this many tokens.
+        pad_multiple: micro-batches are padded to a multiple of this many tokens. How context ranks share attention may
+            need a larger one (``context_style.padding_decision``).
         pad_at_least: micro-batches are padded to at least this many tokens.
     """
 
@@ -107,11 +108,6 @@ def resolve_effective(
     if wrong:
         raise ConfigError("\n".join(wrong))
     used, decisions = changes(context, role=role)
-    alignment = dims.cp * dims.tp
-    multiple = math.lcm(config.batch_align_to, alignment)
-    if multiple != config.batch_align_to and config.batch_align_to > 1:
-        reason = f"tokens are sharded over {alignment} ranks (cp x tp), so the padded length must be a multiple of both"
-        decisions.append(Decision(f"{role}.batch_align_to", shown(config.batch_align_to), shown(multiple), reason))
     if refusal := refuse_when_strict(config, decisions, role=role):
         raise ConfigError(refusal)
     compute: DtypeName = config.dtype or ("bfloat16" if device == "cuda" else "float32")  # type: ignore[assignment]
@@ -140,7 +136,7 @@ def resolve_effective(
         ac_debug=options.ac_debug,
         deterministic=options.use_deterministic_algorithms,
         reduce_each_micro_batch=options.pp_reduce_grad_per_microbatch,
-        pad_multiple=multiple,
+        pad_multiple=math.lcm(config.batch_align_to, dims.cp * dims.tp),
         pad_at_least=config.mb_spec.max_tokens_per_mb or 0 if config.pad_to_maximum else 0,
     )
     return effective, decisions

@@ -9,7 +9,7 @@ from archon_core.layout.model_sizes import ShardedExtents, check_sizes
 from archon_engine.models.capabilities import tree_refusal
 from archon_engine.options.combinations import changes, refusals, refuse_when_strict
 from archon_engine.options.context import OptionContext
-from archon_engine.options.context_style import ContextSizes, split_context, style_decisions
+from archon_engine.options.context_style import ContextSizes, padding_decision, split_context, style_decisions
 from archon_engine.options.pipelines import count_stages, micro_batch_decisions
 from archon_engine.options.routing_replay import replay_without_experts, replay_without_record
 from archon_engine.options.shared_prefixes import refuse_rotations
@@ -76,9 +76,11 @@ def _n_heads(outline: EngineOutline) -> int | None:
 
 
 def _context_decisions(outline: EngineOutline) -> list[Decision]:
-    """Decisions about the style of context parallelism. Raises ConfigError: the style does not fit the heads.
+    """Decisions about the style of context parallelism and the padding. Raises ConfigError: the style does not fit the
+    heads.
 
-    A dry run does not know the machines that ranks will run on, so a run on several may choose smaller groups.
+    A dry run does not know the machines that ranks will run on, so a run on several may choose smaller groups. Nor does
+    it know whether layers are recurrent: the padding is left out if it depends on them.
     """
     n_heads, layout = _n_heads(outline), outline.layout
     if n_heads is None or layout is None or n_heads % layout.dims["t"]:
@@ -86,7 +88,12 @@ def _context_decisions(outline: EngineOutline) -> list[Decision]:
     style, option = outline.config.archon.cp_style, f"{outline.role}.archon.cp_style"
     sizes = ContextSizes(layout.dims["c"], layout.dims["t"], n_heads)
     split = split_context(style, sizes, option=option)
-    return list(style_decisions(style, sizes, split, option=option))
+    asked, option_of_padding = outline.config.batch_align_to, f"{outline.role}.batch_align_to"
+    paddings = {
+        padding_decision(asked, sizes, split, in_order=in_order, option=option_of_padding) for in_order in (False, True)
+    }
+    certain = paddings - {None} if len(paddings) == 1 else set()
+    return [*style_decisions(style, sizes, split, option=option), *certain]
 
 
 def _pipeline_decisions(outline: EngineOutline) -> list[Decision]:

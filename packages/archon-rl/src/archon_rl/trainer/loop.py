@@ -110,7 +110,7 @@ class TrainingLoop:
             self.run.progress.note(f"Held-out records before training: {_listed(self._baseline)}")
         check_profiled_steps(self.run, done=done, total_steps=self.total_steps)
         self._stop_before_first_step()
-        self.run.progress.start(self.total_steps, completed=done)
+        self.run.start_steps(self.total_steps, completed=done)
         try:
             while done < self.total_steps:
                 try:

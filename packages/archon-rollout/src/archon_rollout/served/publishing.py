@@ -12,6 +12,7 @@ from archon_core.contracts.weight_transport import TransportContext, WeightTrans
 from archon_core.errors import ConfigError
 from archon_core.layout import Layout
 from archon_core.plugins import registry
+from archon_core.serving.adapter_versions import versions_in_use
 from archon_rollout.model_limits import model_limits
 from archon_rollout.publication.canary import Canary
 from archon_rollout.publication.publisher import Publisher, PublisherOptions
@@ -80,6 +81,8 @@ def build_publisher(
             f"rollout.weight_transport: found {spec.name}, and no {spec.device} device; allowed here are "
             f"{', '.join(others)}; choose one"
         )
+    takes_adapters = config.weight_transport in kind.adapter_folders
+    kept = versions_in_use(config.max_head_offpolicyness) if takes_adapters else 0
     context = TransportContext(
         connection.driver,
         run=run,
@@ -87,7 +90,7 @@ def build_publisher(
         timeout=options.timeout,
         bucket_bytes=options.bucket_bytes,
         companions=None if connection.architecture is None else connection.architecture.folder,
-        options={BACKEND: config.weight_group, ADAPTER_FOLDERS: config.weight_transport in kind.adapter_folders},
+        options={BACKEND: config.weight_group, ADAPTER_FOLDERS: kept},
     )
     transport = spec.load()(context)
     stored = stored_versions(config, context, transport)

@@ -18,8 +18,8 @@ from archon_rollout.transports.notifying import NotifyingTransport
 from archon_rollout.transports.version_folders import VersionFolders
 
 ADAPTER_FOLDERS = "adapter_folders"
-"""Option of a transport's context: whether adapters are a folder inside that of a version, as other servers read them,
-instead of tensors among the others."""
+"""Option of a transport's context: the number of versions whose adapters stay, each as a folder inside that of its
+version, as other servers read them; 0 for tensors among the others."""
 
 
 class DiskTransport(NotifyingTransport):
@@ -45,7 +45,7 @@ class DiskTransport(NotifyingTransport):
             context.folder / "weights",
             bucket_bytes=context.bucket_bytes,
             companions=context.companions,
-            separates_adapters=bool(context.options.get(ADAPTER_FOLDERS)),
+            adapters_kept=context.options.get(ADAPTER_FOLDERS, 0),
         )
 
     def folder_of(self, version: int) -> Path:

@@ -21,7 +21,7 @@ from archon_engine.checkpoint.safetensors_file import SafetensorsWriter
 logger = logging.getLogger(__name__)
 
 KEPT = 2
-"""Folders of committed versions that stay: a newcomer may be reading the older one."""
+"""Whole folders of committed versions that stay: a newcomer may be reading the older one."""
 
 INDEX_FILE = "model.safetensors.index.json"
 COPIED = (".json", ".txt", ".model", ".jinja")
@@ -34,14 +34,15 @@ class VersionFolders:
         root: the folder ``weights``.
         bucket_bytes: size of the buckets that ``add`` gets.
         companions: folder of the files that belong beside the weights; ``None`` without.
-        separates_adapters: write adapters into a folder in PEFT's format, ``adapter`` inside that of a version.
+        adapters_kept: write adapters into a folder in PEFT's format, ``adapter`` inside that of a version, and keep
+            this folder for so many versions; 0 writes them among the other tensors.
     """
 
     def __init__(
-        self, root: Path, *, bucket_bytes: int, companions: Path | None = None, separates_adapters: bool = False
+        self, root: Path, *, bucket_bytes: int, companions: Path | None = None, adapters_kept: int = 0
     ) -> None:
         self._root, self._bucket_bytes, self._companions = root, bucket_bytes, companions
-        self._separates_adapters = separates_adapters
+        self._adapters_kept = adapters_kept
         self._adapters: dict[str, torch.Tensor] = {}
         self._writing = ExitStack()
         self._folder: Path | None = None
@@ -70,7 +71,7 @@ class VersionFolders:
         """Write one bucket; returns the name of its file. Raises ServerError if it cannot be written."""
         assert self._folder is not None, "begin() comes first"
         name = self.file_of(index)
-        if self._separates_adapters:
+        if self._adapters_kept:
             own = [entry for entry in entries if is_adapter(entry.name)]
             # Small, and one file in the end. The bucket's memory is used again.
             self._adapters |= {entry.name: tensors[entry.name].cpu().clone() for entry in own}
@@ -109,13 +110,19 @@ class VersionFolders:
         self._adapters = {}
 
     def prune(self, version: int) -> None:
-        """Remove the folders of other versions than ``version`` and the ones before it, ``KEPT`` in all. A resumed run
-        has also versions after it, of steps that it repeats."""
+        """Remove the folders of other versions than ``version`` and the ones before it, ``KEPT`` in all.
+
+        The adapters of some earlier ones stay. A resumed run has also versions after it, of steps that it repeats.
+        """
         versions = {int(path.name[1:]) for path in self._root.glob("v*") if path.name[1:].isdigit()}
-        kept = sorted(other for other in versions if other <= version)[-KEPT:]
-        for old in sorted(versions.difference(kept)):
+        before = sorted(other for other in versions if other <= version)
+        adapters = before[-self._adapters_kept :] if self._adapters_kept else []
+        for old in sorted(versions.difference(before[-KEPT:])):
             try:
-                remove_folder(self.folder_of(old))
+                if old in adapters and (self.folder_of(old) / FOLDER).is_dir():
+                    _remove_whole_weights(self.folder_of(old))
+                else:
+                    remove_folder(self.folder_of(old))
             except OSError as error:  # costs disk space, not the run
                 logger.warning(
                     "cannot remove the weights of version %d: %s; remove %s", old, error, self.folder_of(old)
@@ -136,3 +143,10 @@ class VersionFolders:
             raise ServerError(
                 f"weights on disk: cannot write below {self._root}: {error}; check disk space and permissions"
             ) from error
+
+
+def _remove_whole_weights(folder: Path) -> None:
+    """Leave the adapters alone. Nobody reads the other files of so old a version."""
+    for path in folder.iterdir():
+        if path.name != FOLDER:
+            path.unlink()

@@ -99,6 +99,36 @@ class Experts:
 
 
 @dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (``archon_engine.nn.latent_attention``), under DeepSeek's names.
+
+    Attributes:
+        low_rank_queries: whether queries, too, come from a low-rank vector.
+        bias: biases on the down projections and on the output projection.
+        norm_eps: epsilon of the norms of low-rank vectors, as an expression of ``a``, the arguments.
+        interleaved: whether rotation pairs neighbouring elements, as an expression of ``config``.
+    """
+
+    low_rank_queries: bool
+    bias: bool = False
+    norm_eps: str = "a.norm_eps"
+    interleaved: str = "False"
+
+    @property
+    def names(self) -> dict[str, str]:
+        """Hugging Face's names of attention's modules -> ours."""
+        low_rank = {"q_a_proj": "q_a_proj", "q_a_layernorm": "q_a_norm", "q_b_proj": "q_b_proj"}
+        keys_values = {"kv_a_proj_with_mqa": "kv_a_proj", "kv_a_layernorm": "kv_a_norm", "kv_b_proj": "kv_b_proj"}
+        return (low_rank if self.low_rank_queries else {"q_proj": "q_proj"}) | keys_values | {"o_proj": "o_proj"}
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Hugging Face's names of the modules with biases."""
+        names = ("q_a_proj", "kv_a_proj_with_mqa", "o_proj")
+        return tuple(name for name in names if name in self.names) if self.bias else ()
+
+
+@dataclass(frozen=True)
 class Architecture:
     """A decoder.
 
@@ -115,6 +145,7 @@ class Architecture:
         output_bias: a bias on the attention's output projection.
         fused_qkv: Hugging Face's name of the fused query, key and value projection; empty if they are separate.
         sinks: whether heads have attention sinks.
+        latent: multi-head latent attention instead of these projections; ``None`` for none.
         qk_norm: normalisation of queries and keys per head, or per projection; ``None`` for none.
         qk_norm_form: its formula.
         qk_norm_names: Hugging Face's names of the norms of queries and keys.
@@ -156,6 +187,7 @@ class Architecture:
     output_bias: bool = False
     fused_qkv: str = ""
     sinks: bool = False
+    latent: Latent | None = None
     qk_norm: Literal["head", "projection"] | None = None
     qk_norm_form: NormForm = NormForm()
     qk_norm_names: tuple[str, str] = ("q_norm", "k_norm")

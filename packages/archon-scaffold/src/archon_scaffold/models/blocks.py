@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 
 from archon_scaffold.models.architecture import Architecture, Gap, NormForm, NormPlace
 from archon_scaffold.models.experts import has_experts, read_experts
+from archon_scaffold.models.latent import read_latent
 from archon_scaffold.models.probes import norm_eps, norm_form, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
@@ -89,6 +90,8 @@ def read_attention(found: Architecture, twin: Twin) -> Architecture:
     own = {
         name.removeprefix("self_attn."): shape for name, shape in twin.names.items() if name.startswith("self_attn.")
     }
+    if (latent := read_latent(twin)) is not None:
+        return replace(found, latent=latent)
     gaps: list[Gap] = []
     fused = "qkv_proj" if "qkv_proj.weight" in own else ""
     inputs = (fused,) if fused else ("q_proj", "k_proj", "v_proj")

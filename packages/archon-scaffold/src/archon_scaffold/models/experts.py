@@ -92,7 +92,7 @@ def read_experts(twin: Twin) -> Experts | None:
         sparse=rule[0],
         score="sigmoid" if has_bias else "softmax",
         scaling="config.routed_scaling_factor" if hasattr(config, "routed_scaling_factor") else "",
-        grouped=hasattr(config, "n_group") and hasattr(config, "topk_group"),
+        grouped=None not in (getattr(config, "n_group", None), getattr(config, "topk_group", None)),
         choice_bias=f"mlp.{_CHOICE_BIAS}" if has_bias else "",
         shared=f"mlp.{shared}" if shared else "",
         shared_size=shared_size,

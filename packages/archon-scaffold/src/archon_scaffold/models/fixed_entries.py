@@ -10,7 +10,7 @@ from archon_core.errors import ModelError
 from archon_engine.models.hf_config import refuse_unknown_entries
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.source import SIZES, HFSource
-from archon_scaffold.models.tiny import is_dropout, unknown_entries
+from archon_scaffold.models.tiny import LATENT_SIZES, is_dropout, unknown_entries
 
 _READ_BY_ALL = frozenset(
     {
@@ -29,6 +29,7 @@ _HARMLESS = frozenset(
         "kwargs",
         "use_cache",
         "initializer_range",
+        "embedding_initializer_range",
         "pretraining_tp",
         # Expert balancing is an option of the engine.
         "output_router_logits",
@@ -58,6 +59,9 @@ def fixed_entries(source: HFSource, small: Any, found: Architecture) -> tuple[Ma
     read = _READ_BY_ALL | {found.norm_eps, *_OF_WINDOWS[found.windows]}
     # Clamped experts have an activation that no entry names.
     read |= set() if found.experts is not None and found.experts.clamped else {found.activation}
+    if found.latent is not None:
+        read |= {name for name in LATENT_SIZES if name != "q_lora_rank" or found.latent.low_rank_queries}
+        expressions += f" {found.latent.interleaved}"
     read |= {"attn_logit_softcapping"} if found.attention_softcap else set()
     read |= {"final_logit_softcapping"} if found.logit_softcap else set()
     if found.experts is not None:

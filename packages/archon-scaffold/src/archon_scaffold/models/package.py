@@ -48,7 +48,7 @@ def model_context(name: PackageName, architecture: Architecture) -> dict[str, An
         "norm_name": norm_name,
         "qk_norm_class": qk_norm_class,
         "archon_imports": _archon_imports(a),
-        "attention_scale": a.scale.startswith("config."),
+        "attention_scale": a.scale != "head_dim**-0.5",
         "attention_settings": _attention_settings(a),
         "rotated": _rotated(a),
         "attention_branch": _branch(a, "attention", "self.attention({x}, rotation, packed)"),
@@ -92,13 +92,18 @@ def _archon_imports(a: Architecture) -> list[str]:
     block = {"archon_engine.nn.swiglu": {"activation" if a.mlp == "plain" else "SwiGLU"}} if a.dense else {}
     if a.experts:
         block["archon_core.contracts.moe"] = {"MoEBuilder"}
+    linear = {"archon_engine.nn.linear": {"Linear"}}
+    if a.latent is not None:
+        block |= {"archon_engine.nn.latent_attention": {"LatentAttention"}}
+        block |= linear if a.mlp == "plain" and a.dense else {}
+    else:
+        block |= linear | {"archon_engine.nn.attention": {"PackedAttention", *(["AttentionSinks"] if a.sinks else [])}}
     imports: Mapping[str, set[str]] = {
-        "archon_core.contracts.packed": {"AttentionSettings", "OutputName", "PackedSequences"},
+        "archon_core.contracts.packed": {"OutputName", "PackedSequences"}
+        | ({"AttentionSettings"} if a.latent is None else set()),
         "archon_core.models.stage": {"Stage"},
-        "archon_engine.nn.attention": {"PackedAttention", *(["AttentionSinks"] if a.sinks else [])},
         "archon_engine.nn.embedding": {"Embedding"},
         "archon_engine.nn.head": {"LanguageModelHead", *(["ValueHead"] if a.critic else [])},
-        "archon_engine.nn.linear": {"Linear"},
         "archon_engine.nn.norm": norms,
         "archon_engine.nn.rotary": {"RotaryEmbedding" if a.rotates_alike else "LayerRotaryEmbedding", "Rotation"},
         **block,
@@ -153,7 +158,12 @@ def _rule_types(a: Architecture) -> str:
 
 
 def _honoured(a: Architecture) -> str:
-    names = ['"head_dim"', *(['"num_local_experts"'] if a.experts else []), *(["*FIXED"] if a.fixed else [])]
+    names = [
+        '"head_dim"',
+        *(['"qk_head_dim"'] if a.latent else []),
+        *(['"num_local_experts"'] if a.experts else []),
+        *(["*FIXED"] if a.fixed else []),
+    ]
     return ", ".join(names) if len(names) > 1 else f"{names[0]},"
 
 
@@ -178,6 +188,8 @@ def _rotated(a: Architecture) -> tuple[str, str]:
 
 def _rope_options(a: Architecture) -> str:
     """Further arguments of ``RopeArguments.from_hf_config``."""
+    if a.latent is not None:
+        return "" if a.latent.interleaved == "False" else f", interleaved={a.latent.interleaved}"
     options = ["layer_type=kind"] if a.rope_by_layer_type else []
     options += ["partial=True"] if a.rope_partial else []
     options += ["interleaved=True"] if a.rope_interleaved else []
@@ -195,7 +207,7 @@ def _story(a: Architecture) -> str:
         where = "parallel"
     else:
         where = "pre-norm" if not behind else ("post-norm" if len(behind) == len(a.norms) else "twice normalised")
-    attention = "capped attention" if a.attention_softcap else "attention"
+    attention = "latent attention" if a.latent else "capped attention" if a.attention_softcap else "attention"
     if a.experts:
         return f"{where} {attention} and blocks of experts{' in some layers' if a.dense else ''}"
     block = "plain" if a.mlp == "plain" else "gated"

@@ -52,7 +52,7 @@ def read_rotation(found: Architecture, twin: Twin) -> Architecture:
         found,
         rotates=rotates or "",
         rope_by_layer_type=by_type,
-        rope_interleaved=not _rotates_halves(twin.layers[0]),
+        rope_interleaved=found.latent is None and not _rotates_halves(twin.layers[0]),
         rope_partial=partial,
     ).with_gaps(*gaps)
 

@@ -10,23 +10,29 @@ from dataclasses import replace
 
 import torch
 
+from archon_engine.nn.latent_attention import latent_scale
 from archon_scaffold.models.architecture import Architecture, Gap
 from archon_scaffold.models.experts import has_experts
 from archon_scaffold.models.probes import factor_of, ratio, same
 from archon_scaffold.models.tiny import head_dim_of
 from archon_scaffold.models.twin import Twin
 
+LATENT_SCALE = "latent_scale(sizes.head_dim, rope.parameters)"
+
 
 def read_scores(found: Architecture, twin: Twin) -> Architecture:
     """Read the scale and soft cap of attention scores, and windows."""
     attention, config = twin.layers[0].self_attn, twin.config
-    head_dim, gaps = head_dim_of(twin.config), []
+    gaps: list[Gap] = []
+    head_dim = config.qk_nope_head_dim + config.qk_rope_head_dim if found.latent else head_dim_of(config)
     scalar, multiplier = (getattr(config, name, None) for name in ("query_pre_attn_scalar", "attention_multiplier"))
     candidates = {
         "config.query_pre_attn_scalar**-0.5": scalar and scalar**-0.5,
         "config.attention_multiplier": multiplier,
         "head_dim**-0.5": head_dim**-0.5,
     }
+    if found.latent:
+        candidates = {LATENT_SCALE: latent_scale(head_dim, config.rope_parameters)}
     scaling = getattr(attention, "scaling", head_dim**-0.5)
     scale = factor_of(scaling, candidates)
     if scale is None:
@@ -38,7 +44,7 @@ def read_scores(found: Architecture, twin: Twin) -> Architecture:
     windows = "layer_types" if types else ("all" if hasattr(config, "sliding_window") else None)
     return replace(
         found,
-        scale=scale or "head_dim**-0.5",
+        scale=scale or ("head_dim**-0.5" if found.latent is None else LATENT_SCALE),
         windows=windows,
         attention_softcap=getattr(config, "attn_logit_softcapping", None) is not None,
     ).with_gaps(*gaps)

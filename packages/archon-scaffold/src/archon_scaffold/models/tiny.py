@@ -41,6 +41,15 @@ _EXPERTS: Mapping[str, int] = {
     "moe_intermediate_size": 16,
 }
 
+LATENT_SIZES: Mapping[str, int] = {
+    "q_lora_rank": 12,
+    "kv_lora_rank": 16,
+    "qk_nope_head_dim": 6,
+    "qk_rope_head_dim": 4,
+    "v_head_dim": 10,
+}
+"""Sizes of latent attention: all different, so that no size stands for another."""
+
 _READ_BY_NAME = ("model_type", "head_dim", "rope_theta", "rope_scaling", "rope_parameters", *_EXPERTS)
 """Entries that are read by name even if the class does not declare them."""
 
@@ -69,6 +78,10 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
         "tie_word_embeddings": False,
     }
     tiny |= {name: size for name, size in _EXPERTS.items() if name in known}
+    # DeepSeek-V2 has the entries for groups, and chooses among all experts if they are null.
+    tiny |= {name: None for name in ("n_group", "topk_group") if name in known and getattr(config, name) is None}
+    if "first_k_dense_replace" in known and not config.first_k_dense_replace:
+        tiny["first_k_dense_replace"] = 0
     if getattr(config, "mlp_only_layers", None):
         tiny["mlp_only_layers"] = [1]
     if (getattr(config, "decoder_sparse_step", None) or 1) > 1:
@@ -84,7 +97,12 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
             tiny[name] = number
     tiny["num_key_value_heads"] = HEADS // 2 if grouped else HEADS
     head_dim = head_dim_of(config)
-    if "head_dim" in known or "head_dim" in entries:
+    sizes = LATENT_SIZES if is_latent(config) else {}
+    tiny |= {name: None if getattr(config, name) is None else size for name, size in sizes.items()}
+    if sizes:
+        # The classes set it to the number of rotated elements.
+        tiny.pop("head_dim", None)
+    elif "head_dim" in known or "head_dim" in entries:
         alike = head_dim * config.num_attention_heads == config.hidden_size
         tiny["head_dim"] = HEAD_DIM if alike else OTHER_HEAD_DIM
     for name, value in _TELLING.items():
@@ -100,7 +118,8 @@ def tiny_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     for name in ("rope_scaling", "rope_theta"):
         tiny.pop(name, None)
     # As transformers completes them: what a class has for a default is to show in tests, too.
-    tiny["rope_parameters"] = _short_rope(config.rope_parameters, tiny.get("head_dim", HEAD_DIM) // 2)
+    rotated = sizes.get("qk_rope_head_dim", tiny.get("head_dim", HEAD_DIM))
+    tiny["rope_parameters"] = _short_rope(config.rope_parameters, rotated // 2)
     if "original_max_position_embeddings" in known:
         tiny["original_max_position_embeddings"] = ROPE_LENGTH
     return tiny
@@ -112,6 +131,11 @@ def unknown_entries(entries: Mapping[str, Any], config: Any) -> dict[str, Any]:
     known = {*inspect.signature(type(config).__init__).parameters, *_READ_BY_NAME}
     default = type(config)()
     return {name: value for name, value in entries.items() if name not in known and not hasattr(default, name)}
+
+
+def is_latent(config: Any) -> bool:
+    """Whether a configuration has all sizes of latent attention."""
+    return all(hasattr(config, name) for name in LATENT_SIZES)
 
 
 def is_dropout(name: str) -> bool:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from archon_core.ranks.ranks import Ranks
 from archon_core.ranks.role_ranks import ACTOR
 from archon_train.run.recordings import Recordings
+from archon_train.run.starts import record_total_steps
 
 if TYPE_CHECKING:
     from archon_core.contracts.decisions import Decision
@@ -49,6 +50,19 @@ class RunContext:
     recordings: Recordings = field(default_factory=Recordings)
     role: str = ACTOR
     links: Mapping[str, RoleLink] = field(default_factory=dict)
+
+    def start_steps(self, total: int, *, completed: int) -> None:
+        """Show the progress of the training steps. Writes how many there are and the decisions into the run folder, for
+        ``archon watch`` and ``archon report`` while the run goes on.
+
+        Args:
+            total: steps of the whole run.
+            completed: steps that are done, by an earlier start.
+        """
+        if self.ranks.is_first:
+            record_total_steps(self.folder.path, total)
+            self.folder.write_decisions(self.decisions)
+        self.progress.start(total, completed=completed)
 
     def record(self, decisions: Iterable[Decision]) -> None:
         """Add new decisions to the run and show them; known ones are skipped."""

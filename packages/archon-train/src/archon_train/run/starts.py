@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from archon_core.errors import DataError
-from archon_core.run_files.starts import STARTS, Start, read_starts, render_starts
+from archon_core.run_files.starts import STARTS, Ending, Start, read_starts, render_starts
 from archon_engine.checkpoint.publication import publish_text
 
 PACKAGES = ("torch", "transformers", "safetensors", "numpy", "vllm", "sglang")
@@ -38,20 +38,26 @@ def recorded_start(folder: Path, *, resumed_from: int | None, interrupted: Calla
     earlier = [] if resumed_from is None else _earlier(folder)
     start = Start(_now(), resumed_from, shlex.join(sys.argv), describe_environment())
 
-    def write(start: Start) -> None:
-        publish_text(folder / STARTS, render_starts([*earlier, start]))
+    def end(ending: Ending, error: str = "") -> None:
+        last = (_earlier(folder) or [start])[-1]  # with the number of steps
+        _write(folder, [*earlier, replace(last, ended=_now(), ending=ending, error=error)])
 
-    write(start)
+    _write(folder, [*earlier, start])
     try:
         yield
     except KeyboardInterrupt:
-        write(replace(start, ended=_now(), ending="interrupted"))
+        end("interrupted")
         raise
     except BaseException as error:
-        message = str(error) or type(error).__name__
-        write(replace(start, ended=_now(), ending="failed", error=message))
+        end("failed", str(error) or type(error).__name__)
         raise
-    write(replace(start, ended=_now(), ending="interrupted" if interrupted() else "finished"))
+    end("interrupted" if interrupted() else "finished")
+
+
+def record_total_steps(folder: Path, total: int) -> None:
+    """Add the number of training steps of the whole run to its last start, for those who watch it."""
+    if starts := _earlier(folder):
+        _write(folder, [*starts[:-1], replace(starts[-1], total_steps=total)])
 
 
 def describe_environment() -> dict[str, str]:
@@ -89,6 +95,10 @@ def _output(command: Sequence[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return result.stdout.strip() if result.returncode == 0 else ""
+
+
+def _write(folder: Path, starts: list[Start]) -> None:
+    publish_text(folder / STARTS, render_starts(starts))
 
 
 def _earlier(folder: Path) -> list[Start]:

@@ -1,203 +1,30 @@
-"""LoRA: on every layout the numbers of one process, in float64; in files and in gradients those of PEFT."""
+"""LoRA in files, in gradients and in completions: those of PEFT, and of the base model without adapters."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from archon_core import assemble, registry
-from archon_core.cli.main import main
 from archon_core.contracts.batch import Batch
-from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
 from archon_core.contracts.loss import LossSums, OutputRequest
 from archon_core.contracts.moe import MoESettings
 from archon_core.contracts.rollout import GenerationConfig, GenerationRequest, RolloutConfig
-from archon_core.contracts.spec import load_target
 from archon_core.errors import ConfigError, WeightsError
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.models.weight_map import Rename, Split, WeightMap
 from archon_engine.checkpoint.conversion import convert_to_hf
 from archon_engine.checkpoint.dcp import SavedState
-from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
-from archon_engine.parallel.shards import whole_values
 from archon_lora.adapter import LoraAdapter
 from archon_lora.options import LoraOptions
 from archon_lora.projections import numbered
 from archon_moe.experts import GroupedExperts
 from archon_rollout.local_engine import LocalEngine
 from archon_testing.worlds import run_world
-
-CLOSE = 1e-9
-LIKE_TRANSFORMERS = 1e-5
-"""transformers computes rotations in fp32 whatever the dtype of the weights."""
-
-LENGTHS = ((4, 90, 1, 6, 3), (9, 2, 33, 1, 2, 7), (1, 18, 5))
-"""Of the sequences of each step."""
-
-TARGETS = {"routed": ["gate", "all-linear"]}
-RECOMPUTED = {"gradient_checkpointing": True, "ac_mode": "full"}
-ON_TWO = (
-    ("d2", "qwen3", {}),
-    ("t2", "one key head", RECOMPUTED),
-    ("t2", "hf", {}),
-    ("p2", "qwen3", {"pp_schedule": "ZBVZeroBubble"}),
-    ("c2", "qwen3", {}),
-    ("d2e2", "qwen3_moe", {}),
-    ("(attn:d2|ffn:t2)", "routed", {"target_modules": TARGETS["routed"]}),
-)
-WIDE = (
-    ("c2t2", "qwen3", {}),
-    ("d2t2e2", "qwen3_moe", {}),
-    ("r2d2", "qwen3", RECOMPUTED),
-    ("t4", "one key head", {}),
-    ("d2t2", "qwen2", {}),
-    ("d2c2", "qwen3", {"gradient_checkpointing": True, "ac_mode": "selective"}),
-    ("p2t2", "qwen3", {"pp_schedule": "InterleavedZeroBubble"}),
-    ("d2p2", "qwen3", {"pp_schedule": "Interleaved1F1B", **RECOMPUTED}),
-    ("p2c2", "tied", {"pp_schedule": "1F1B"}),
-    ("(attn:d2t2|ffn:e4)", "qwen3_moe", {}),
-    ("(attn:d2t2|ffn:t2e2)", "qwen3_moe", RECOMPUTED),
-    ("(attn:t4|ffn:d2t2)", "qwen3_moe", {"gradient_checkpointing": True, "ac_mode": "selective"}),
-    ("p2d2e2", "qwen3_moe", {"pp_schedule": "InterleavedZeroBubble"}),
-    ("d2t2", "hf", {}),
-)
-MODELS = {
-    "qwen3": ("qwen3", {}),
-    "qwen2": ("qwen2", {}),
-    "tied": ("qwen3", {"tie_word_embeddings": True}),
-    "one key head": ("qwen3", {"num_key_value_heads": 1}),
-    "qwen3_moe": ("qwen3_moe", {}),
-    "routed": ("qwen3_moe", {"mlp_only_layers": [1]}),
-    "sparse": ("qwen3_moe", {"mlp_only_layers": [], "decoder_sparse_step": 1}),
-    "hf": ("hf", {}),
-}
-
-
-@dataclass
-class Config(LoraOptions, ArchonEngineConfig):
-    """The section of a model in a run with archon-lora."""
-
-
-def make_engine(layout="d1", model="qwen3", *, path=None, optimizer=None, **changes):
-    family, sizes = MODELS[model]
-    # AdamW divides tiny gradients by their own size, which in fp32 hides what is compared over several steps.
-    optimizer = optimizer or ("sgd" if family == "hf" else "adamw")
-    archon = {key: changes.pop(key) for key in ("ac_mode", "pp_schedule") if key in changes}
-    tiny = load_target(registry().get("model", family).tiny_config)()
-    # transformers' own modules round to fp32 inside.
-    dtype = changes.pop("dtype", "float32" if family == "hf" else "float64")
-    config = Config(
-        **{
-            "use_lora": True,
-            "lora_rank": 3,
-            "lora_alpha": 7,
-            "path": None if path is None else str(path),
-            "model_config": None if path else {**tiny, "num_hidden_layers": 4, "initializer_range": 0.3, **sizes},
-            "dtype": dtype,
-            "optimizer": OptimizerConfig(type=optimizer, lr=1e-2),
-            "mb_spec": MicroBatchSpec(n_mbs=2),
-            "archon": ArchonOptions(enable_compile=False, model="hf" if family == "hf" else None, **archon),
-            **changes,
-        }
-    )
-    engine = assemble(config, layout=f"archon:{layout}", seed=5)
-    engine.initialize()
-    return engine
-
-
-class LogLikelihoodAndEntropy:
-    """Of every token."""
-
-    request = OutputRequest(("logprobs", "entropy"), temperature=0.8)
-
-    def weights(self, batch):
-        return {"token": float(batch.n_tokens)}
-
-    def __call__(self, outputs, micro_batch):
-        return LossSums({"token": (0.3 * outputs["entropy"] - outputs["logprobs"]).sum()})
-
-
-def batch_of(step, engine):
-    generator = torch.Generator().manual_seed(step)
-    rows = engine.hf_config.vocab_size
-    batch = Batch.from_sequences([torch.randint(0, rows, (n,), generator=generator) for n in LENGTHS[step]])
-    ranks = engine.data_ranks
-    return batch.select(range(ranks.rank, len(batch), ranks.size))
-
-
-def train(engine, steps=(0, 1, 2)):
-    told = [engine.train_batch(batch_of(step, engine), LogLikelihoodAndEntropy()) for step in steps]
-    return [(stats.loss, stats.gradient_norm) for stats in told]
-
-
-def numbers(layout, model, options):
-    """Loss and norm of each step, the gradients of the last, the weights after it, and their merged export."""
-    engine = make_engine(layout, model, **options)
-    told = train(engine)
-    gradients = {name: whole_values(p.grad) for name, p in engine.parameters.items() if p.grad is not None}
-    weights = {name: whole_values(p) for name, p in engine.parameters.items()}
-    merged = {
-        name: values.clone() for bucket in engine.weight_buckets(2**30) for name, values in bucket.tensors.items()
-    }
-    engine.close()
-    return told, gradients, weights, merged
-
-
-def compare(folder, layout, model, options):
-    """What this rank finds wrong, and the names of its gradients."""
-    expected = torch.load(folder / f"{model}.pt")
-    found = numbers(layout, model, options)
-    close = LIKE_TRANSFORMERS if model == "hf" else CLOSE
-    problems = []
-    for step, (these, those) in enumerate(zip(found[0], expected[0], strict=True)):
-        problems += [f"step {step}: {these}, not {those}"] * (these != pytest.approx(those, rel=close))
-    for what, these, those in zip(("gradient", "weight", "export"), found[1:], expected[1:], strict=True):
-        for name, values in these.items():
-            original = those[name if name in those else "embed.weight"]  # the other end of a tie
-            error = float((values - original).abs().max() / original.abs().max().clamp_min(1e-30))
-            problems += [f"{what} of {name}: {error}"] * (not error <= close)
-    return problems, set(found[1])
-
-
-def compare_all(folder, cases):
-    return [compare(folder, *case) for case in cases]
-
-
-def assert_right(folder, n_ranks, cases):
-    for model in {model for _, model, _ in cases}:
-        if not (folder / f"{model}.pt").exists():
-            options = {"target_modules": TARGETS[model]} if model in TARGETS else {}
-            torch.save(numbers("d1", model, options), folder / f"{model}.pt")
-    ranks = run_world(compare_all, n_ranks, (folder, cases), time_limit=300)
-    for number, case in enumerate(cases):
-        assert [problem for rank in ranks for problem in rank[number][0]] == [], case
-        expected = set(torch.load(folder / f"{case[1]}.pt")[1])
-        assert set().union(*(rank[number][1] for rank in ranks)) == expected, case
-        assert all(".lora." in name for name in expected)
-
-
-def test_every_axis_has_the_numbers_of_one_process(tmp_path):
-    assert_right(tmp_path, 2, ON_TWO)
-
-
-@pytest.mark.wide
-def test_products_of_axes_have_the_numbers_of_one_process(tmp_path):
-    assert_right(tmp_path, 4, WIDE)
-
-
-@pytest.mark.wide
-def test_verify_trains_adapters_on_request(capsys):
-    given = ["--layout", "d2e2", "--variant", "lora", "--dtype", "float64", "--micro-batches", "2", "--json", "-"]
-    with pytest.raises(SystemExit) as end:
-        main(["verify", "qwen3_moe", *given])
-    assert not end.value.code
-    report = json.loads(capsys.readouterr().out)
-    assert {case["variant"] for layout in report["layouts"] for case in layout["cases"]} == {"lora"}
+from lora_engines import CLOSE, LIKE_TRANSFORMERS, LogLikelihoodAndEntropy, batch_of, make_engine, train
 
 
 @pytest.fixture(scope="module")
@@ -228,39 +55,6 @@ def test_only_adapters_are_trained_and_have_optimizer_state(trained):
     assert set(saved.weights) == {name for name, p in engine.parameters.items() if p.requires_grad}
     with pytest.raises(WeightsError, match=r"found adapters \(lora\) without the weights of their model"):
         convert_to_hf(folder / "state", folder / "converted")
-
-
-def test_frozen_weights_are_stored_in_the_compute_dtype_without_changing_a_bit():
-    for kept, wide in run_world(train_in_bfloat16, 2):
-        assert kept["dtypes"] == {(True, torch.float32), (False, torch.bfloat16)}
-        assert wide["dtypes"] == {(True, torch.float32), (False, torch.float32)}
-        assert kept["state"] == wide["state"] == {torch.float32}
-        assert kept["steps"] == wide["steps"]
-        assert kept["frozen"] == "float32; bfloat16 for the model's own weights"
-        for name, weight in kept["adapters"].items():
-            assert torch.equal(weight, wide["adapters"][name])
-
-
-def train_in_bfloat16():
-    return [after_steps_in_bfloat16({}), after_steps_in_bfloat16({"master_dtype": "float32"})]
-
-
-def after_steps_in_bfloat16(archon):
-    """What a rank holds after two steps of d2."""
-    engine = make_engine("d2", dtype="bfloat16", archon=ArchonOptions(enable_compile=False, **archon))
-    steps = train(engine, (0, 1))
-    parts = [part for part in engine.stage().parts if part.name.startswith("optimizer.") and part.shape]
-    assert all(".lora." in part.name for part in engine.stage().parts)
-    found = {
-        "steps": steps,
-        "dtypes": {(p.requires_grad, p.dtype) for p in engine.parameters.values()},
-        "adapters": {name: whole_values(p) for name, p in engine.parameters.items() if p.requires_grad},
-        "state": {part.values().dtype for part in parts},
-        "frozen": next((d.effective for d in engine.decisions if d.option == "actor.archon.master_dtype"), None),
-    }
-    assert all(p.requires_grad or p.grad is None for p in engine.parameters.values())
-    engine.close()
-    return found
 
 
 def test_a_new_adapter_changes_nothing(trained):
