@@ -1,5 +1,5 @@
 """The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.attention``,
-``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
+``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu``, ``gated_silu`` and ``tensor_parallel``.
 
 Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
 memory.
@@ -185,18 +185,20 @@ def _gated(
 ) -> Iterator[Operation]:
     """``archon_engine.nn.swiglu.SwiGLU``, and the block without a gate."""
     inner, up = s.value_bytes * tokens * width, f"{prefix}up"
-    names = (f"{prefix}gate", f"{prefix}activated", f"{prefix}inner")
+    gate, joined = f"{prefix}gate", f"{prefix}inner"
     if not gated:
+        activated = f"{prefix}activated"
         yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[1], inner, (up,), (up,))
-        yield linear(s, result, names[1], tokens, width, s.hidden)
+        yield Operation(activated, inner, (up,), (up,))
+        yield linear(s, result, activated, tokens, width, s.hidden)
         return
-    yield linear(s, names[0], source, tokens, s.hidden, width)
+    yield linear(s, gate, source, tokens, s.hidden, width)
+    yield linear(s, up, source, tokens, s.hidden, width)
     if s.compiled:
-        yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[2], inner, (names[0], up), (names[0], up), behind=inner, fused=True)
+        yield Operation(joined, inner, (gate, up), (gate, up), behind=inner, fused=True)
     else:
-        yield Operation(names[1], inner, (names[0],), (names[0],))
-        yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[2], inner, (names[1], up), (names[1], up))
-    yield linear(s, result, names[2], tokens, width, s.hidden)
+        # The activation of a tile, and in backward the gradient of one.
+        tile, several = tile_of(tokens, width, s)
+        tile *= s.value_bytes
+        yield Operation(joined, inner, (gate, up), (gate, up), beside=tile if several else 0.0, behind=tile)
+    yield linear(s, result, joined, tokens, width, s.hidden)
