@@ -101,17 +101,18 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
         # Saved are only cosines and sines, which all layers share.
         if s.rotated_dim < s.key_dim:
-            # The rotated part, before it is joined to the rest, and its gradient.
-            part = b * size * s.rotated_dim / s.key_dim
-            yield Operation(name, b * size, (given,), beside=part * 1.5, behind=part * 1.5)
+            # The rotated part, before it is joined to the rest, and its gradient; and a product with the sines, which
+            # compiled graphs make of halves.
+            part = b * size * s.rotated_dim / s.key_dim * (1.5 if s.compiled else 2)
+            yield Operation(name, b * size, (given,), beside=part, behind=part)
             continue
         if s.compiled:
             # Beside: the halves before they are joined. Behind: gradients of both halves, and a product.
             yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
             continue
-        # A product of half a tile, and for backward the sines of the angles back.
-        half = b * tile_of(T, size / T, s)[0] / 2
-        yield Operation(name, b * size, (given,), beside=half, behind=half + b * T * s.key_dim / 2)
+        # The product of a tile with the sines.
+        turned = b * tile_of(T, size / T, s)[0]
+        yield Operation(name, b * size, (given,), beside=turned, behind=turned)
     return value
 
 
