@@ -32,6 +32,8 @@ def test_rms_norm_equals_transformers_bit_for_bit(dtype: torch.dtype, kind: str)
         ours = norm(24, 1e-6, **options).to(dtype)
         ours.load_state_dict(theirs.state_dict())
         assert torch.equal(ours(x), theirs(x))
+        with torch.no_grad():
+            assert torch.equal(ours(x), theirs(x))
 
 
 def test_a_new_norm_scales_by_one_also_where_one_is_added_to_its_weight() -> None:

@@ -1,12 +1,14 @@
-"""Norms and rotations tile by tile against autograd of the plain formula."""
+"""Norms, rotations and gates tile by tile against autograd of the plain formula."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import silu
 
 from archon_engine.nn import tiles
+from archon_engine.nn.gated_silu import gated_silu
 from archon_engine.nn.norm import RMSNorm
 from archon_engine.nn.rotary import Rotation
 
@@ -72,3 +74,26 @@ def test_a_rotation_and_its_gradient_are_those_of_the_formula(heads: int) -> Non
     expected = torch.cat((as_complex.real, as_complex.imag), -1)
     for found, other in zip(gradients(rotation.apply(x), x), gradients(expected, x), strict=True):
         torch.testing.assert_close(found, other, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize("shape", [(7, 8), (3, 5, 8), (0, 8)])
+def test_a_gate_and_its_gradients_are_those_of_the_formula(shape) -> None:
+    torch.manual_seed(0)
+    leaves = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    # With three dims, not contiguous; the result is, and its gradients are drawn in the order of memory.
+    gate, up = (leaf.transpose(0, -2) for leaf in leaves)
+    expected, out = (gate / (1 + torch.exp(-gate)) * up).contiguous(), gated_silu(gate, up)
+    for found, other in zip(gradients(out, *leaves), gradients(expected, *leaves), strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-13, atol=1e-13)
+    with torch.no_grad():
+        assert torch.equal(gated_silu(gate, up), out)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_gate_rounds_where_torch_does(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    gate, up = (torch.randn(7, 8, dtype=dtype, requires_grad=True) for _ in range(2))
+    for found, other in zip(
+        gradients(gated_silu(gate, up), gate, up), gradients(silu(gate) * up, gate, up), strict=True
+    ):
+        assert torch.equal(found, other)

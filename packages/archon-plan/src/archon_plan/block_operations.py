@@ -1,5 +1,5 @@
 """The operations of decoder blocks as archon-engine computes them, line by line: ``archon_engine.nn.attention``,
-``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu`` and ``tensor_parallel``.
+``rotary``, ``rotate``, ``ulysses``, ``key_heads``, ``swiglu``, ``gated_silu`` and ``tensor_parallel``.
 
 Compiled blocks fuse elementwise operations: only what matrix products, attention and collectives read or write is in
 memory.
@@ -104,17 +104,18 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
     for name, given, size in (("q.rotated", query, queries), ("k.rotated", key, keys)):
         # Saved are only cosines and sines, which all layers share.
         if s.rotated_dim < s.key_dim:
-            # The rotated part, before it is joined to the rest, and its gradient.
-            part = b * size * s.rotated_dim / s.key_dim
-            yield Operation(name, b * size, (given,), beside=part * 1.5, behind=part * 1.5)
+            # The rotated part, before it is joined to the rest, and its gradient; and a product with the sines, which
+            # compiled graphs make of halves.
+            part = b * size * s.rotated_dim / s.key_dim * (1.5 if s.compiled else 2)
+            yield Operation(name, b * size, (given,), beside=part, behind=part)
             continue
         if s.compiled:
             # Beside: the halves before they are joined. Behind: gradients of both halves, and a product.
             yield Operation(name, b * size, (given,), beside=b * size, behind=b * size * 1.5)
             continue
-        # A product of half a tile, and for backward the sines of the angles back.
-        half = b * tile_of(T, size / T, s)[0] / 2
-        yield Operation(name, b * size, (given,), beside=half, behind=half + b * T * s.key_dim / 2)
+        # The product of a tile with the sines.
+        turned = b * tile_of(T, size / T, s)[0]
+        yield Operation(name, b * size, (given,), beside=turned, behind=turned)
     return value
 
 
@@ -200,18 +201,20 @@ def _gated(
 ) -> Iterator[Operation]:
     """``archon_engine.nn.swiglu.SwiGLU``, and the block without a gate."""
     inner, up = s.value_bytes * tokens * width, f"{prefix}up"
-    names = (f"{prefix}gate", f"{prefix}activated", f"{prefix}inner")
+    gate, joined = f"{prefix}gate", f"{prefix}inner"
     if not gated:
+        activated = f"{prefix}activated"
         yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[1], inner, (up,), (up,))
-        yield linear(s, result, names[1], tokens, width, s.hidden)
+        yield Operation(activated, inner, (up,), (up,))
+        yield linear(s, result, activated, tokens, width, s.hidden)
         return
-    yield linear(s, names[0], source, tokens, s.hidden, width)
+    yield linear(s, gate, source, tokens, s.hidden, width)
+    yield linear(s, up, source, tokens, s.hidden, width)
     if s.compiled:
-        yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[2], inner, (names[0], up), (names[0], up), behind=inner, fused=True)
+        yield Operation(joined, inner, (gate, up), (gate, up), behind=inner, fused=True)
     else:
-        yield Operation(names[1], inner, (names[0],), (names[0],))
-        yield linear(s, up, source, tokens, s.hidden, width)
-        yield Operation(names[2], inner, (names[1], up), (names[1], up))
-    yield linear(s, result, names[2], tokens, width, s.hidden)
+        # The activation of a tile, and in backward the gradient of one.
+        tile, several = tile_of(tokens, width, s)
+        tile *= s.value_bytes
+        yield Operation(joined, inner, (gate, up), (gate, up), beside=tile if several else 0.0, behind=tile)
+    yield linear(s, result, joined, tokens, width, s.hidden)

@@ -300,7 +300,8 @@ class LanguageModelHead(nn.Module):
         if places is None and inputs.scored is not None and "logits" not in inputs.outputs:
             places = inputs.scored
         if places is not None:
-            hidden = hidden[places]
+            # Not hidden[places]: on a CPU, the backward pass of index_select is many times faster.
+            hidden = hidden.index_select(0, places)
             targets = targets[places] if targets is not None else None
         outputs: dict[OutputName, Tensor] = {}
         first_row = 0 if self.parallel is None else self.parallel.own_part(self.vocab_size).start
@@ -308,7 +309,6 @@ class LanguageModelHead(nn.Module):
             logits = self.form.apply((hidden @ weight.T).to(_accumulation_dtype(hidden.dtype))) / temperature
             outputs["logits"] = logits if self.parallel is None else self._gather_vocabulary(logits, self.parallel)
         if inputs.places is not None:
-            # Not hidden[places]: on a CPU, the backward pass of index_select is many times faster.
             hidden = hidden.index_select(0, inputs.places)
         if "entropy" in inputs.outputs:
             logprobs, entropy = linear_logprobs_and_entropy(

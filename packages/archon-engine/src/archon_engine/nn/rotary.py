@@ -207,12 +207,19 @@ class Rotation:
         part, rest = x.split((n_rotated, x.shape[-1] - n_rotated), dim=-1)
         return torch.cat((self._rotate(part, self.cos, self.sin), rest), dim=-1)
 
+    @cached_property
+    def _of_heads(self) -> tuple[Tensor, Tensor]:
+        """Cosines and sines [T, 1, R], for both halves of a head (``rotate``)."""
+        assert self.cos is not None
+        assert self.sin is not None
+        return torch.cat((self.cos, self.cos), dim=-1), torch.cat((self.sin, self.sin), dim=-1)
+
     def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
             first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
             return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
         if not torch.compiler.is_compiling():
-            return rotate(x, cos, sin)
+            return rotate(x, *self._of_heads)
         # Compiled graphs fuse the plain formula.
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from archon_core.errors import ModelError, did_you_mean
+from archon_engine.nn.gated_silu import gated_silu
 from archon_engine.nn.linear import Linear
 
 
@@ -42,8 +43,8 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [..., hidden_size] to the same shape."""
-        activated = self.activation(self.gate_proj(x))
-        if not torch.is_grad_enabled() and not torch.compiler.is_compiling() and type(self.activation) is nn.SiLU:
-            # SiLU returns a new tensor, which nothing else reads here: the product takes its memory.
-            return self.down_proj(activated.mul_(self.up_proj(x)))
-        return self.down_proj(activated * self.up_proj(x))
+        gate, up = self.gate_proj(x), self.up_proj(x)
+        # Compiled graphs fuse the plain formula.
+        if type(self.activation) is nn.SiLU and not torch.compiler.is_compiling():
+            return self.down_proj(gated_silu(gate, up))
+        return self.down_proj(self.activation(gate) * up)
