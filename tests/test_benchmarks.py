@@ -20,6 +20,7 @@ import pytest
 from bench.intervals import Interval, busy, gaps, largest, report
 from bench.limited import run_limited
 from bench.records import Figure, Measurement, Result, from_json, merged, read_results, to_json
+from bench.time_order import Row, compare_orders
 from generated.performance import MEASURED, render_result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -309,3 +310,33 @@ def test_importing_the_engine_brings_no_compiler_and_silu_no_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def timed_rows(predicted: tuple[float, ...], *, disturbed: int, slower: float, apart: float) -> list[Row]:
+    """Five layouts, each slower than the one before by ``apart``; some have one turn that is slower still."""
+    times = [(1 + apart) ** place for place in range(5)]
+    return [
+        Row(f"layout {place}", (seconds, seconds * (1 + slower * (place < disturbed))), predicted[place])
+        for place, seconds in enumerate(times)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "disturbed", "apart", "problems"),
+    [
+        ((1, 2, 3, 4, 5), 0, 0.2, []),
+        # One disturbed layout has an order all the same.
+        ((9, 2, 3, 4, 5), 1, 0.2, ["differs for"]),
+        # Where most are disturbed, only large differences count.
+        ((9, 2, 3, 4, 5), 5, 0.2, ["differs for"]),
+        ((1, 2, 3, 4, 5), 5, 0.1, ["4 of 10 pairs have no order at a noise of 15%"]),
+        ((5, 4, 3, 2, 1), 0, 0.001, ["10 of 10 pairs have no order at a noise of 3%"]),
+    ],
+)
+def test_an_order_neither_passes_nor_fails_by_noise(
+    predicted: tuple[float, ...], disturbed: int, apart: float, problems: list[str]
+) -> None:
+    rows = timed_rows(predicted, disturbed=disturbed, slower=0.8, apart=apart)
+    found = compare_orders(rows).problems()
+    assert len(found) == len(problems)
+    assert all(expected in problem for expected, problem in zip(problems, found, strict=True))

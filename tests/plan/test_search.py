@@ -30,6 +30,7 @@ TINY_MOE = MOE | {
     "head_dim": 64,
     "vocab_size": 2048,
 }
+CPU = override(find_device("cpu"), ["cores=8"])
 SLOW_LINKS = override(H100, ["node_bandwidth=2e9", "network_bandwidth=1e9", "devices_per_node=4"])
 
 
@@ -61,6 +62,7 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
 CASES = [
     pytest.param(SMALL, "h100", 16, 4, "60e6", id="dense"),
     pytest.param(SMALL, "slow", 16, 4, "40e6", id="little memory"),
+    pytest.param(SMALL, "cpu", 8, 4, "60e6", id="two threads each"),
     pytest.param(TINY_MOE, "slow", 8, 4, "60e6", id="moe", marks=pytest.mark.wide),
     pytest.param(SMALL, "slow", 4, 8, "60e6", id="few sequences", marks=pytest.mark.wide),
     pytest.param(TINY_MOE, "slow", 64, 8, "60e6", id="moe on eight", marks=pytest.mark.wide),
@@ -70,7 +72,7 @@ CASES = [
 @pytest.mark.parametrize(("model", "links", "sequences", "world", "memory"), CASES)
 def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world, memory):
     anatomy = anatomy_of(model)
-    device = {"h100": H100, "slow": SLOW_LINKS}[links]
+    device = {"h100": H100, "slow": SLOW_LINKS, "cpu": CPU}[links]
     # Memory of which some layouts and modes need more.
     device = override(device, ["context_bytes=0", "communicator_bytes=0", f"memory={memory}"])
     sought = sought_for(anatomy, device, sequences)

@@ -73,7 +73,7 @@ def test_micro_batches_are_those_of_the_engine(algorithm, limit, n_mbs, granular
     expected = plan_tree_micro_batches(tree, lengths, max_tokens_per_mb=limit, **options)
     sequences = Sequences(length=48, prompt=prompt, samples=samples)
     found = tree_bins(len(lengths), sequences, spec)
-    assert found == expected
+    assert [*map(list, found)] == expected
     for members in found:
         distinct = {int(token) for index in members for token in tree.token_of[48 * index : 48 * index + 48]}
         assert tree_tokens(sequences, members) == len(distinct)
@@ -91,9 +91,18 @@ def test_samples_of_a_random_mini_batch_are_counted_over_its_prompts():
     """Of 3 prompts with 2 samples, draws of 3 sequences have 2.4 prompts on average."""
     draws = [*combinations([0, 0, 1, 1, 2, 2], 3)]
     prompts = sum(len(set(draw)) for draw in draws) / len(draws)
-    assert samples_together(3, 2, 3) == round(3 / prompts)
+    assert samples_together(3, 2, 3) == pytest.approx(3 / prompts)
     assert samples_together(3, 2, 6) == 2
-    assert samples_together(128, 8, 128 * 8 // 4) == 2
+    # Nearly as if each sample were drawn by itself, with probability 1/4.
+    assert samples_together(128, 8, 128 * 8 // 4) == pytest.approx(8 / 4 / (1 - (3 / 4) ** 8), rel=1e-2)
+
+
+def test_a_fraction_of_a_sample_counts():
+    """Ten sequences with 1.25 samples per prompt have 8 prompts."""
+    sequences = Sequences(length=48, prompt=30, samples=1.25)
+    [members] = tree_bins(10, sequences, MicroBatchSpec())
+    assert sorted(members) == [*range(10)]
+    assert tree_tokens(sequences, members) == 8 * 30 + 10 * 18
 
 
 def test_sequences_that_share_nothing_have_as_many_tokens():
@@ -117,6 +126,23 @@ def test_an_engine_with_shared_prefixes_counts_the_tokens_of_the_tree():
         "actor: 4 samples share a prompt of 1,024 tokens (enable_tree_training): 1,310,720 tokens on each data rank in "
         "place of 2,097,152",
     )
+
+
+def test_outputs_of_sequences_that_are_cut_are_in_their_completions():
+    options = ("actor.enable_tree_training=true", "actor.mb_spec.max_tokens_per_mb=1280")
+    [actor] = request_run(RUN, options, registry()).engines
+    # Cut to 1,280 tokens, a sequence keeps 256 of its completion behind the prompt of 1,024.
+    assert count_scored(plan_engine(actor, check_engine(actor, registry()))) == 256
+
+
+def count_scored(plan: EnginePlan) -> float:
+    return plan.setting.tokens.scored * plan.setting.tokens.per_micro_batch
+
+
+def test_a_short_sequence_keeps_a_token_of_its_completion():
+    options = ["actor.enable_tree_training=true", "gconfig.max_new_tokens=1"]
+    [actor] = request_run(RUN, options, registry(), seq=10).engines
+    assert (actor.sequences.length, actor.sequences.prompt) == (10, 9)
 
 
 def test_prefixes_of_written_data_are_not_known():

@@ -14,10 +14,12 @@ from archon_core.layout.dims import ParallelDims
 from archon_core.plugins import PipelineSpec, ScheduleSpec
 from archon_pipeline.costs import Costs, StageCosts
 from archon_pipeline.simulator import simulate
+from archon_plan import timing
 from archon_plan.collectives import seconds_of
 from archon_plan.devices import Device, Efficiency, find_device, override
 from archon_plan.parts import plan_stages, schedule_actions
 from archon_plan.setting import Setting, Tokens, Types
+from archon_plan.shared_cores import with_threads
 from archon_plan.timing import BUBBLE, CORES, StepClock, step_time
 from archon_plan.traffic import transfers, transfers_once
 from archon_plan.units import units_of
@@ -288,3 +290,31 @@ def test_ranks_share_the_cores_of_their_own_machine_only():
     alone, halved = step_time(setting, free), step_time(setting, replace(free, cores=1.0))
     assert halved.total == pytest.approx(2 * alone.total, rel=1e-9)
     assert halved.bubble == pytest.approx(alone.bubble, rel=1e-9)
+
+
+@pytest.mark.parametrize("dims", [ParallelDims(), ParallelDims(dp_shard=3), ParallelDims(pp=4)], ids=["d1", "d3", "p4"])
+def test_ranks_divide_the_cores_among_their_threads(dims):
+    """Of 8 cores, one rank has 8, three have 2 each, and a stage that runs alone still has its 2."""
+    setting = setting_of(SMALL, dims=dims, tokens=Tokens(1024, 8, 512), types=Types(4, 4, 4))
+    free = replace(FREE, kind="cpu")
+    one, all_cores = step_time(setting, free), step_time(setting, replace(free, cores=8.0))
+    assert all_cores.total == pytest.approx(one.total / (8 // dims.world_size), rel=1e-9)
+    assert all_cores.bubble == pytest.approx(one.bubble, rel=1e-9)
+    assert CORES not in all_cores.parts
+
+
+@pytest.mark.parametrize("cores", [1, 2, 7, 8, 12, 64])
+def test_threads_are_counted_once(cores):
+    device = replace(find_device("cpu"), cores=float(cores), devices_per_node=cores)
+    for world in range(1, 2 * cores):
+        threads = with_threads(device, world)
+        assert threads.peak_fp32 == max(1, cores // min(world, cores)) * device.peak_fp32
+        assert with_threads(threads, world) == threads
+
+
+def test_a_replay_needs_no_cores_where_each_rank_has_its_own(monkeypatch):
+    """A package written before ``cores`` plans everything but ranks that share them."""
+    setting = setting_of(dims=ParallelDims(pp=2))
+    expected, replay = step_time(setting, H100), timing.installed_replay()
+    monkeypatch.setattr(timing, "installed_replay", lambda: lambda *given, message=0.0: replay(*given, message=message))
+    assert step_time(setting, H100) == expected

@@ -9,9 +9,9 @@ For the measurement, five layouts of a small model train on the same sequences i
 thread each. Every world calibrates a device first, at the sizes of the model, so that both see the same load of the
 machine; the plan predicts all steps from the medians. Printed are both times and their ratio, and whether the layouts
 come in the same order. The fastest step of each layout counts, because other processes only ever slow a step down.
-All layouts are measured several times by turns. Two layouts have no order, and are printed as such, if their times
-differ by less than those of one layout between its turns, or by less than the bar of equality. Measure on a quiet
-machine: a collective waits for the slowest process, so other load slows down layouts with many of them most.
+All layouts are measured several times by turns, which must repeat well enough to put most of them in an order
+(``time_order``). Measure on a quiet machine: a collective waits for the slowest process, so other load slows down
+layouts with many of them most.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from records import Figure, Measurement
 from report import Report, add_json_option
+from time_order import Row, compare_orders
 
 from archon_core import parse_layout, registry
 from archon_core.contracts.engine_config import MicroBatchSpec, OptimizerConfig
@@ -50,9 +50,6 @@ from archon_testing.worlds import run_world
 
 SEARCH_BAR = 5.0
 """Seconds for 1,024 devices."""
-
-EQUAL = 0.03
-"""Measured times within this share of each other have no order, however well they repeat."""
 
 MODEL = {
     "model_type": "qwen3",
@@ -146,25 +143,6 @@ def predict(layout: str, schedule: str, device: Device) -> StepTime:
     return step_time(setting, device)
 
 
-@dataclass(frozen=True)
-class Row:
-    """A layout's times in seconds: the fastest step of each turn, and the predicted one."""
-
-    name: str
-    turns: tuple[float, ...]
-    predicted: float
-
-    @property
-    def fastest(self) -> float:
-        """The fastest step."""
-        return min(self.turns)
-
-    @property
-    def noise(self) -> float:
-        """By how much the slowest turn exceeds the fastest."""
-        return max(self.turns) / self.fastest - 1
-
-
 def compare(n_ranks: int, rounds: int, turns: int, report: Report) -> None:
     """Measure and predict all layouts; they must come in the same order."""
     measured: dict[tuple[str, str], list[list[float]]] = {each: [] for each in LAYOUTS[n_ranks]}
@@ -175,6 +153,8 @@ def compare(n_ranks: int, rounds: int, turns: int, report: Report) -> None:
         devices.append(values[0])
         measured[layout, schedule].append(values[1:])
     device = _median(devices)
+    # The processes of these worlds have one thread each, however many cores there are.
+    device = device.with_figures({"cores": min(device.cores, n_ranks)}, source="one thread for each process")
     print(
         f"{n_ranks} ranks on {device.cores:g} cores, of which one has "
         f"{device.efficiency.dense * device.peak_fp32 / 1e9:.0f} GFLOP/s in dense products, "
@@ -204,17 +184,12 @@ def compare(n_ranks: int, rounds: int, turns: int, report: Report) -> None:
             f"{1e3 * statistics.median(itertools.chain(*seconds)):7.0f} ms "
             f"{1e3 * plan.total:7.0f} ms {plan.total / row.fastest:6.2f}  {plan.limit}"
         )
-    wrong, equal = [], []
-    for a, b in itertools.combinations(sorted(rows, key=lambda row: row.fastest), 2):
-        if b.fastest <= a.fastest * (1 + max(EQUAL, a.noise, b.noise)):
-            equal.append(f"{a.name} and {b.name} ({b.fastest / a.fastest - 1:.0%})")
-        elif b.predicted <= a.predicted:
-            wrong.append((a.name, b.name))
-    print("order of predicted times: " + (f"differs for {wrong}" if wrong else "as measured"))
-    if equal:
-        print(f"without an order, since measured times repeat no better: {', '.join(equal)}")
-    if wrong:
-        report.fail(f"{n_ranks} ranks: the order of predicted times differs for {wrong}")
+    order = compare_orders(rows)
+    print("order of predicted times: " + (f"differs for {list(order.wrong)}" if order.wrong else "as measured"))
+    if order.equal:
+        print(f"without an order, since measured times repeat to {order.noise:.0%}: {', '.join(order.equal)}")
+    for problem in order.problems():
+        report.fail(f"{n_ranks} ranks: {problem}")
 
 
 def _median(devices: list[Device]) -> Device:

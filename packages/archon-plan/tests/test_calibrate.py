@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ import torch
 from archon_core.errors import ConfigError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import HeadCounts
-from archon_plan.calibrate import calibrate
+from archon_plan.calibrate import calibrate, usable_cores
 from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device, write_device
 from archon_testing.worlds import run_world
@@ -23,6 +22,7 @@ MEASURED = ("peak_fp32", "memory_bandwidth", "launch", "efficiency.dense", "effi
 
 
 def test_every_measured_figure_is_positive_and_says_so(tmp_path: Path):
+    threads = torch.get_num_threads()
     device = calibrate(TINY, seconds=0.01, device_type="cpu", name="this core")
     rows = {name: (value, source) for name, value, source in device.rows()}
     for name in MEASURED:
@@ -31,6 +31,9 @@ def test_every_measured_figure_is_positive_and_says_so(tmp_path: Path):
     assert device.kind == "cpu"
     # Links are those of the table without a process group.
     assert rows["node_bandwidth"][1] != "measured"
+    # It measures one thread, and plans give a rank its share of the cores.
+    assert device.cores == device.devices_per_node == usable_cores()
+    assert torch.get_num_threads() == threads
     write_device(device, tmp_path / "here.yaml")
     assert find_device(str(tmp_path / "here.yaml")) == device
 
@@ -39,11 +42,6 @@ def test_efficiencies_are_shares_of_the_fastest_product():
     device = calibrate(TINY, seconds=0.01, device_type="cpu")
     shares = device.efficiency.dense, device.efficiency.grouped, device.efficiency.attention
     assert all(0 < share <= 1 for share in shares)
-
-
-def usable_cores() -> int:
-    """The ranks of a world are processes with one thread each."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measured_in_a_world() -> Device:

@@ -64,6 +64,7 @@ def test_settings_replace_figures_and_their_source():
         ("memory=nan", "found 'nan'"),
         ("kind=tpu", "allowed are gpu and cpu"),
         ("name=x", "found figure 'name'"),
+        ("cores=2", "found 2 for a gpu; allowed is 0"),
     ],
 )
 def test_impossible_settings_are_refused(setting, message):

@@ -1,8 +1,9 @@
 """Measures a device: products, attention, memory bandwidth, the time to launch an operation, and its links.
 
 The only module of this package that needs torch, which it imports in functions. Started on several ranks (with a
-process group), all of them measure at the same time, as they would compute, and agree on the median. If they share
-cores, each measures its share of the time, so that figures are those of a rank on a core that it shares with no one.
+process group), all of them measure at the same time, as they would compute, and agree on the median. On a CPU they
+measure with one thread each. If they share cores, each counts its share of the time. So the figures are always those of
+one thread with a core of its own; plans give a rank as many threads as its launcher (``shared_cores``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +56,25 @@ def calibrate(
             f"{'cuda and cpu' if torch.cuda.is_available() else 'cpu only'}; leave it out to measure what there is"
         )
     probe = _Probe(torch.device(kind), sizes or (Sizes() if kind == "cuda" else SMALL), seconds)
-    return probe.device(name)
+    with _one_thread() if kind == "cpu" else nullcontext():
+        return probe.device(name)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Probe:
@@ -80,7 +100,7 @@ class _Probe:
             "memory": self._memory(),
             "kind": "gpu" if self._device.type == "cuda" else "cpu",
             "devices_per_node": self._per_node(),
-            "cores": self._cores(),
+            "cores": 0.0 if self._device.type == "cuda" else float(usable_cores()),
             "context_bytes": self._context_bytes(),
         }
         if self._device.type == "cuda":
@@ -121,15 +141,8 @@ class _Probe:
     @cached_property
     def _share(self) -> float:
         """The share of the time in which this rank has a core while all ranks of its machine measure."""
-        cores = self._cores()
-        return min(1.0, cores / self._per_node()) if cores and self._collective else 1.0
-
-    def _cores(self) -> float:
-        """How many ranks of this machine can compute at the same time; 0 if each has its own device."""
-        if self._device.type == "cuda":
-            return 0.0
-        usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        return usable / self._torch.get_num_threads()
+        shares = self._device.type == "cpu" and self._collective
+        return min(1.0, usable_cores() / self._per_node()) if shares else 1.0
 
     def _random(self, *shape: int, grad: bool = False) -> torch.Tensor:
         return self._torch.randn(*shape, device=self._device, dtype=self._dtype, requires_grad=grad)
@@ -236,7 +249,7 @@ class _Probe:
     def _per_node(self) -> int:
         if self._collective:
             return int(os.environ.get("LOCAL_WORLD_SIZE", self._torch.distributed.get_world_size()))
-        return max(1, self._torch.cuda.device_count()) if self._device.type == "cuda" else os.cpu_count() or 1
+        return max(1, self._torch.cuda.device_count()) if self._device.type == "cuda" else usable_cores()
 
     def _links(self) -> dict[str, float]:
         """Latency and bandwidth of the default group's links: those of the network if it spans nodes.

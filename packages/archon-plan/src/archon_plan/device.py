@@ -54,9 +54,9 @@ class Device:
         launch: seconds of host time per operation.
         disk_bandwidth: bytes/s that a machine writes to the shared file system, or reads from it.
         kind: ``gpu`` runs operations while the host launches the next ones; ``cpu`` computes between them.
-        cores: how many ranks of a node can compute at the same time: its processor cores over the threads of a rank.
-            Further ranks share these cores (``shared_cores``). All other figures are those of a rank on a core that it
-            shares with no one. 0 if each rank has its own, as on a GPU.
+        cores: processor cores of a node, which its ranks divide among their threads, or share if there are too few
+            (``shared_cores``). All other figures are those of one thread with a core of its own. 0 if the number is
+            unknown, or on a GPU: each rank computes at these figures.
         context_bytes: memory of the CUDA context with its kernels.
         communicator_bytes: memory of one communicator.
         allocator_share: memory that the caching allocator holds beyond the peak of live tensors, as a share of it.
@@ -104,14 +104,20 @@ class Device:
             source: their source in the copy.
 
         Raises:
-            ConfigError: a figure does not exist or has an impossible value.
+            ConfigError: a figure does not exist or has an impossible value, or a GPU has ``cores``.
         """
         known = figures_of(self)
         checked = {name: _checked(name, value, known, self.name) for name, value in figures.items()}
         inner = {name.partition(".")[2]: value for name, value in checked.items() if name.startswith("efficiency.")}
         outer = {name: value for name, value in checked.items() if "." not in name}
         sources = {**dict(self.sources), **dict.fromkeys(checked, source)}
-        return replace(self, efficiency=replace(self.efficiency, **inner), sources=tuple(sources.items()), **outer)
+        found = replace(self, efficiency=replace(self.efficiency, **inner), sources=tuple(sources.items()), **outer)
+        if found.cores and found.kind != "cpu":
+            raise ConfigError(
+                f"device {self.name}: cores: found {found.cores:g} for a {found.kind}; allowed is 0, since only ranks "
+                "on a CPU share cores; leave it out, or choose --device cpu"
+            )
+        return found
 
 
 def figures_of(device: Device) -> dict[str, float | int | str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 from archon_core.contracts.decisions import Decision
@@ -186,7 +187,7 @@ def count_tokens(
     """
     sequences, notes = request.sequences, []
     length, limit = sequences.length, spec.max_tokens_per_mb
-    shares = request.config.enable_tree_training and sequences.prompt > 0 and sequences.samples > 1
+    shares = request.config.enable_tree_training and sequences.shares_prompts
     if limit is not None and length > limit:
         notes.append(
             f"{request.role}: sequences of {length:,} tokens exceed mb_spec.max_tokens_per_mb {limit:,}, and a run "
@@ -195,21 +196,22 @@ def count_tokens(
         length = limit
         shares = shares and sequences.prompt < limit
     alike = replace(sequences, length=length) if shares else Sequences(length=length)
-    scored, shared = sequences.scored, None
+    # A sequence that is cut loses tokens of its completion.
+    scored, shared = min(sequences.scored, (length - alike.prompt) / length), None
     if sequences.number is None:
         per_micro_batch = limit or length
         number = math.ceil(spec.n_mbs / spec.n_mbs_divisor) * spec.n_mbs_divisor
     else:
         on_rank = math.ceil(sequences.number / (dims.dp_replicate * dims.dp_shard))
         on_rank = math.ceil(on_rank / spec.granularity) * spec.granularity
-        bins = (tree_bins if shares else _bins)(on_rank, alike, spec)
+        bins: Sequence[Collection[int]] = (tree_bins if shares else _bins)(on_rank, alike, spec)
         fullest = max(bins, key=lambda members: tree_tokens(alike, members))
         per_micro_batch = tree_tokens(alike, fullest)
         if shares and len(fullest) > n_prompts(alike, fullest):
             shared = SharedPrompt(alike.prompt, len(fullest) / n_prompts(alike, fullest))
             scored *= len(fullest) * length / per_micro_batch
             notes.append(
-                f"{request.role}: {alike.samples} samples share a prompt of {alike.prompt:,} tokens "
+                f"{request.role}: {round(alike.samples, 1):g} samples share a prompt of {alike.prompt:,} tokens "
                 f"(enable_tree_training): {sum(tree_tokens(alike, members) for members in bins):,} tokens on each data "
                 f"rank in place of {on_rank * length:,}"
             )

@@ -42,14 +42,19 @@ class Sequences:
         scored: share of their positions with an output of the head.
         prompt: tokens that several of them begin with and that an engine with ``enable_tree_training`` computes once; 0
             if they share nothing, or nothing that is known.
-        samples: sequences with the same prompt.
+        samples: sequences with the same prompt, on average.
     """
 
     number: int | None = None
     length: int = 4096
     scored: float = 1.0
     prompt: int = 0
-    samples: int = 1
+    samples: float = 1
+
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether several of them begin with the same known prompt."""
+        return self.prompt > 0 and self.samples > 1
 
 
 @dataclass(frozen=True)

@@ -217,7 +217,8 @@ class _Lengths:
         sequences = self._sampled(section) if self.samples else self._written(role, section)
         if self._seq is None:
             return sequences
-        prompt = round(sequences.prompt * self._seq / sequences.length)
+        # As in ``with_prompts``, at least one token is left for the completion.
+        prompt = min(round(sequences.prompt * self._seq / sequences.length), self._seq - 1)
         return replace(sequences, length=self._seq, prompt=prompt)
 
     def _sampled(self, section: EngineConfig) -> Sequences:

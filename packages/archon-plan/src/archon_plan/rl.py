@@ -17,6 +17,7 @@ from archon_plan.results import StepTime
 from archon_plan.sampling import Fleet, Samples
 from archon_plan.server import Server, rates_of
 from archon_plan.setting import Setting
+from archon_plan.shared_cores import with_threads
 from archon_plan.timing import step_time
 
 STALENESS = (0, 1, 2, 4, 8)
@@ -162,7 +163,7 @@ def plan_rl(run: RLRun, device: Device) -> RLPlan:
     Raises:
         ConfigError: the memory of the servers does not hold the weights and one sequence.
     """
-    server_device = run.server_device or device
+    server_device = with_threads(run.server_device or device, run.servers * run.server.n_devices)
     fleet = Fleet(
         run.server,
         rates_of(server_device, run.server.n_devices, run.server.weight_bytes),

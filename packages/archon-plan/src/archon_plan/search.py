@@ -30,6 +30,7 @@ from archon_plan.results import RankMemory, StepTime
 from archon_plan.search_bounds import Bounds
 from archon_plan.search_space import Option, SearchSpace, Sought
 from archon_plan.setting import Checkpointing, Setting
+from archon_plan.shared_cores import with_threads
 from archon_plan.timing import StepClock
 from archon_plan.unit_times import UnitTimes
 
@@ -148,6 +149,8 @@ class _Shared:
 
 class _Search:
     def __init__(self, sought: Sought, world: int, best: int, fits: Fits, shared: _Shared | None = None) -> None:
+        # ``shared`` may have times of other numbers of threads: such searches compare memory only.
+        sought = replace(sought, device=with_threads(sought.device, world))
         self._sought, self._world, self._best, self._fits = sought, world, best, fits
         shared = shared or _Shared(sought)
         self._space, self._units = shared.space, shared.units

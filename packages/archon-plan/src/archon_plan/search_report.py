@@ -48,9 +48,10 @@ def _title(answer: SearchAnswer) -> str:
 
 def _space(answer: SearchAnswer) -> str:
     result, sought = answer.result, answer.sought
-    length, shares = answer.request.sequences.length, answer.request.sequences.samples > 1
+    sequences = answer.request.sequences
+    apart = ", shared prompts counted with each" if sequences.shares_prompts else ""
     return (
-        f"{sought.sequences:,} sequences of {length:,} tokens per step{', shared prompts counted with each' * shares}; "
+        f"{sought.sequences:,} sequences of {sequences.length:,} tokens per step{apart}; "
         f"{result.layouts:,} valid layouts, of which {result.too_large:,} are too large"
     )
 

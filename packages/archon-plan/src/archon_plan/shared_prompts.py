@@ -7,8 +7,10 @@ first sample has as many pairs of a query and a key as without sharing, and furt
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Collection
+from dataclasses import asdict, replace
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.models.anatomy import AttentionAnatomy
@@ -24,7 +26,7 @@ MASKED_QUERIES = 1024
 """``archon_engine.nn.attention_backends.sdpa``'s most rows of a mask over a path."""
 
 
-def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> list[list[int]]:
+def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> tuple[tuple[int, ...], ...]:
     """The micro-batches of a data rank: indices of its sequences, neighbours of which share prompts.
 
     Args:
@@ -32,23 +34,33 @@ def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> list[l
         sequences: their lengths, and how many share a prompt.
         spec: the split into micro-batches.
     """
+    lengths = sequences.prompt, sequences.length - sequences.prompt
+    return _tree_bins(number, *lengths, sequences.samples, tuple(asdict(spec).items()), MOST_TOKENS)
+
+
+# An engine is planned again for every nearby layout and for each pass of a run.
+@lru_cache(maxsize=64)
+def _tree_bins(
+    number: int, prompt: int, completion: int, samples: float, options: tuple[tuple[str, Any], ...], most: int
+) -> tuple[tuple[int, ...], ...]:
     # Imported here: only plans with shared prompts need arrays.
     import numpy as np
 
     from archon_engine.data.prefix_tree import build_prefix_tree
     from archon_engine.data.tree_packing import plan_tree_micro_batches
 
-    prompt, completion = sequences.prompt, sequences.length - sequences.prompt
-    unit = max(math.gcd(prompt, completion), math.ceil(number * sequences.length / MOST_TOKENS))
+    spec = MicroBatchSpec(**dict(options))
+    unit = max(math.gcd(prompt, completion), math.ceil(number * (prompt + completion) / most))
     in_prompt, in_completion = math.ceil(prompt / unit), math.ceil(completion / unit)
     length = in_prompt + in_completion
     rows = np.arange(number)[:, None]
+    prompts = np.array([_prompt_of(row, samples) for row in range(number)])[:, None]
     # Tokens of a prompt are its number, tokens of a completion that of the sequence.
-    of_prompts = np.broadcast_to(rows // sequences.samples, (number, in_prompt))
+    of_prompts = np.broadcast_to(prompts, (number, in_prompt))
     of_completions = np.broadcast_to(number + rows, (number, in_completion))
     tree = build_prefix_tree(np.concatenate([of_prompts, of_completions], axis=1).reshape(-1), [length] * number)
     limit = spec.max_tokens_per_mb
-    return plan_tree_micro_batches(
+    bins = plan_tree_micro_batches(
         tree,
         [length] * number,
         n_mbs=spec.n_mbs,
@@ -57,21 +69,27 @@ def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> list[l
         n_mbs_divisor=spec.n_mbs_divisor,
         algorithm=spec.packing_algorithm,  # type: ignore[arg-type]
     )
+    return tuple(map(tuple, bins))
 
 
-def n_prompts(sequences: Sequences, members: list[int]) -> int:
+def _prompt_of(index: int, samples: float) -> int:
+    """The prompt of a sequence. With 1.4 samples per prompt, some prompts have two neighbours and others one."""
+    return int((index + 0.5) / samples)
+
+
+def n_prompts(sequences: Sequences, members: Collection[int]) -> int:
     """The number of prompts of the sequences ``members``."""
-    return len({index // sequences.samples for index in members})
+    return len({_prompt_of(index, sequences.samples) for index in members})
 
 
-def tree_tokens(sequences: Sequences, members: list[int]) -> int:
+def tree_tokens(sequences: Sequences, members: Collection[int]) -> int:
     """Tokens of a micro-batch with the sequences ``members``, each prompt counted once."""
     completions = len(members) * (sequences.length - sequences.prompt)
     return n_prompts(sequences, members) * sequences.prompt + completions
 
 
-def samples_together(prompts: int, samples: int, drawn: int) -> int:
-    """How many samples of a prompt are together in a mini-batch, on average over its prompts, rounded.
+def samples_together(prompts: int, samples: int, drawn: int) -> float:
+    """How many samples of a prompt are together in a mini-batch, on average over its prompts.
 
     Args:
         prompts: of a batch.
@@ -83,7 +101,8 @@ def samples_together(prompts: int, samples: int, drawn: int) -> int:
     if drawn >= whole:
         return samples
     absent = math.prod((whole - drawn - sample) / (whole - sample) for sample in range(samples))
-    return max(1, round(drawn / (prompts * (1 - absent))))
+    # Rounded, so that a sample that is alone counts as 1.
+    return max(1.0, round(drawn / (prompts * (1 - absent)), 6))
 
 
 def with_prompts(sequences: Sequences, prompts: int, samples: int, tokens: int) -> Sequences:

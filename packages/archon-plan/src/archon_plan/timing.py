@@ -19,7 +19,7 @@ from archon_plan.flops import stage_work
 from archon_plan.optimizer_time import norm_seconds, update_seconds
 from archon_plan.results import StepTime, Transfer
 from archon_plan.setting import Setting
-from archon_plan.shared_cores import sharing_of
+from archon_plan.shared_cores import sharing_of, with_threads
 from archon_plan.stage_kinds import Composition, stage_kinds
 from archon_plan.stage_times import GRADIENTS, WEIGHTS, StageTimes, stage_times
 from archon_plan.traffic import transfers_once
@@ -114,11 +114,12 @@ class StepClock:
 
     Args:
         setting: what is planned.
-        device: of every rank.
-        units: times of units that earlier settings have left.
+        device: of every rank; on a CPU, with the figures of one thread.
+        units: times of units that earlier settings have left, for ranks with as many threads.
     """
 
     def __init__(self, setting: Setting, device: Device, units: UnitTimes | None = None) -> None:
+        device = with_threads(device, setting.dims.world_size)
         self._setting, self._device = setting, device
         self._units = units = units or UnitTimes(device)
         mode = setting.checkpointing, setting.every, setting.trains
@@ -246,8 +247,9 @@ class StepClock:
             return ()
         stages = range(len(self._stages))
         seconds = [{kind: sum(self.action(stage, kind).values()) for kind in ActionKind} for stage in stages]
-        rank_of, cores = setting.stage_plan.rank_of, self._sharing.cores
-        return installed_replay()(setting.actions, rank_of, seconds, message=self._message, cores=cores)
+        # The replay of another package may not know this argument, which only shared cores need.
+        shared = {} if self._sharing.cores is None else {"cores": self._sharing.cores}
+        return installed_replay()(setting.actions, setting.stage_plan.rank_of, seconds, message=self._message, **shared)
 
     def _pipeline(self, counts: list[dict[tuple[int, ActionKind], int]]) -> PipelineTimes:
         if not self._setting.actions:

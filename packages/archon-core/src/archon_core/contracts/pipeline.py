@@ -314,7 +314,8 @@ class Replay(Protocol):
             rank_of: for each stage, the rank that holds it.
             times: for each stage, how long an action of each kind takes, in any unit.
             message: from the end of an action until another rank has its result; no rank is busy with it.
-            cores: which ranks share cores; ``None`` if each has its own. ``times`` are those at full speed.
+            cores: which ranks share cores; ``None``, or left out by plans, if each has its own. ``times`` are those at
+                full speed.
 
         Raises:
             PluginError: ranks deadlock.
