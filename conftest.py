@@ -16,6 +16,7 @@ from archon_testing.fork_server import ForkServer, starting_by_forks
 # on few cores burn more time than they save: the suite takes twice as long with them.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Ranks of tests also import their test file, and train and sample whole runs.
 running_world.PRELOADED = (
     *running_world.PRELOADED,
     "pytest",
@@ -23,7 +24,6 @@ running_world.PRELOADED = (
     "archon_rollout.local_engine",
     "archon_train.experiment",
 )
-"""Ranks of tests also import their test file, and train and sample whole runs."""
 
 settings.register_profile("archon", deadline=None)
 settings.load_profile("archon")

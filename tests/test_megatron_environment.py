@@ -1,4 +1,4 @@
-"""Which failures of pip mean that Megatron-Core cannot be had, and which are errors."""
+"""Which failures of pip mean that Megatron-Core is unavailable, and which are errors."""
 
 import subprocess
 import sys
@@ -23,6 +23,10 @@ LOST = (
     "ERROR: Could not install packages due to an OSError: HTTPSConnectionPool(host='files.example', port=443): Max "
     "retries exceeded with url: /megatron_core-0.15.0.whl (Caused by ReadTimeoutError('Read timed out.'))"
 )
+OTHER_VERSIONS = """\
+ERROR: Could not find a version that satisfies the requirement megatron-core==0.15.0 (from versions: 0.1.0, 0.14.0)
+ERROR: No matching distribution found for megatron-core==0.15.0
+"""
 CONFLICT = """\
 ERROR: Cannot install megatron-core==0.15.0 because these package versions have conflicting dependencies.
 The conflict is caused by:
@@ -40,12 +44,13 @@ DISK = "ERROR: Could not install packages due to an OSError: [Errno 28] No space
         (NO_INDEX, UNAVAILABLE),
         (NO_FILE, UNAVAILABLE),
         (LOST, UNAVAILABLE),
+        (OTHER_VERSIONS, 1),
         (CONFLICT, 1),
         (CRASH, 1),
         (DISK, 1),
         ("", 1),
     ],
-    ids=["no-index", "no-file", "lost", "conflict", "crash", "disk", "silent"],
+    ids=["no-index", "no-file", "lost", "other-versions", "conflict", "crash", "disk", "silent"],
 )
 def test_only_a_missing_index_or_package_is_unavailable(errors, expected, monkeypatch, capsys):
     done = subprocess.CompletedProcess([], returncode=2, stdout="", stderr=errors)

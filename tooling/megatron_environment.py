@@ -22,7 +22,7 @@ from archon_testing.megatron_oracle.architecture import DISTRIBUTION, TESTED
 UNAVAILABLE = 77
 
 NOT_THERE = (
-    "No matching distribution found",  # also pip's last line if it cannot reach the index
+    "(from versions: none)",  # no such package, none for this Python, or no index
     "Max retries exceeded with url",
     "Failed to establish a new connection",
     "Temporary failure in name resolution",
@@ -31,7 +31,8 @@ NOT_THERE = (
     "Connection aborted",
     "while getting http",  # such as "HTTP error 503 while getting https://..."
 )
-"""Texts by which pip reports that the index, or the package on it, cannot be had."""
+"""Texts by which pip reports that the index, or the package on it, is unavailable. An index with other versions alone
+is an error: the tested one may be misspelt or withdrawn."""
 
 
 def main(command: Sequence[str]) -> int:
@@ -72,7 +73,7 @@ def install(python: Path) -> int:
 
 
 def is_unavailable(errors: str) -> bool:
-    """Whether pip failed because the index, or the package on it, cannot be had.
+    """Whether pip failed because the index, or the package on it, is unavailable.
 
     Args:
         errors: what pip wrote to standard error.

@@ -146,7 +146,7 @@ def test_a_run_in_one_process_has_no_section_about_servers(full):
     assert "Sampling and servers" not in page.text
 
 
-def test_that_no_group_was_dropped_is_stated(tmp_path):
+def test_a_run_without_dropped_groups_says_so(tmp_path):
     row = asynchronous_row(1, **{"dropped/no_reward": 0.0, "stale_prompts": 0})
     page = Reader(render_page([read_run(write_run(tmp_path / "run", [row]))]))
     assert "No group was dropped." in page.text

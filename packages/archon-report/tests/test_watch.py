@@ -41,14 +41,15 @@ def test_a_run_shows_its_numbers_and_the_time_left(tmp_path):
 def test_the_time_left_of_epochs_comes_from_the_steps_that_the_trainer_counted(tmp_path):
     folder = write_run(tmp_path / "run", [step_row(1), step_row(2)], config="trainer: {max_steps: null}\n")
 
-    def shown(total: int | None) -> str:
-        start = Start("2026-01-01T00:00:00+00:00", total_steps=total)
-        (folder / "starts.json").write_text(render_starts([start]))
+    def shown(*totals: int | None) -> str:
+        starts = [Start("2026-01-01T00:00:00+00:00", total_steps=total) for total in totals]
+        (folder / "starts.json").write_text(render_starts(starts))
         return " ".join(text_of(look([folder]), 80).split())
 
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert "2/12 0:00:20 left" in shown(12)
+        assert "2/12 0:00:20 left" in shown(12, None), "a resumed run has not counted yet"
         assert "step 2 time left: no number of steps recorded" in shown(None)
         write_run(folder, [{"step": 0, "eval/reward": 0.1}], config="trainer: {max_steps: null}\n")
         assert "step 0 time left: known when training begins" in shown(None)

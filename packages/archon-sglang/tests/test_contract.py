@@ -86,7 +86,7 @@ def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     config.rollout.max_head_offpolicyness = 7
     (problem,) = check_run(config, layout=parse_layout("sglang:d1")).problems
     assert "max_loaded_loras: found 8 with rollout.max_head_offpolicyness 7" in problem
-    assert problem.endswith("allowed is 9 or more; raise it")
+    assert problem.endswith("allowed is 9 or more; raise it, or lower the staleness")
 
 
 def test_the_layout_alone_decides_the_number_of_devices():

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from archon_core.errors import ConfigError
+from archon_testing import fork_server, running_world
 from archon_testing.failures import WorldError
 from archon_testing.functions import FunctionReference
 from archon_testing.worlds import MOST_RANKS, run_world
@@ -263,6 +265,11 @@ def test_functions_that_ranks_cannot_load_are_refused():
     for function in (local, lambda: 1, Point(1)):
         with pytest.raises(ConfigError, match="at the top level of a module"):
             run_world(function, 2)
+
+
+@pytest.mark.parametrize("name", sorted({*running_world.PRELOADED, *fork_server.PRELOADED}))
+def test_modules_that_are_imported_once_for_all_ranks_exist(name):
+    assert find_spec(name) is not None, "a forkserver skips modules that are missing"
 
 
 def test_arguments_that_cannot_be_pickled_are_refused():

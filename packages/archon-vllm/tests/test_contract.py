@@ -95,7 +95,8 @@ def test_a_run_that_publishes_adapters_apart_needs_room_for_them():
     config.rollout.max_head_offpolicyness = 7
     assert check_run(config, layout=parse_layout("vllm:d1")).problems == (
         "vllm.max_loras: found 8 with rollout.max_head_offpolicyness 7; rollout.use_lora loads adapters apart, and a "
-        "request keeps the one that it started with, so up to 9 versions are in use; allowed is 9 or more; raise it",
+        "request keeps the one that it started with, so up to 9 versions are in use; allowed is 9 or more; raise it, "
+        "or lower the staleness",
     )
     config.vllm, config.rollout.weight_transport = VllmOptions(), "shm"
     assert check_run(config, layout=parse_layout("vllm:d1")).problems == ()

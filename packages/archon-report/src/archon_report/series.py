@@ -126,6 +126,7 @@ def split_of(rows: Sequence[Row], parts: Mapping[str, Callable[[Row], float]], m
     size = max(1, math.ceil(len(rows) / most))
     groups = [rows[start : start + size] for start in range(0, len(rows), size)]
     means = {name: tuple(sum(map(part, group)) / len(group) for group in groups) for name, part in parts.items()}
-    largest = max((max(values, default=0.0) for values in means.values()), default=0.0)
-    shown = {name: values for name, values in means.items() if max(values, default=0.0) > largest / 1000}
+    largest = {name: max(filter(math.isfinite, values), default=0.0) for name, values in means.items()}
+    least = max(largest.values(), default=0.0) / 1000
+    shown = {name: values for name, values in means.items() if largest[name] > least}
     return Split(tuple(int(group[0]["step"]) for group in groups), shown)

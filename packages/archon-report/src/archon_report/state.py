@@ -33,7 +33,8 @@ def total_steps(config: Mapping[str, Any], starts: Sequence[Start] = ()) -> int 
     found = trainer.get("max_steps") if isinstance(trainer, Mapping) else None
     if isinstance(found, int) and not isinstance(found, bool):
         return found
-    return starts[-1].total_steps if starts else None
+    counted = [start.total_steps for start in starts if start.total_steps is not None]
+    return counted[-1] if counted else None
 
 
 def state_of(*, held: bool | None, starts: Sequence[Start], step: int, total: int | None) -> State:

@@ -153,7 +153,7 @@ def _left(run: Run) -> str:
         return "time left: known when training begins" if run.step == 0 else "time left: no number of steps recorded"
     left = seconds_left(run)
     if left is None:
-        return "time left: known after the first step"
+        return "time left: known after the first step" if run.step == 0 else "time left: no times of steps recorded"
     minutes, seconds = divmod(round(left), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d} left"

@@ -59,6 +59,6 @@ def _adapter_problems(config: Any, options: SglangOptions) -> list[str]:
         problems.append(
             f"sglang.max_loaded_loras: found {options.max_loaded_loras} with rollout.max_head_offpolicyness "
             f"{staleness}; a request keeps the adapter that it started with, so up to {needed} versions are in use; "
-            f"allowed is {needed} or more; raise it"
+            f"allowed is {needed} or more; raise it, or lower the staleness"
         )
     return problems

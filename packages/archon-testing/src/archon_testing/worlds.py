@@ -31,9 +31,9 @@ from archon_core.errors import ConfigError
 from archon_testing.failures import WorldError
 from archon_testing.functions import FunctionReference
 from archon_testing.rank_process import RankStart
-from archon_testing.running_world import PRELOADED, OnValue, RunningWorld
+from archon_testing.running_world import OnValue, RunningWorld
 
-__all__ = ["MOST_RANKS", "PRELOADED", "World", "WorldError", "run_world", "run_worlds"]
+__all__ = ["MOST_RANKS", "World", "WorldError", "run_world", "run_worlds"]
 
 MOST_RANKS = 8
 

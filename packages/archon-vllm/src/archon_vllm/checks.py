@@ -72,7 +72,7 @@ def _adapter_problems(config: Any, options: VllmOptions) -> Iterator[str]:
     if options.max_loras < (needed := versions_in_use(staleness)):
         yield (
             f"vllm.max_loras: found {options.max_loras} with rollout.max_head_offpolicyness {staleness}; {reason}, so "
-            f"up to {needed} versions are in use; allowed is {needed} or more; raise it"
+            f"up to {needed} versions are in use; allowed is {needed} or more; raise it, or lower the staleness"
         )
 
 
