@@ -85,6 +85,21 @@ def test_ranks_get_their_heads_in_order_and_give_them_back():
         assert is_back
 
 
+def queries_that_are_used_twice():
+    """Once with the same keys and values, and again: an error instead of wrong gradients."""
+    context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
+    q, k, v = (context.local_tokens(x).requires_grad_() for x in tensors(6, 4, 2, value_dim=4)[:3])
+    attention, packed = PackedAttention("0", AttentionSettings(0.5)), PackedSequences.from_lengths((6,)).cut(context)
+    sent = attention.queries(q, packed)
+    attention(sent, k, v, packed)
+    with pytest.raises(RuntimeError, match="found a result that is received twice"):
+        attention(sent, k, v, packed)
+
+
+def test_queries_that_were_handed_over_are_used_once():
+    run_world(queries_that_are_used_twice, 2)
+
+
 def test_the_gradient_of_a_replicated_head_is_the_sum_of_its_copies():
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(3, 6, 4, dtype=torch.float64)
