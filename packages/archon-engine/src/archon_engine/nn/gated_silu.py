@@ -21,8 +21,6 @@ from archon_engine.nn.tiles import is_one_tile, tiles_of
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up`` for two tensors [..., F]."""
-    if not torch.is_grad_enabled():
-        return _gated(gate, up)
     return _GatedSiLU.apply(gate, up)
 
 
