@@ -2,7 +2,10 @@
 
 import pytest
 
+from archon_core import parse_layout
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.preview import EngineOutline
 from archon_core.errors import ConfigError
 from archon_engine.assembly.context import ContextPlan, context_decisions, ranks_per_machine
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
@@ -15,6 +18,7 @@ from archon_engine.options.context_style import (
     split_context,
     style_decisions,
 )
+from archon_engine.options.preview import preview
 
 OPTION = "actor.archon.cp_style"
 
@@ -141,6 +145,32 @@ def test_one_decision_about_padding_counts_ranks_and_groups(asked, style, sizes,
     assert found == ([] if expected is None else [Decision(ALIGN, str(asked), *expected)])
     refusal = refuse_when_strict(config, found, role="actor")
     assert refusal is None if expected is None else f"{ALIGN}: found {asked}, would use {expected[0]}" in refusal
+
+
+@pytest.mark.parametrize(
+    ("layout", "asked", "n_heads", "capabilities", "expected"),
+    [
+        ("t4", 6, None, {"tp"}, "12"),  # heads matter to context ranks alone
+        ("t4", 12, None, {"tp"}, None),
+        ("c3", 9, 4, {"cp", "tree"}, "18"),
+        ("c3", 9, 4, {"cp"}, None),  # layers may be recurrent
+        ("c3", 4, 3, {"cp"}, "12"),
+        ("c3", 9, None, {"cp", "tree"}, None),
+    ],
+)
+def test_a_dry_run_refuses_a_padding_that_strict_will_refuse_for_certain(
+    layout, asked, n_heads, capabilities, expected
+):
+    config = ArchonEngineConfig(batch_align_to=asked, archon=ArchonOptions(strict=True, enable_compile=False))
+    model = ModelSpec(name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset(capabilities))
+    entries = {} if n_heads is None else {"num_attention_heads": n_heads}
+    outline = EngineOutline(config, "actor", frozenset(), parse_layout(f"archon:{layout}"), model, entries=entries)
+    found = [problem for problem in preview(outline).problems if ALIGN in problem]
+    if expected is None:
+        assert found == []
+    else:
+        [problem] = found
+        assert f"{ALIGN}: found {asked}, would use {expected}" in problem
 
 
 def test_context_ranks_with_recurrent_layers_need_no_blocks():
