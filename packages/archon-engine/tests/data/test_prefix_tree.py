@@ -168,6 +168,8 @@ def test_sharing_never_needs_more_micro_batches(sequences, template, granularity
     limits["max_tokens_per_mb"] = granularity * max(lengths) + room
     plan = plan_tree_micro_batches(tree_from(sequences), lengths, **limits)
     assert len(plan) <= len(plan_micro_batches(lengths, **limits))
+    assert all(len(prefixes([sequences[i] for i in members])) <= limits["max_tokens_per_mb"] for members in plan)
+    assert sum(map(bool, plan)) == min(len(plan), len(sequences) // granularity)
 
 
 def test_a_sequence_that_fits_no_micro_batch_is_refused():

@@ -84,7 +84,8 @@ def _first_fit(
     """
     of_all = int(np.count_nonzero(np.bincount(np.concatenate(spans), minlength=n_tokens) == len(spans)))
     sharing = first_fit_decreasing([len(span) - of_all for span in spans], capacity - of_all, least, divisor)
-    # Groups that fit together apart fit together here, but first fit may not find that.
+    # Any packing valid without sharing is valid with it, but first fit is not monotone, so try both. A group that
+    # exceeds the capacity apart is alone there, and fits.
     return min(sharing, first_fit_decreasing(apart, capacity, least, divisor), key=len)
 
 
