@@ -172,6 +172,14 @@ def test_sharing_never_needs_more_micro_batches(sequences, template, granularity
     assert sum(map(bool, plan)) == min(len(plan), len(sequences) // granularity)
 
 
+@pytest.mark.parametrize("algorithm", ["ffd", "kk"])
+def test_no_sequences_fill_no_micro_batch(algorithm):
+    tree = build_prefix_tree(np.empty(0, dtype=np.int64), [])
+    for limit in (None, 8):
+        plan = plan_tree_micro_batches(tree, [], n_mbs=2, max_tokens_per_mb=limit, algorithm=algorithm)
+        assert plan == [[], []]
+
+
 def test_a_sequence_that_fits_no_micro_batch_is_refused():
     with pytest.raises(DataError, match=r"mb_spec\.max_tokens_per_mb=3: found a sequence of 4 tokens"):
         plan_tree_micro_batches(tree_from([[1, 2], [1, 2, 3, 4]]), [2, 4], max_tokens_per_mb=3)

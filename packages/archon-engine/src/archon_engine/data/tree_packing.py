@@ -58,7 +58,7 @@ def plan_tree_micro_batches(
     if algorithm == "kk" or wanted > len(ends):
         ends = _most_even(runs, min(wanted, len(order)), low=most, high=tree.n_tokens)
     members = [order[start:end] for start, end in pairwise((0, *ends))]
-    if algorithm == "ffd" and max_tokens_per_mb is not None and wanted > 1:
+    if algorithm == "ffd" and max_tokens_per_mb is not None and wanted > 1 and spans:
         apart = [sum(lengths[i] for i in group) for group in groups]
         fitted = _first_fit(spans, apart, tree.n_tokens, max_tokens_per_mb, n_mbs, n_mbs_divisor)
         if len(fitted) < wanted:
