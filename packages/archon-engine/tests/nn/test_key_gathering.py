@@ -98,7 +98,7 @@ def difference(context, heads, kv_heads, value_dim, packed, settings):
     expected = attention(*whole[:3], packed, *whole[3:])
     expected.backward(upstream)
     cut = packed.cut(context)
-    queries = attention.queries(own[0], cut) if settings.window is None else own[0]
+    queries = attention.send_queries(own[0], cut) if settings.window is None else own[0]
     result = attention(queries, *own[1:], cut, *own_sinks)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=False))]

@@ -24,7 +24,7 @@ def tensors(tokens, heads, kv_heads, value_dim):
 
 def attend(q, k, v, packed, window, hands_over=False):
     attention = PackedAttention("0", AttentionSettings(0.5, window=window))
-    return attention(attention.queries(q, packed) if hands_over else q, k, v, packed)
+    return attention(attention.send_queries(q, packed) if hands_over else q, k, v, packed)
 
 
 def differences():
@@ -90,7 +90,7 @@ def queries_that_are_used_twice():
     context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
     q, k, v = (context.local_tokens(x).requires_grad_() for x in tensors(6, 4, 2, value_dim=4)[:3])
     attention, packed = PackedAttention("0", AttentionSettings(0.5)), PackedSequences.from_lengths((6,)).cut(context)
-    sent = attention.queries(q, packed)
+    sent = attention.send_queries(q, packed)
     attention(sent, k, v, packed)
     with pytest.raises(RuntimeError, match="found a result that is received twice"):
         attention(sent, k, v, packed)

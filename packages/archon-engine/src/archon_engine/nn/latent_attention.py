@@ -105,8 +105,7 @@ class LatentAttention(nn.Module):
             self._queries(x).unflatten(-1, (-1, s.head_dim)).split((s.content_dim, s.rotated_dim), -1)
         )
         q_rotated = rotation.apply(q_rotated)
-        # Before keys and values, so that their projections overlap with an exchange of queries.
-        q = self.core.queries(torch.cat((q_content, q_rotated), dim=-1), packed)
+        q = self.core.send_queries(torch.cat((q_content, q_rotated), dim=-1), packed)
         latent, k_rotated = self.kv_a_proj(x).split((s.key_value_rank, s.rotated_dim), -1)
         latent = self.kv_a_norm(latent)
         k_rotated = rotation.apply(k_rotated[:, None])
