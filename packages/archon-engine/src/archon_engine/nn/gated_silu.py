@@ -42,14 +42,14 @@ class _GatedSiLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        # Contiguous, not empty_like, so that the views below share their memory.
-        grads = gate.new_empty(gate.shape), up.new_empty(up.shape)
-        views = (x.reshape(-1, x.shape[-1]) for x in (grad, gate, up, *grads))
-        grad_NF, gate_NF, up_NF, grad_gate_NF, grad_up_NF = views
+        grad_NF, gate_NF, up_NF = (x.reshape(-1, x.shape[-1]) for x in (grad, gate, up))
+        grad_gate_NF, grad_up_NF = (gate.new_empty(gate_NF.shape) if needed else None for needed in ctx.needs_input_grad)
         silu_backward = torch.ops.aten.silu_backward.grad_input
         for tile in tiles_of(gate_NF):
-            torch.mul(grad_NF[tile], functional.silu(gate_NF[tile]), out=grad_up_NF[tile])
-            silu_backward(grad_NF[tile] * up_NF[tile], gate_NF[tile], grad_input=grad_gate_NF[tile])
-        return grads
+            if grad_up_NF is not None:
+                torch.mul(grad_NF[tile], functional.silu(gate_NF[tile]), out=grad_up_NF[tile])
+            if grad_gate_NF is not None:
+                silu_backward(grad_NF[tile] * up_NF[tile], gate_NF[tile], grad_input=grad_gate_NF[tile])
+        return tuple(None if x is None else x.view(gate.shape) for x in (grad_gate_NF, grad_up_NF))
