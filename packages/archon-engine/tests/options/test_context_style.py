@@ -7,7 +7,7 @@ from archon_core.contracts.decisions import Decision
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.preview import EngineOutline
 from archon_core.errors import ConfigError
-from archon_engine.assembly.context import ContextPlan, context_decisions, ranks_per_machine
+from archon_engine.assembly.context import ContextPlan, context_decisions, neighbours_per_machine
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.context_style import (
@@ -98,8 +98,8 @@ def test_a_hybrid_without_groups_is_a_change_that_strict_refuses():
     found = decision("hybrid", 4, 8, 64, 8)
     assert (found.requested, found.effective) == ("hybrid", "gather")
     assert found.reason == (
-        "no proper part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and fits into "
-        "a node of 8 ranks"
+        "no proper part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and keeps "
+        "groups within a machine (every 8 ranks, counted from the first, are on one)"
     )
     strict = ArchonEngineConfig(archon=ArchonOptions(strict=True, cp_style="hybrid"))
     assert "found hybrid, would use gather" in refuse_when_strict(strict, [found], role="actor")
@@ -194,7 +194,7 @@ def test_context_ranks_with_recurrent_layers_need_no_blocks():
     ],
 )
 def test_groups_of_neighbours_lie_within_a_machine(machines, expected):
-    found = ranks_per_machine(machines)
+    found = neighbours_per_machine(machines)
     assert found == expected
     groups = [machines[start : start + found] for start in range(0, len(machines), found)] if found else []
     assert all(len(set(group)) == 1 for group in groups)
