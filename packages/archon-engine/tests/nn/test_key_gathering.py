@@ -82,13 +82,15 @@ def differences():
         if dist.get_rank() >= size:
             continue
         for (style, context), (name, packed) in itertools.product(ranks_of(size, group, halves), whole_packs().items()):
-            for settings in SETTINGS:
-                case = f"c{size}, {style}, {name}, {settings}"
-                found.append((case, difference(context.deal(packed), *HEADS[size], packed, settings)))
+            # Where all gather, queries stay.
+            ways = (False, True) if style.startswith("hybrid") else (True,)
+            for settings, hands_over in itertools.product(SETTINGS, ways):
+                case = f"c{size}, {style}, {name}, {settings}, {hands_over=}"
+                found.append((case, difference(context.deal(packed), *HEADS[size], packed, settings, hands_over)))
     return found
 
 
-def difference(context, heads, kv_heads, value_dim, packed, settings):
+def difference(context, heads, kv_heads, value_dim, packed, settings, hands_over):
     attention = PackedAttention("0", settings)
     *inputs, upstream = tensors(heads, kv_heads, value_dim)
     sinks = [torch.linspace(-1, 1, heads, dtype=torch.float64)] if settings.sinks else []
@@ -98,7 +100,7 @@ def difference(context, heads, kv_heads, value_dim, packed, settings):
     expected = attention(*whole[:3], packed, *whole[3:])
     expected.backward(upstream)
     cut = packed.cut(context)
-    queries = attention.send_queries(own[0], cut) if settings.window is None else own[0]
+    queries = attention.send_queries(own[0], cut) if hands_over else own[0]
     result = attention(queries, *own[1:], cut, *own_sinks)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=False))]
@@ -114,7 +116,7 @@ def difference(context, heads, kv_heads, value_dim, packed, settings):
 def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
     for rank, found in enumerate(run_world(differences, 4)):
         assert [case for case, error in found if not error < 1e-12] == []
-        assert len(found) == (168, 168, 126, 84)[rank]
+        assert len(found) == (210, 210, 168, 126)[rank]
 
 
 def place(rank, size, pack, **fields):

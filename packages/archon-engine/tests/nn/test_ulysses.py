@@ -1,5 +1,7 @@
 """Context-parallel attention against the same attention on whole packs: values, and gradients of every input."""
 
+import itertools
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -22,7 +24,7 @@ def tensors(tokens, heads, kv_heads, value_dim):
     return [torch.randn(tokens, n, d, dtype=torch.float64, generator=generator) for n, d in sizes]
 
 
-def attend(q, k, v, packed, window, hands_over=False):
+def attend(q, k, v, packed, window, *, hands_over=False):
     attention = PackedAttention("0", AttentionSettings(0.5, window=window))
     return attention(attention.send_queries(q, packed) if hands_over else q, k, v, packed)
 
@@ -39,20 +41,20 @@ def differences():
             if heads % size:
                 continue
             for lengths in PACKS:
-                for window in (None, 3):
-                    case = f"c{size}, {heads} and {kv_heads} heads, {lengths}, window {window}"
-                    found.append((case, difference(context, heads, kv_heads, lengths, window)))
+                for window, hands_over in itertools.product((None, 3), (False, True)):
+                    case = f"c{size}, {heads} and {kv_heads} heads, {lengths}, window {window}, {hands_over=}"
+                    found.append((case, difference(context, heads, kv_heads, lengths, window, hands_over)))
     return found
 
 
-def difference(context, heads, kv_heads, lengths, window):
+def difference(context, heads, kv_heads, lengths, window, hands_over):
     packed = PackedSequences.from_lengths(lengths)
     *inputs, upstream = tensors(sum(lengths), heads, kv_heads, value_dim=4)
     whole = [x.clone().requires_grad_() for x in inputs]
     own = [context.local_tokens(x).clone().requires_grad_() for x in inputs]
     expected = attend(*whole, packed, window)
     expected.backward(upstream)
-    result = attend(*own, packed.cut(context), window, hands_over=window is None)
+    result = attend(*own, packed.cut(context), window, hands_over=hands_over)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=True))]
     return max(float((part - context.local_tokens(x)).abs().max()) for part, x in pairs)
