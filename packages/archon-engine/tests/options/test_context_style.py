@@ -120,7 +120,7 @@ def test_packs_are_padded_for_two_blocks_per_group():
 
 
 ALIGN = "actor.batch_align_to"
-MULTIPLE = "so the padded length must be a multiple of all"
+MULTIPLE = "so the padded length must be a multiple of batch_align_to and of these"
 BY_HEADS = f"tokens are sharded over 4 ranks (cp x tp), {MULTIPLE}"
 GATHERED = (
     "tokens are sharded over 12 ranks (cp x tp), and 3 groups of context ranks gather keys and values, of which each "

@@ -45,7 +45,9 @@ class _GatedSiLU(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
         grad_NF, gate_NF, up_NF = (x.reshape(-1, x.shape[-1]) for x in (grad, gate, up))
-        grad_gate_NF, grad_up_NF = (gate.new_empty(gate_NF.shape) if needed else None for needed in ctx.needs_input_grad)
+        needs_gate, needs_up = ctx.needs_input_grad
+        grad_gate_NF = gate.new_empty(gate_NF.shape) if needs_gate else None
+        grad_up_NF = up.new_empty(up_NF.shape) if needs_up else None
         silu_backward = torch.ops.aten.silu_backward.grad_input
         for tile in tiles_of(gate_NF):
             if grad_up_NF is not None:

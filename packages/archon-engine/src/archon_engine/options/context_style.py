@@ -137,7 +137,7 @@ def padding_decision(
     """The decision about ``batch_align_to``; ``None`` if nobody set it, or if it is in effect as it is.
 
     Args:
-        asked: its value; 1, the default, asks for nothing.
+        asked: its value; 1 (default) adds no constraint.
         sizes: of the layout and the model.
         split: of the context ranks.
         in_order: whether context ranks hold parts of a pack in its order.
@@ -151,7 +151,8 @@ def padding_decision(
     if multiple != math.lcm(asked, ranks):
         reason += f", and {split.groups} groups of context ranks gather keys and values, of which each holds two equal"
         reason += " blocks of tokens"
-    return Decision(option, str(asked), str(multiple), f"{reason}, so the padded length must be a multiple of all")
+    reason += ", so the padded length must be a multiple of batch_align_to and of these"
+    return Decision(option, str(asked), str(multiple), reason)
 
 
 @lru_cache(maxsize=4096)
