@@ -143,6 +143,13 @@ def test_an_exported_model_is_loaded_again_bit_by_bit(tmp_path, engine):
     assert_equal_weights(weights_of(again), weights_of(engine))
 
 
+def test_strict_refuses_a_padding_that_the_layout_changes_before_anything_is_built():
+    strict = ArchonOptions(strict=True, enable_compile=False)
+    # One process is too few for t4, which would be noticed next.
+    with pytest.raises(ConfigError, match=r"(?s)strict: found true.*actor\.batch_align_to: found 6, would use 12"):
+        make_engine("archon:t4", batch_align_to=6, archon=strict).initialize()
+
+
 def test_a_critic_starts_from_a_language_model_and_says_that_its_head_is_new(tmp_path, engine, batch):
     engine.save(tmp_path / "hf", "hf")
     critics = [make_engine(model_config=None, path=str(tmp_path / "hf"), is_critic=True) for _ in range(2)]

@@ -212,6 +212,13 @@ def test_a_wrong_optimizer_is_a_violation_with_the_allowed_ones() -> None:
     assert "adamw, adam, sgd, muon" in found[0]
 
 
+@pytest.mark.parametrize(("strict", "align", "is_refused"), [(True, 3, True), (False, 3, False), (True, 6, False)])
+def test_strict_turns_a_padding_that_the_layout_changes_into_a_violation(strict, align, is_refused) -> None:
+    request = asked("archon:t2", strict=strict)
+    found = texts(replace(request, config=replace(request.config, batch_align_to=align)))
+    assert [("actor.batch_align_to: found 3, would use 6" in text) for text in found] == [True] * is_refused
+
+
 def test_strict_turns_what_a_schedule_changes_into_a_violation() -> None:
     (violation,) = check(asked("archon:p2d2", pp_schedule="ZBVZeroBubble", strict=True)).violations
     assert violation.option == "actor.archon.strict"

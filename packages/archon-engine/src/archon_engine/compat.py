@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -91,7 +90,18 @@ def start_all_to_all(x: Tensor, group: Any, sent: Sequence[int], received: Seque
     inside of compiled graphs.
     """
     token, result = _Start.apply(x, group, tuple(sent), tuple(received))
-    return partial(_Finish.apply, token, result, group, tuple(sent), tuple(received))
+    in_flight = [result]
+
+    def receive() -> Tensor:
+        # Of two results, autograd would add the gradients before either has arrived.
+        if not in_flight:
+            raise RuntimeError(
+                "all-to-all: found a result that is received twice; an exchange gives correct gradients once; receive "
+                "it once and keep the tensor, or start another exchange"
+            )
+        return _Finish.apply(token, in_flight.pop(), group, tuple(sent), tuple(received))
+
+    return receive
 
 
 class _Start(torch.autograd.Function):

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from archon_core.errors import DataError
-from archon_engine.data.packing import plan_micro_batches
+from archon_engine.data.packing import first_fit_decreasing, plan_micro_batches
 
 LENGTHS = st.lists(st.integers(1, 50), max_size=40)
 ALGORITHMS = st.sampled_from(["ffd", "kk"])
@@ -36,6 +36,21 @@ def test_groups_stay_together(lengths, algorithm, granularity, n_mbs):
 
 def test_first_fit_decreasing_opens_no_more_micro_batches_than_needed():
     assert plan_micro_batches([6, 5, 4, 3, 2], max_tokens_per_mb=10) == [[0, 2], [1, 3, 4]]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 3) | st.integers(0, 12), max_size=20),
+    capacity=st.none() | st.integers(0, 10),
+    least=st.integers(1, 6),
+    divisor=st.integers(1, 3),
+)
+def test_first_fit_leaves_no_bin_empty_that_an_item_could_fill_whatever_the_sizes(sizes, capacity, least, divisor):
+    bins = first_fit_decreasing(sizes, capacity, least, divisor)
+    assert sorted(i for members in bins for i in members) == list(range(len(sizes)))
+    assert (len(bins) >= least, len(bins) % divisor) == (True, 0)
+    assert sum(map(bool, bins)) == min(len(bins), len(sizes))
+    for members in bins:
+        assert capacity is None or len(members) < 2 or sum(sizes[i] for i in members) <= capacity
 
 
 def test_differencing_splits_evenly():

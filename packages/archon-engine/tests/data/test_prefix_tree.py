@@ -168,6 +168,16 @@ def test_sharing_never_needs_more_micro_batches(sequences, template, granularity
     limits["max_tokens_per_mb"] = granularity * max(lengths) + room
     plan = plan_tree_micro_batches(tree_from(sequences), lengths, **limits)
     assert len(plan) <= len(plan_micro_batches(lengths, **limits))
+    assert all(len(prefixes([sequences[i] for i in members])) <= limits["max_tokens_per_mb"] for members in plan)
+    assert sum(map(bool, plan)) == min(len(plan), len(sequences) // granularity)
+
+
+@pytest.mark.parametrize("algorithm", ["ffd", "kk"])
+def test_no_sequences_fill_no_micro_batch(algorithm):
+    tree = build_prefix_tree(np.empty(0, dtype=np.int64), [])
+    for limit in (None, 8):
+        plan = plan_tree_micro_batches(tree, [], n_mbs=2, max_tokens_per_mb=limit, algorithm=algorithm)
+        assert plan == [[], []]
 
 
 def test_a_sequence_that_fits_no_micro_batch_is_refused():

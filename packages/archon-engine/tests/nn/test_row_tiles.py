@@ -89,6 +89,17 @@ def test_a_gate_and_its_gradients_are_those_of_the_formula(shape) -> None:
         assert torch.equal(gated_silu(gate, up), out)
 
 
+def test_a_gate_computes_the_gradients_that_are_needed() -> None:
+    torch.manual_seed(0)
+    whole = [torch.randn(3, 5, 8, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    gated_silu(*whole).sum().backward()
+    for needed in (0, 1):
+        part = [x.detach().requires_grad_(i == needed) for i, x in enumerate(whole)]
+        gated_silu(*part).sum().backward()
+        assert torch.equal(part[needed].grad, whole[needed].grad)
+        assert part[1 - needed].grad is None
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_a_gate_rounds_where_torch_does(dtype: torch.dtype) -> None:
     torch.manual_seed(0)

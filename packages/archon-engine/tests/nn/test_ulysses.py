@@ -22,9 +22,9 @@ def tensors(tokens, heads, kv_heads, value_dim):
     return [torch.randn(tokens, n, d, dtype=torch.float64, generator=generator) for n, d in sizes]
 
 
-def attend(q, k, v, packed, window, hands_over=False):
+def attend(q, k, v, packed, window, *, hands_over=False):
     attention = PackedAttention("0", AttentionSettings(0.5, window=window))
-    return attention(attention.queries(q, packed) if hands_over else q, k, v, packed)
+    return attention(attention.send_queries(q, packed) if hands_over else q, k, v, packed)
 
 
 def differences():
@@ -38,21 +38,23 @@ def differences():
         for heads, kv_heads in HEADS:
             if heads % size:
                 continue
-            for lengths in PACKS:
+            for i, lengths in enumerate(PACKS):
                 for window in (None, 3):
-                    case = f"c{size}, {heads} and {kv_heads} heads, {lengths}, window {window}"
-                    found.append((case, difference(context, heads, kv_heads, lengths, window)))
+                    # With and without windows, every second pack.
+                    hands_over = (i % 2 == 0) == (window is None)
+                    case = f"c{size}, {heads} and {kv_heads} heads, {lengths}, window {window}, {hands_over=}"
+                    found.append((case, difference(context, heads, kv_heads, lengths, window, hands_over)))
     return found
 
 
-def difference(context, heads, kv_heads, lengths, window):
+def difference(context, heads, kv_heads, lengths, window, hands_over):
     packed = PackedSequences.from_lengths(lengths)
     *inputs, upstream = tensors(sum(lengths), heads, kv_heads, value_dim=4)
     whole = [x.clone().requires_grad_() for x in inputs]
     own = [context.local_tokens(x).clone().requires_grad_() for x in inputs]
     expected = attend(*whole, packed, window)
     expected.backward(upstream)
-    result = attend(*own, packed.cut(context), window, hands_over=window is None)
+    result = attend(*own, packed.cut(context), window, hands_over=hands_over)
     result.backward(context.local_tokens(upstream))
     pairs = [(result, expected), *((part.grad, x.grad) for part, x in zip(own, whole, strict=True))]
     return max(float((part - context.local_tokens(x)).abs().max()) for part, x in pairs)
@@ -83,6 +85,21 @@ def test_ranks_get_their_heads_in_order_and_give_them_back():
         assert torch.equal(own_k, k)
         assert torch.equal(own_v, v)
         assert is_back
+
+
+def queries_that_are_used_twice():
+    """Once with the same keys and values, and again: an error instead of wrong gradients."""
+    context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
+    q, k, v = (context.local_tokens(x).requires_grad_() for x in tensors(6, 4, 2, value_dim=4)[:3])
+    attention, packed = PackedAttention("0", AttentionSettings(0.5)), PackedSequences.from_lengths((6,)).cut(context)
+    sent = attention.send_queries(q, packed)
+    attention(sent, k, v, packed)
+    with pytest.raises(RuntimeError, match="found a result that is received twice"):
+        attention(sent, k, v, packed)
+
+
+def test_queries_that_were_handed_over_are_used_once():
+    run_world(queries_that_are_used_twice, 2)
 
 
 def test_the_gradient_of_a_replicated_head_is_the_sum_of_its_copies():

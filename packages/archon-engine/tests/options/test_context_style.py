@@ -2,9 +2,12 @@
 
 import pytest
 
+from archon_core import parse_layout
 from archon_core.contracts.decisions import Decision
+from archon_core.contracts.model import ModelSpec
+from archon_core.contracts.preview import EngineOutline
 from archon_core.errors import ConfigError
-from archon_engine.assembly.context import ContextPlan, context_decisions, ranks_per_machine
+from archon_engine.assembly.context import ContextPlan, context_decisions, neighbours_per_machine
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_engine.options.combinations import refuse_when_strict
 from archon_engine.options.context_style import (
@@ -15,6 +18,7 @@ from archon_engine.options.context_style import (
     split_context,
     style_decisions,
 )
+from archon_engine.options.preview import preview
 
 OPTION = "actor.archon.cp_style"
 
@@ -94,8 +98,8 @@ def test_a_hybrid_without_groups_is_a_change_that_strict_refuses():
     found = decision("hybrid", 4, 8, 64, 8)
     assert (found.requested, found.effective) == ("hybrid", "gather")
     assert found.reason == (
-        "no proper part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and fits into "
-        "a node of 8 ranks"
+        "no proper part of c4 above 1 divides 64 attention heads, of which each of 8 tensor ranks has 8 and keeps "
+        "groups within a machine (every 8 ranks, counted from the first, are on one)"
     )
     strict = ArchonEngineConfig(archon=ArchonOptions(strict=True, cp_style="hybrid"))
     assert "found hybrid, would use gather" in refuse_when_strict(strict, [found], role="actor")
@@ -116,7 +120,7 @@ def test_packs_are_padded_for_two_blocks_per_group():
 
 
 ALIGN = "actor.batch_align_to"
-MULTIPLE = "so the padded length must be a multiple of all"
+MULTIPLE = "so the padded length must be a multiple of batch_align_to and of these"
 BY_HEADS = f"tokens are sharded over 4 ranks (cp x tp), {MULTIPLE}"
 GATHERED = (
     "tokens are sharded over 12 ranks (cp x tp), and 3 groups of context ranks gather keys and values, of which each "
@@ -143,6 +147,32 @@ def test_one_decision_about_padding_counts_ranks_and_groups(asked, style, sizes,
     assert refusal is None if expected is None else f"{ALIGN}: found {asked}, would use {expected[0]}" in refusal
 
 
+@pytest.mark.parametrize(
+    ("layout", "asked", "n_heads", "capabilities", "expected"),
+    [
+        ("t4", 6, None, {"tp"}, "12"),  # heads matter to context ranks alone
+        ("t4", 12, None, {"tp"}, None),
+        ("c3", 9, 4, {"cp", "tree"}, "18"),
+        ("c3", 9, 4, {"cp"}, None),  # layers may be recurrent
+        ("c3", 4, 3, {"cp"}, "12"),
+        ("c3", 9, None, {"cp", "tree"}, None),
+    ],
+)
+def test_a_dry_run_refuses_a_padding_that_strict_will_refuse_for_certain(
+    layout, asked, n_heads, capabilities, expected
+):
+    config = ArchonEngineConfig(batch_align_to=asked, archon=ArchonOptions(strict=True, enable_compile=False))
+    model = ModelSpec(name="tiny", target="json:loads", model_types=("tiny",), capabilities=frozenset(capabilities))
+    entries = {} if n_heads is None else {"num_attention_heads": n_heads}
+    outline = EngineOutline(config, "actor", frozenset(), parse_layout(f"archon:{layout}"), model, entries=entries)
+    found = [problem for problem in preview(outline).problems if ALIGN in problem]
+    if expected is None:
+        assert found == []
+    else:
+        [problem] = found
+        assert f"{ALIGN}: found {asked}, would use {expected}" in problem
+
+
 def test_context_ranks_with_recurrent_layers_need_no_blocks():
     sizes = ContextSizes(3, 1, 4)
     both = [
@@ -164,7 +194,7 @@ def test_context_ranks_with_recurrent_layers_need_no_blocks():
     ],
 )
 def test_groups_of_neighbours_lie_within_a_machine(machines, expected):
-    found = ranks_per_machine(machines)
+    found = neighbours_per_machine(machines)
     assert found == expected
     groups = [machines[start : start + found] for start in range(0, len(machines), found)] if found else []
     assert all(len(set(group)) == 1 for group in groups)

@@ -41,8 +41,7 @@ class GlmAttention(nn.Module):
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
         if self.q_norm is not None:
             q = self.q_norm(q)
-        # Before keys and values, so that their projections overlap with an exchange of queries.
-        q = self.core.queries(rotation.apply(q), packed)
+        q = self.core.send_queries(rotation.apply(q), packed)
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         if self.k_norm is not None:
             k = self.k_norm(k)

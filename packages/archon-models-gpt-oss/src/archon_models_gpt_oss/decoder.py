@@ -38,8 +38,7 @@ class GptOssAttention(nn.Module):
         """[T, hidden] to [T, hidden]."""
         # Head counts come from the projections, which hold fewer heads when they are sharded.
         q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        # Before keys and values, so that their projections overlap with an exchange of queries.
-        q = self.core.queries(rotation.apply(q), packed)
+        q = self.core.send_queries(rotation.apply(q), packed)
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         out = self.core(q, rotation.apply(k), v, packed, self.sinks())
         return self.o_proj(out.flatten(-2))

@@ -49,8 +49,7 @@ class QwenAttention(nn.Module):
         q, *gate = self.q_proj(x).unflatten(-1, (-1, self.per_head)).split(self.head_dim, dim=-1)
         if self.q_norm is not None:
             q = self.q_norm(q)
-        # Before keys and values, so that their projections overlap with an exchange of queries.
-        q = self.core.queries(rotation.apply(q), packed)
+        q = self.core.send_queries(rotation.apply(q), packed)
         k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
         if self.k_norm is not None:
             k = self.k_norm(k)

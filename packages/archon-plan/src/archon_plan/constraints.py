@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from archon_core.config.rules import broken_rules
+from archon_core.contracts.decisions import Decision
 from archon_core.contracts.engine import TrainEngineSpec
 from archon_core.contracts.model import ModelSpec
 from archon_core.contracts.pipeline import PipelineSpec, ScheduleSpec
@@ -31,7 +32,7 @@ from archon_engine.options.context import OptionContext
 from archon_engine.options.context_style import split_context
 from archon_engine.options.pipelines import micro_batch_decisions
 from archon_engine.options.shared_prefixes import refuse_rotations
-from archon_plan.extents import context_sizes, expert_extents, sharded_extents
+from archon_plan.extents import context_decisions, context_sizes, expert_extents, sharded_extents
 from archon_plan.models import read_anatomy
 from archon_plan.parts import EngineRequest, Parts, choose_pipeline, plan_stages
 from archon_plan.violations import Check, Violation, divisors
@@ -77,7 +78,8 @@ class _Checker:
         n_stages = None
         if anatomy is not None and schedule is not None and pipeline is not None:
             n_stages = self._stages(layout, anatomy, schedule, pipeline)
-        self._check_options(layout, schedule, n_stages)
+        of_context = [] if anatomy is None or dims is None else self._context_decisions(anatomy, dims)
+        self._check_options(layout, schedule, n_stages, of_context)
         parts = None
         if model is not None and anatomy is not None and (layout.dims["p"] == 1 or pipeline is not None):
             parts = Parts(layout, engine, model, anatomy, schedule, pipeline)
@@ -256,7 +258,16 @@ class _Checker:
             self._add_error(error, self._option)
         return None
 
-    def _check_options(self, layout: Layout, schedule: ScheduleSpec | None, n_stages: int | None) -> None:
+    def _context_decisions(self, anatomy: ModelAnatomy, dims: ParallelDims) -> list[Decision]:
+        request = self._request
+        try:
+            return context_decisions(anatomy, dims, request.config, request.ranks_per_node, role=request.role)
+        except ConfigError:
+            return []  # ``_check_context`` reports a style that does not fit
+
+    def _check_options(
+        self, layout: Layout, schedule: ScheduleSpec | None, n_stages: int | None, of_context: Iterable[Decision]
+    ) -> None:
         request, n_ranks = self._request, layout.dims["p"]
         context = OptionContext.of(
             request.config,
@@ -270,6 +281,7 @@ class _Checker:
         for option, text in refusals(context):
             self._add(text.removeprefix("found "), option=f"{request.role}.{option}")
         _, decisions = changes(context, role=request.role)
+        decisions += of_context
         if schedule is not None and n_stages is not None:
             spec = request.config.mb_spec
             decisions += micro_batch_decisions(spec, schedule, n_ranks=n_ranks, n_stages=n_stages, role=request.role)

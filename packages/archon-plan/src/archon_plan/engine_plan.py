@@ -12,10 +12,9 @@ from archon_core.contracts.pipeline import RankActions, StagePlan
 from archon_core.layout import ParallelDims
 from archon_engine.data.packing import plan_micro_batches
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.context_style import padding_decision, split_context, style_decisions
 from archon_engine.options.effective import EffectiveConfig, resolve_effective
 from archon_engine.options.pipelines import micro_batch_decisions, micro_batch_divisor
-from archon_plan.extents import context_sizes, is_recurrent, token_multiple
+from archon_plan.extents import context_decisions, token_multiple
 from archon_plan.parts import EngineRequest, Parts, Sequences, forward_actions, plan_stages, schedule_actions
 from archon_plan.setting import AuxiliaryLoss, Setting, SharedPrompt, Tokens, Types
 from archon_plan.shared_prompts import n_prompts, tree_bins, tree_tokens
@@ -67,18 +66,7 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         explicit=request.explicit,
         schedule=parts.schedule,
     )
-    sizes = context_sizes(parts.anatomy, dims, request.ranks_per_node)
-    option = f"{request.role}.archon.cp_style"
-    split = split_context(config.archon.cp_style, sizes, option=option)
-    decisions += style_decisions(config.archon.cp_style, sizes, split, option=option)
-    padding = padding_decision(
-        config.batch_align_to,
-        sizes,
-        split,
-        in_order=is_recurrent(parts.anatomy),
-        option=f"{request.role}.batch_align_to",
-    )
-    decisions += [] if padding is None else [padding]
+    decisions += context_decisions(parts.anatomy, dims, config, request.ranks_per_node, role=request.role)
     multiple = token_multiple(parts.anatomy, dims, config.archon.cp_style, request.ranks_per_node)
     effective = replace(effective, pad_multiple=math.lcm(effective.pad_multiple, multiple))
     spec, stages, divisor = config.mb_spec, None, 1

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from archon_core.contracts.decisions import Decision
 from archon_core.layout import ParallelDims
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
-from archon_engine.options.context_style import ContextSizes, padded_multiple, split_context
+from archon_engine.options.archon import ArchonEngineConfig
+from archon_engine.options.context_style import (
+    ContextSizes,
+    padded_multiple,
+    padding_decision,
+    split_context,
+    style_decisions,
+)
 
 _KEY_VALUE = ("k_proj", "v_proj")
 """Projections to key and value heads. Where t does not divide them, tensor ranks exchange their outputs."""
@@ -52,6 +60,29 @@ def token_multiple(anatomy: ModelAnatomy, dims: ParallelDims, style: str, ranks_
     sizes = context_sizes(anatomy, dims, ranks_per_node)
     split = split_context(style, sizes, option="archon.cp_style")
     return padded_multiple(sizes, split, in_order=is_recurrent(anatomy))
+
+
+def context_decisions(
+    anatomy: ModelAnatomy,
+    dims: ParallelDims,
+    config: ArchonEngineConfig,
+    ranks_per_node: int | None = None,
+    *,
+    role: str,
+) -> list[Decision]:
+    """The decisions about context parallelism and the padding that a run takes once it knows the model
+    (``archon_engine.assembly.context``).
+
+    Raises:
+        ConfigError: the style does not fit the number of heads.
+    """
+    sizes, style = context_sizes(anatomy, dims, ranks_per_node), config.archon.cp_style
+    split = split_context(style, sizes, option=f"{role}.archon.cp_style")
+    padding = padding_decision(
+        config.batch_align_to, sizes, split, in_order=is_recurrent(anatomy), option=f"{role}.batch_align_to"
+    )
+    decisions = style_decisions(style, sizes, split, option=f"{role}.archon.cp_style")
+    return [*decisions, *([] if padding is None else [padding])]
 
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:

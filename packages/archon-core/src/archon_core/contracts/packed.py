@@ -37,15 +37,15 @@ class ContextRanks(Protocol):
         """Join the ranks' outputs [T / size, ...] to [T, ...], for a loss that every rank computes alike."""
 
     def gather_rows(self, x: Tensor) -> Tensor:
-        """Join the ranks' outputs [n, ...], n of each rank, in rank order: [size n, ...]. As ``gather_outputs``
-        otherwise."""
+        """Join the ranks' outputs [n, ...], n of each rank, in rank order: [size n, ...]. Backward takes this rank's
+        part of the gradient."""
 
     def stack(self, x: Tensor) -> Tensor:
         """The ranks' ``x``, of equal shape, in rank order, [size, ...]; backward sums gradients over the ranks."""
 
     def send_queries(self, q: Tensor) -> Any:
-        """Start what ranks exchange of their queries [T / size, Hq, D], if anything: the argument ``q`` of ``attend``.
-        What is computed before that call overlaps with the exchange. Collective."""
+        """Start the exchange of queries [T / size, Hq, D], if the style has one. Work done before ``attend`` overlaps
+        with it. Collective. Pass the result to ``attend`` exactly once, as its ``q``."""
 
     def attend(
         self,
@@ -223,8 +223,8 @@ class SharedPrefixes:
     Legend: T tokens of the pack, G segments of the pack with its padding, N tokens of all sequences.
 
     Attention needs ``key_tokens``, ``key_lengths`` and ``cu_keys``. Where context ranks gather keys and values, a rank
-    attends with a pack of its queries alone: the segments of ``PackedSequences`` and of these three are then the parts
-    of the tree's segments that ``queries`` cover.
+    attends with a pack of its queries alone: ``lengths``, ``cu_seqlens`` and the three fields then describe runs of
+    queries instead of whole segments.
 
     Attributes:
         key_tokens: int64, for every segment the tokens of the path to its end, its own included, one segment after the

@@ -17,6 +17,7 @@ from archon_core.contracts.engine import Selection
 from archon_core.contracts.model import CausalModule
 from archon_core.contracts.module import model_decisions
 from archon_core.contracts.pipeline import PipelineParts
+from archon_core.errors import ConfigError
 from archon_core.layout import Layout, ParallelDims
 from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import layer_number
@@ -41,7 +42,7 @@ from archon_engine.models.parameter_names import named_weights, owners
 from archon_engine.models.staged import StagedModule, stages_of
 from archon_engine.nn.attention import attention_settings, check_attention_backend, set_attention_backend
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.combinations import shown
+from archon_engine.options.combinations import refuse_when_strict, shown
 from archon_engine.options.effective import EffectiveConfig
 from archon_engine.parallel.fsdp import (
     FsdpGroups,
@@ -128,12 +129,17 @@ def assemble(
         seed: the run's seed, for weights that the checkpoint lacks.
 
     Raises:
-        ConfigError: not exactly one of ``path`` and ``model_config`` is set, or an option does not fit the model.
+        ConfigError: not exactly one of ``path`` and ``model_config`` is set, an option does not fit the model, or
+            ``strict`` forbids a change that context ranks or tensor ranks need.
         ModelError: the model's configuration is unreadable or unsupported, or its architecture has no value head.
         LayoutError: the layout does not fit the model or the number of processes.
         WeightsError: the checkpoint does not fit the model.
     """
     plan = build_blueprint(config, effective, layout=layout, selection=selection, role=role)
+    # Known before anything is built, so ``strict`` need not wait for a checkpoint.
+    of_context = context_decisions(plan.context, config, role=role)
+    if refusal := refuse_when_strict(config, of_context, role=role):
+        raise ConfigError(refusal)
     check_world(plan.dims, option=f"{role}.backend")
     meshes: Meshes | None = None
     if needs_meshes(plan.dims, effective):
@@ -186,7 +192,7 @@ def assemble(
     )
     decisions = (
         _model_decisions(plan, role)
-        + context_decisions(plan.context, config, role=role)
+        + of_context
         + uneven
         + (_expert_decisions(experts, effective, role) if experts is not None else [])
         + ([] if plan.adapter is None else [*plan.adapter.decisions(role=role), *_frozen_decisions(plan, role)])

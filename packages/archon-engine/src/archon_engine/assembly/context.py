@@ -50,20 +50,20 @@ def plan_context(
     Raises:
         ConfigError: the style does not fit the number of heads.
     """
-    per_node = ranks_per_machine(_machines()) if dims.cp > 1 else None
-    sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, per_node)
+    neighbours = neighbours_per_machine(_machines()) if dims.cp > 1 else None
+    sizes = ContextSizes(dims.cp, dims.tp, plan.heads.query if plan.heads else 0, neighbours)
     cores = [part for name, part in module.named_modules() if matches_any(plan.attention, name)]
     split = split_context(config.archon.cp_style, sizes, option=f"{role}.archon.cp_style")
     return ContextPlan(split, not all(accepts_any_order(core) for core in cores), sizes)
 
 
-def ranks_per_machine(machines: Sequence[Hashable]) -> int | None:
+def neighbours_per_machine(machines: Sequence[Hashable]) -> int | None:
     """The largest size of groups of neighbouring ranks that lie within a machine; ``None`` if all ranks are on one.
 
     Args:
         machines: the machine of each rank of the role, in rank order. Ranks of other roles on it do not count.
 
-    >>> ranks_per_machine("aaaabbbbbbbb"), ranks_per_machine("abab"), ranks_per_machine("aaaa")
+    >>> neighbours_per_machine("aaaabbbbbbbb"), neighbours_per_machine("abab"), neighbours_per_machine("aaaa")
     (4, 1, None)
     """
     runs = [len(list(run)) for _, run in groupby(machines)]

@@ -86,7 +86,7 @@ def first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, div
 
     Args:
         sizes: of the items.
-        capacity: of a bin, at least the largest item; ``None`` for no limit, with as few bins as allowed.
+        capacity: of a bin; ``None`` for no limit, with as few bins as allowed. A larger item gets a bin alone.
         least: minimum number of bins.
         divisor: the number of bins is a multiple of it. Bins are empty if there are fewer items.
     """
@@ -115,13 +115,14 @@ def first_fit_decreasing(sizes: list[int], capacity: int | None, least: int, div
 
 
 def _least_loaded(sizes: list[int], items: Sequence[int], n_bins: int) -> list[list[int]]:
-    """Assign items largest first, each to the least loaded bin."""
+    """Assign items largest first, each to the least loaded bin, and of these to the one with the fewest items: items
+    may have size 0."""
     bins: list[list[int]] = [[] for _ in range(n_bins)]
-    heap = [(0, b) for b in range(n_bins)]
+    heap = [(0, 0, b) for b in range(n_bins)]
     for item in sorted(items, key=lambda i: -sizes[i]):
-        load, b = heapq.heappop(heap)
+        load, count, b = heapq.heappop(heap)
         bins[b].append(item)
-        heapq.heappush(heap, (load + sizes[item], b))
+        heapq.heappush(heap, (load + sizes[item], count + 1, b))
     return bins
 
 

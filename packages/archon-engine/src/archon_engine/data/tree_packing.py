@@ -58,7 +58,7 @@ def plan_tree_micro_batches(
     if algorithm == "kk" or wanted > len(ends):
         ends = _most_even(runs, min(wanted, len(order)), low=most, high=tree.n_tokens)
     members = [order[start:end] for start, end in pairwise((0, *ends))]
-    if algorithm == "ffd" and max_tokens_per_mb is not None and wanted > 1:
+    if algorithm == "ffd" and max_tokens_per_mb is not None and wanted > 1 and spans:
         apart = [sum(lengths[i] for i in group) for group in groups]
         fitted = _first_fit(spans, apart, tree.n_tokens, max_tokens_per_mb, n_mbs, n_mbs_divisor)
         if len(fitted) < wanted:
@@ -84,7 +84,8 @@ def _first_fit(
     """
     of_all = int(np.count_nonzero(np.bincount(np.concatenate(spans), minlength=n_tokens) == len(spans)))
     sharing = first_fit_decreasing([len(span) - of_all for span in spans], capacity - of_all, least, divisor)
-    # Groups that fit together apart fit together here, but first fit may not find that.
+    # Any packing valid without sharing is valid with it, but first fit is not monotone, so try both. A group that
+    # exceeds the capacity apart is alone there, and fits.
     return min(sharing, first_fit_decreasing(apart, capacity, least, divisor), key=len)
 
 

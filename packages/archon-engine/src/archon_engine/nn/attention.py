@@ -69,11 +69,9 @@ class PackedAttention(nn.Module):
         self.settings = settings
         self.backend: AttentionBackend | None = None
 
-    def queries(self, q: Tensor, packed: PackedSequences) -> Any:
-        """Hand over queries [T, Hq, D] before keys and values are computed: the argument ``q`` of ``forward``.
-
-        Optional. Context ranks that exchange heads start with these, while the other projections are computed.
-        """
+    def send_queries(self, q: Tensor, packed: PackedSequences) -> Any:
+        """Hand over queries [T, Hq, D] before keys and values are projected, so that context ranks exchange them
+        meanwhile. Optional. Collective. Pass the result to ``forward`` exactly once, as its ``q``."""
         return q if packed.context is None else self._send(q, packed.context)
 
     def _send(self, q: Tensor, context: ContextRanks) -> Any:
@@ -86,7 +84,7 @@ class PackedAttention(nn.Module):
         With ``packed.context``, arguments and result contain this rank's tokens only, and ``sinks`` those of all heads.
 
         Args:
-            q: queries, or what ``queries`` returned for them.
+            q: queries, or what ``send_queries`` returned for them.
             k: keys.
             v: values, whose heads may have another size.
             packed: the pack.

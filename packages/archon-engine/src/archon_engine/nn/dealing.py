@@ -16,7 +16,7 @@ segments of a tree, and a token attends to its path: to as many tokens as it has
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -38,15 +38,15 @@ class Span:
 
 @dataclass(frozen=True)
 class Run:
-    """Neighbouring tokens of a rank within a segment of a tree, and the path that they see.
+    """Neighbouring tokens of a rank within a segment of a tree.
 
     Attributes:
+        segment: its number.
         queries: places of the tokens in the pack.
-        path: places of the tokens of the path to the last of them, as ascending ranges.
     """
 
+    segment: int
     queries: range
-    path: tuple[range, ...]
 
 
 def deal_blocks(lengths: Sequence[int], n_ranks: int, parents: Sequence[int] | None = None) -> tuple[int, ...]:
@@ -103,12 +103,11 @@ def first_depths(lengths: Sequence[int], parents: Sequence[int]) -> list[int]:
     return depths
 
 
-def runs_of(lengths: Sequence[int], parents: Sequence[int], ranges: Sequence[range]) -> tuple[Run, ...]:
+def runs_of(lengths: Sequence[int], ranges: Sequence[range]) -> tuple[Run, ...]:
     """The runs of a rank that holds ``ranges`` of a tree, in the order of its tokens.
 
     Args:
         lengths: of the tree's segments.
-        parents: for every segment the token that it continues; -1 for none.
         ranges: ascending ranges.
     """
     starts = list(accumulate(lengths, initial=0))
@@ -117,14 +116,5 @@ def runs_of(lengths: Sequence[int], parents: Sequence[int], ranges: Sequence[ran
         for segment, (start, stop) in enumerate(pairwise(starts)):
             queries = range(max(start, held.start), min(stop, held.stop))
             if queries:
-                path = (range(start, queries.stop), *_ancestors(starts, parents, parents[segment]))
-                found.append(Run(queries, path[::-1]))
+                found.append(Run(segment, queries))
     return tuple(found)
-
-
-def _ancestors(starts: Sequence[int], parents: Sequence[int], token: int) -> Iterator[range]:
-    """The path to ``token``, its own place included, from its end to the root; nothing for -1."""
-    while token >= 0:
-        segment = bisect_right(starts, token) - 1
-        yield range(starts[segment], token + 1)
-        token = parents[segment]

@@ -21,8 +21,6 @@ from archon_engine.nn.tiles import is_one_tile, tiles_of
 
 def gated_silu(gate: Tensor, up: Tensor) -> Tensor:
     """``silu(gate) * up`` for two tensors [..., F]."""
-    if not torch.is_grad_enabled():
-        return _gated(gate, up)
     return _GatedSiLU.apply(gate, up)
 
 
@@ -44,14 +42,16 @@ class _GatedSiLU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         gate, up = ctx.saved_tensors
-        # Contiguous, not empty_like, so that the views below share their memory.
-        grads = gate.new_empty(gate.shape), up.new_empty(up.shape)
-        views = (x.reshape(-1, x.shape[-1]) for x in (grad, gate, up, *grads))
-        grad_NF, gate_NF, up_NF, grad_gate_NF, grad_up_NF = views
+        grad_NF, gate_NF, up_NF = (x.reshape(-1, x.shape[-1]) for x in (grad, gate, up))
+        needs_gate, needs_up = ctx.needs_input_grad
+        grad_gate_NF = gate.new_empty(gate_NF.shape) if needs_gate else None
+        grad_up_NF = up.new_empty(up_NF.shape) if needs_up else None
         silu_backward = torch.ops.aten.silu_backward.grad_input
         for tile in tiles_of(gate_NF):
-            torch.mul(grad_NF[tile], functional.silu(gate_NF[tile]), out=grad_up_NF[tile])
-            silu_backward(grad_NF[tile] * up_NF[tile], gate_NF[tile], grad_input=grad_gate_NF[tile])
-        return grads
+            if grad_up_NF is not None:
+                torch.mul(grad_NF[tile], functional.silu(gate_NF[tile]), out=grad_up_NF[tile])
+            if grad_gate_NF is not None:
+                silu_backward(grad_NF[tile] * up_NF[tile], gate_NF[tile], grad_input=grad_gate_NF[tile])
+        return tuple(None if x is None else x.view(gate.shape) for x in (grad_gate_NF, grad_up_NF))

@@ -173,9 +173,11 @@ def part_of_tree(packed: PackedSequences, shared: SharedPrefixes, ranges: Sequen
         shared: its prefixes.
         ranges: ascending ranges.
     """
-    runs = runs_of(shared.segments, shared.parents, ranges)
-    key_lengths = tuple(sum(map(len, run.path)) for run in runs)
-    key_tokens = torch.cat([torch.arange(part.start, part.stop) for run in runs for part in run.path])
+    runs, ends = runs_of(shared.segments, ranges), list(accumulate(shared.segments))
+    paths = shared.key_tokens.split(shared.key_lengths)
+    # A path ends with its segment, possibly after the run.
+    key_lengths = tuple(len(paths[run.segment]) - (ends[run.segment] - run.queries.stop) for run in runs)
+    keys = [paths[run.segment][:length] for run, length in zip(runs, key_lengths, strict=True)]
     device = packed.cu_seqlens.device
     return replace(
         PackedSequences.from_lengths(tuple(len(run.queries) for run in runs), device),
@@ -183,7 +185,7 @@ def part_of_tree(packed: PackedSequences, shared: SharedPrefixes, ranges: Sequen
         positions=torch.cat([packed.positions[part.start : part.stop] for part in ranges]),
         shared=replace(
             shared,
-            key_tokens=key_tokens.to(device),
+            key_tokens=torch.cat(keys),
             key_lengths=key_lengths,
             cu_keys=torch.tensor([0, *accumulate(key_lengths)], dtype=torch.int32).to(device),
             queries=tuple(ranges),

@@ -105,15 +105,13 @@ class LatentAttention(nn.Module):
             self._queries(x).unflatten(-1, (-1, s.head_dim)).split((s.content_dim, s.rotated_dim), -1)
         )
         q_rotated = rotation.apply(q_rotated)
-        # Before keys and values, so that their projections overlap with an exchange of queries.
-        q = self.core.queries(torch.cat((q_content, q_rotated), dim=-1), packed)
-        latent, k_rotated = self.kv_a_proj(x).split((s.key_value_rank, s.rotated_dim), -1)
-        latent = self.kv_a_norm(latent)
-        k_rotated = rotation.apply(k_rotated[:, None])
         cache = packed.cache
         if isinstance(cache, LatentSteps):
+            latent, k_rotated = self._latent_and_rotated(x, rotation)
             out = self._attend_to_latents(q_content, q_rotated, latent, k_rotated, packed, cache)
             return self.o_proj(out.flatten(-2))
+        q = self.core.send_queries(torch.cat((q_content, q_rotated), dim=-1), packed)
+        latent, k_rotated = self._latent_and_rotated(x, rotation)
         if isinstance(cache, LatentPrompts):
             cache.store_latents(self.core.layer, torch.cat((latent[:, None], k_rotated), dim=-1))
             packed = replace(packed, cache=None)
@@ -144,6 +142,11 @@ class LatentAttention(nn.Module):
         latents = torch.cat((latent[:, None], k_rotated), dim=-1)
         out = cache.attend_latents(self.core.layer, q, latents, rank, packed, self.core.settings)
         return torch.einsum("thl,lhv->thv", out, values_LHV)
+
+    def _latent_and_rotated(self, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor]:
+        """The vectors [T, rank] that keys and values are made of, and the rotated part of keys [T, 1, R]."""
+        latent, rotated = self.kv_a_proj(x).split((self.sizes.key_value_rank, self.sizes.rotated_dim), -1)
+        return self.kv_a_norm(latent), rotation.apply(rotated[:, None])
 
     def _content_and_values(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """The content of keys [T, Hq, C] and the values [T, Hq, Dv] that ``latent`` [T, rank] stands for."""

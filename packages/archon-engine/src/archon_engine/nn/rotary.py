@@ -198,14 +198,14 @@ class Rotation:
     def apply(self, x: Tensor) -> Tensor:
         """Rotate the first R elements of each head of ``x`` [T, heads, D], in pairs: element i of their first half with
         element i of the second, or neighbours if ``interleaved``."""
-        if self.cos is None or self.sin is None:
+        if self.cos is None:
             return x
         n_rotated = 2 * self.cos.shape[-1]
         if n_rotated == x.shape[-1]:
-            return self._rotate(x, self.cos, self.sin)
+            return self._rotate(x)
         # Parts by one operation: the backward passes of slices would each write zeros of the size of x.
         part, rest = x.split((n_rotated, x.shape[-1] - n_rotated), dim=-1)
-        return torch.cat((self._rotate(part, self.cos, self.sin), rest), dim=-1)
+        return torch.cat((self._rotate(part), rest), dim=-1)
 
     @cached_property
     def _of_heads(self) -> tuple[Tensor, Tensor]:
@@ -214,12 +214,15 @@ class Rotation:
         assert self.sin is not None
         return torch.cat((self.cos, self.cos), dim=-1), torch.cat((self.sin, self.sin), dim=-1)
 
-    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def _rotate(self, x: Tensor) -> Tensor:
+        if not self.interleaved and not torch.compiler.is_compiling():
+            return rotate(x, *self._of_heads)
+        assert self.cos is not None
+        assert self.sin is not None
+        cos, sin = self.cos, self.sin
         if self.interleaved:
             first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
             return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
-        if not torch.compiler.is_compiling():
-            return rotate(x, *self._of_heads)
         # Compiled graphs fuse the plain formula.
         first, second = x.chunk(2, dim=-1)
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)

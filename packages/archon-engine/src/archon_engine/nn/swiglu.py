@@ -43,8 +43,11 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``x`` [..., hidden_size] to the same shape."""
-        gate, up = self.gate_proj(x), self.up_proj(x)
-        # Compiled graphs fuse the plain formula.
-        if type(self.activation) is nn.SiLU and not torch.compiler.is_compiling():
-            return self.down_proj(gated_silu(gate, up))
-        return self.down_proj(self.activation(gate) * up)
+        if type(self.activation) is not nn.SiLU or torch.compiler.is_compiling():
+            # Compiled graphs fuse the plain formula.
+            return self.down_proj(self.activation(self.gate_proj(x)) * self.up_proj(x))
+        if torch.is_grad_enabled():
+            return self.down_proj(gated_silu(self.gate_proj(x), self.up_proj(x)))
+        # SiLU returns a new tensor, which nothing else reads here: the product takes its memory.
+        activated = self.activation(self.gate_proj(x))
+        return self.down_proj(activated.mul_(self.up_proj(x)))

@@ -7,9 +7,9 @@ sequence, because ``cu_seqlens`` describes the whole pack. The number of heads l
 Context parallelism is a property of the batch (``PackedSequences.context``), not of the module, so the same module also
 runs whole packs, for instance in generation.
 
-Queries travel while keys and values are still being projected (``PackedAttention.queries``), and their gradients while
-those projections are differentiated. So queries, and keys with values, have an exchange each: one more than without
-overlap, with the same bytes.
+Queries travel while keys and values are still being projected (``PackedAttention.send_queries``), and their gradients
+while those projections are differentiated. So queries, and keys with values, have an exchange each: one more than
+without overlap, with the same bytes.
 
 Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimension.
 """

@@ -58,13 +58,14 @@ class ContextSizes:
         context: c, context ranks.
         tensor: t, tensor ranks, which divide the heads first.
         query_heads: query heads of the model; 0 without attention.
-        ranks_per_node: ranks of a machine; ``None`` if unknown, or if all ranks are on one.
+        neighbours_per_machine: the largest size of groups of neighbouring ranks that lie within a machine; ``None`` if
+            unknown, or if all ranks are on one.
     """
 
     context: int = 1
     tensor: int = 1
     query_heads: int = 0
-    ranks_per_node: int | None = None
+    neighbours_per_machine: int | None = None
 
     @property
     def allowed_by_heads(self) -> tuple[int, ...]:
@@ -74,7 +75,7 @@ class ContextSizes:
     @property
     def largest_group(self) -> int:
         """The largest of these below c whose groups lie within a machine."""
-        most = self.ranks_per_node
+        most = self.neighbours_per_machine
         fitting = [
             size
             for size in self.allowed_by_heads
@@ -119,12 +120,9 @@ def style_decisions(style: str, sizes: ContextSizes, split: ContextSplit, *, opt
     if split.style == "ulysses":
         reason = f"c{context} divides {_heads(sizes)}, so context ranks exchange heads"
     elif split.style == "hybrid":
-        within = "" if sizes.ranks_per_node is None else f" and fits into a node of {sizes.ranks_per_node} ranks"
-        reason = f"{split.heads} is the largest {part} of c{context} that divides {_heads(sizes)}{within}"
+        reason = f"{split.heads} is the largest {part} of c{context} that divides {_heads(sizes)}{_within(sizes)}"
     else:
-        reason = f"no {part} of c{context} above 1 divides {_heads(sizes)}"
-        if sizes.ranks_per_node is not None:
-            reason += f" and fits into a node of {sizes.ranks_per_node} ranks"
+        reason = f"no {part} of c{context} above 1 divides {_heads(sizes)}{_within(sizes)}"
     yield Decision(option, style, effective, reason)
 
 
@@ -139,7 +137,7 @@ def padding_decision(
     """The decision about ``batch_align_to``; ``None`` if nobody set it, or if it is in effect as it is.
 
     Args:
-        asked: its value; 1, the default, asks for nothing.
+        asked: its value; 1 (default) adds no constraint.
         sizes: of the layout and the model.
         split: of the context ranks.
         in_order: whether context ranks hold parts of a pack in its order.
@@ -153,7 +151,8 @@ def padding_decision(
     if multiple != math.lcm(asked, ranks):
         reason += f", and {split.groups} groups of context ranks gather keys and values, of which each holds two equal"
         reason += " blocks of tokens"
-    return Decision(option, str(asked), str(multiple), f"{reason}, so the padded length must be a multiple of all")
+    reason += ", so the padded length must be a multiple of batch_align_to and of these"
+    return Decision(option, str(asked), str(multiple), reason)
 
 
 @lru_cache(maxsize=4096)
@@ -174,3 +173,11 @@ def _heads(sizes: ContextSizes) -> str:
     if sizes.tensor > 1:
         text += f", of which each of {sizes.tensor} tensor ranks has {sizes.query_heads // sizes.tensor}"
     return text
+
+
+def _within(sizes: ContextSizes) -> str:
+    """The condition of machines on groups of context ranks, as the end of a sentence."""
+    number = sizes.neighbours_per_machine
+    if number is None:
+        return ""
+    return f" and keeps groups within a machine (every {number} ranks, counted from the first, are on one)"

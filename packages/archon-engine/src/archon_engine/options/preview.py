@@ -79,18 +79,24 @@ def _context_decisions(outline: EngineOutline) -> list[Decision]:
     """Decisions about the style of context parallelism and the padding. Raises ConfigError: the style does not fit the
     heads.
 
-    A dry run does not know the machines that ranks will run on, so a run on several may choose smaller groups. Nor does
-    it know whether layers are recurrent: the padding is left out if it depends on them.
+    A dry run does not know the machines that ranks will run on, so a run on several may choose smaller groups. Where it
+    does not know whether layers are recurrent, the padding is left out if it depends on them.
     """
-    n_heads, layout = _n_heads(outline), outline.layout
-    if n_heads is None or layout is None or n_heads % layout.dims["t"]:
+    layout, model = outline.layout, outline.model
+    if layout is None:
+        return []
+    # Heads matter to context ranks alone.
+    n_heads = _n_heads(outline) if layout.dims["c"] > 1 else 0
+    if n_heads is None or n_heads % layout.dims["t"]:
         return []
     style, option = outline.config.archon.cp_style, f"{outline.role}.archon.cp_style"
     sizes = ContextSizes(layout.dims["c"], layout.dims["t"], n_heads)
     split = split_context(style, sizes, option=option)
     asked, option_of_padding = outline.config.batch_align_to, f"{outline.role}.batch_align_to"
+    # A model with recurrent layers cannot support tree.
+    orders = (False,) if model is not None and "tree" in model.capabilities else (False, True)
     paddings = {
-        padding_decision(asked, sizes, split, in_order=in_order, option=option_of_padding) for in_order in (False, True)
+        padding_decision(asked, sizes, split, in_order=in_order, option=option_of_padding) for in_order in orders
     }
     certain = paddings - {None} if len(paddings) == 1 else set()
     return [*style_decisions(style, sizes, split, option=option), *certain]
