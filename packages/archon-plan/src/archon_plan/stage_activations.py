@@ -69,11 +69,9 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     blocks = [usages[one] for one in alike]
     message = float(setting.local_tokens * anatomy.hidden_size * value_bytes)
     region_tokens = setting.local_tokens * dims.tp
-    # Cosines and sines, which all layers share: of half a head, and for ``rotate`` of both halves. Backward reads the
-    # latter alone, but recomputation starts from both. Neither compiled graphs nor latent attention use ``rotate``.
-    tables = 2 if all(mode == "none" for _, mode in alike) else 3
-    if all(kind.compiled or kind.latent is not None for kind in kinds):
-        tables = 1
+    # Cosines and sines, which all layers share: of both halves of a head, or in latent attention, which rotates
+    # neighbours, of one.
+    tables = 1 if all(kind.latent is not None for kind in kinds) else 2
     around = float(tables * region_tokens * max((kind.rotated_dim for kind in kinds), default=0) * value_bytes)
     # A stage's input is a leaf of its graph, and its output the root: both live as long as the graph.
     keeps_input = bool(blocks) and blocks[0].keeps_input

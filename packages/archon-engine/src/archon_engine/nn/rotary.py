@@ -186,8 +186,9 @@ class Rotation:
     """Cosines and sines of one forward pass, shared by all layers that rotate alike.
 
     Attributes:
-        cos: [T, 1, R/2]; ``None`` for layers that do not rotate.
-        sin: [T, 1, R/2], likewise.
+        cos: [T, 1, R], for the first half of a head and again for the second (``rotate``), or [T, 1, R/2] if
+            ``interleaved``; ``None`` for layers that do not rotate.
+        sin: likewise.
         interleaved: see ``RopeArguments``.
     """
 
@@ -198,33 +199,23 @@ class Rotation:
     def apply(self, x: Tensor) -> Tensor:
         """Rotate the first R elements of each head of ``x`` [T, heads, D], in pairs: element i of their first half with
         element i of the second, or neighbours if ``interleaved``."""
-        if self.cos is None:
+        if self.cos is None or self.sin is None:
             return x
-        n_rotated = 2 * self.cos.shape[-1]
+        n_rotated = self.cos.shape[-1] * (2 if self.interleaved else 1)
         if n_rotated == x.shape[-1]:
-            return self._rotate(x)
+            return self._rotate(x, self.cos, self.sin)
         # Parts by one operation: the backward passes of slices would each write zeros of the size of x.
         part, rest = x.split((n_rotated, x.shape[-1] - n_rotated), dim=-1)
-        return torch.cat((self._rotate(part), rest), dim=-1)
+        return torch.cat((self._rotate(part, self.cos, self.sin), rest), dim=-1)
 
-    @cached_property
-    def _of_heads(self) -> tuple[Tensor, Tensor]:
-        """Cosines and sines [T, 1, R], for both halves of a head (``rotate``)."""
-        assert self.cos is not None
-        assert self.sin is not None
-        return torch.cat((self.cos, self.cos), dim=-1), torch.cat((self.sin, self.sin), dim=-1)
-
-    def _rotate(self, x: Tensor) -> Tensor:
-        if not self.interleaved and not torch.compiler.is_compiling():
-            return rotate(x, *self._of_heads)
-        assert self.cos is not None
-        assert self.sin is not None
-        cos, sin = self.cos, self.sin
+    def _rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         if self.interleaved:
             first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
             return torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1).flatten(-2)
+        if not torch.compiler.is_compiling():
+            return rotate(x, cos, sin)
         # Compiled graphs fuse the plain formula.
-        first, second = x.chunk(2, dim=-1)
+        (first, second), (cos, _), (sin, _) = (each.chunk(2, dim=-1) for each in (x, cos, sin))
         return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
 
 
@@ -256,8 +247,10 @@ class RotaryEmbedding(nn.Module):
         compute_dtype = torch.promote_types(dtype, torch.float32)
         positions = packed.positions.to(compute_dtype)
         angles = positions[:, None] * self._frequencies_of(packed).to(compute_dtype)
-        cos, sin = angles.cos() * self._factor, angles.sin() * self._factor
-        return Rotation(cos.to(dtype)[:, None], sin.to(dtype)[:, None], self.arguments.interleaved)
+        cos, sin = ((x * self._factor).to(dtype)[:, None] for x in (angles.cos(), angles.sin()))
+        if not self.arguments.interleaved:
+            cos, sin = torch.cat((cos, cos), dim=-1), torch.cat((sin, sin), dim=-1)
+        return Rotation(cos, sin, self.arguments.interleaved)
 
     def _frequencies_of(self, packed: PackedSequences) -> Tensor:
         """Frequencies [R/2] for all tokens, or [T, R/2], those of this rank's tokens, when sequences differ."""
