@@ -34,6 +34,7 @@ class ActivationMoment:
         deferred: gradients that halves of backward passes have left for W.
         messages: of the pipeline.
         in_flight: pairs of a stage and a micro-batch that keep activations.
+        shared: the part of ``kept`` that lives until the last block of a stage has run.
     """
 
     place: str = "forward"
@@ -44,6 +45,7 @@ class ActivationMoment:
     deferred: float = 0.0
     messages: float = 0.0
     in_flight: int = 0
+    shared: float = 0.0
 
     @property
     def total(self) -> float:
@@ -129,6 +131,7 @@ def _now(stages: dict[int, StageUsage], state: RankState) -> ActivationMoment:
         head=sum(count * stage.head_kept for count, _, stage in counted),
         deferred=sum(count * stage.deferred for _, count, stage in counted),
         in_flight=sum(state.alive),
+        shared=sum(count * stage.shared for count, _, stage in counted),
     )
 
 

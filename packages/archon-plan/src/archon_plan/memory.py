@@ -110,9 +110,11 @@ def _live(moment: Moment, found: Sequence[ActivationMoment]) -> ActivationMoment
     """The activations that live at a moment of the states."""
     largest = max(found, key=lambda activations: activations.total)
     if moment.activations == "kept":
-        live = ActivationMoment(kept=largest.kept, dispatched=largest.dispatched)
+        live = ActivationMoment(kept=largest.kept, dispatched=largest.dispatched, shared=largest.shared)
     else:
         live = next((activations for activations in found if activations.place == moment.activations), largest)
     if moment.kept == 1.0:
         return live
-    return replace(live, kept=live.kept * moment.kept, dispatched=live.dispatched * moment.kept)
+    shared = live.shared if moment.kept else 0.0
+    kept = shared + (live.kept - live.shared) * moment.kept
+    return replace(live, kept=kept, dispatched=live.dispatched * moment.kept)

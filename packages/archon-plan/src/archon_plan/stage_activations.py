@@ -40,6 +40,7 @@ class StageUsage:
         is_first: whether it starts from token ids.
         is_last: whether losses are computed on it.
         second: the most that a block adds in the second half of a split backward pass.
+        shared: the part of ``kept`` that lives until the last block has run: cosines and sines, input and output.
     """
 
     kept: float
@@ -53,6 +54,7 @@ class StageUsage:
     is_first: bool
     is_last: bool
     second: float = 0.0
+    shared: float = 0.0
 
     @property
     def head_kept(self) -> float:
@@ -88,6 +90,7 @@ def stage_usage(setting: Setting, stage: Stage, *, imbalance: float, on_cpu: boo
     return StageUsage(
         kept=around + sum(block.kept for block in blocks),
         dispatched=sum(block.dispatched for block in blocks),
+        shared=around,
         running=running,
         half=half,
         # The first stage leaves everything to the second half, so only the gradient of its output waits.
