@@ -80,7 +80,7 @@ def test_the_demo_has_a_report_and_a_view_in_the_terminal(short_demo, capsys):
     page = (folder / "report.html").read_text()
     [start] = read_starts(folder)
     assert start.ending == "finished"
-    for text in (start.environment["torch"], "actor.backend", "2 of 2", '"eval/reward"', '"phases"'):
+    for text in (start.environment["torch"], "actor.backend", "2 of 2", '"eval/reward"', '"parts"'):
         assert text in page
 
 

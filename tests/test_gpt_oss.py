@@ -208,7 +208,9 @@ def test_the_anatomy_is_that_of_the_module(case: str, critic: bool) -> None:
         described |= {f"layers.{number}.{weight.name}": weight for weight in layer.weights}
         assert layer.attention.window == arguments.windows[number]
         moe = arguments.moe
-        assert layer.experts == ExpertsAnatomy(moe.n_experts, moe.top_k, moe.intermediate_size)
+        assert layer.experts == ExpertsAnatomy(
+            moe.n_experts, moe.top_k, moe.intermediate_size, biases=True, clamped=True
+        )
     assert {name: weight.shape for name, weight in described.items()} == {
         name: tuple(parameter.shape) for name, parameter in module.named_parameters()
     }

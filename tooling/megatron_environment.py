@@ -31,8 +31,8 @@ NOT_THERE = (
     "Connection aborted",
     "while getting http",  # such as "HTTP error 503 while getting https://..."
 )
-"""Texts by which pip reports that the index, or the package on it, is unavailable. An index with other versions alone is
-an error: the tested one may be misspelt or withdrawn."""
+"""Texts by which pip reports that the index, or the package on it, is unavailable. An index with other versions alone
+is an error: the tested one may be misspelt or withdrawn."""
 
 
 def main(command: Sequence[str]) -> int:

@@ -120,7 +120,8 @@ def test_a_pipeline_rank_holds_its_micro_batches_in_flight_and_messages():
     for rank in range(N_RANKS):
         parts = {part.name: part.bytes for part in activation_parts(setting, rank)}
         # The block's input and the stage's output, which the last stage does not have.
-        kept = hidden_states * (1 if rank == N_RANKS - 1 else 2) + cosines
+        # Recomputation starts from cosines and sines of half a head, and from those of both halves.
+        kept = hidden_states * (1 if rank == N_RANKS - 1 else 2) + 3 * cosines
         assert parts["activations"] == (N_RANKS - rank) * kept
         assert parts["pipeline messages"] == 2 * hidden_states
 
