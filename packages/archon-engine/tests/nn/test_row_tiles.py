@@ -68,7 +68,8 @@ def test_the_gradient_of_a_norm_without_a_trained_weight_or_input() -> None:
 def test_a_rotation_and_its_gradient_are_those_of_the_formula(heads: int) -> None:
     torch.manual_seed(0)
     angles = torch.randn(7, 1, 4, dtype=torch.float64)
-    rotation = Rotation(angles.cos(), angles.sin())
+    of_both_halves = torch.cat((angles, angles), dim=-1)
+    rotation = Rotation(of_both_halves.cos(), of_both_halves.sin())
     x = torch.randn(7, heads, 8, dtype=torch.float64, requires_grad=True)
     as_complex = torch.complex(*x.chunk(2, -1)) * torch.exp(1j * angles)
     expected = torch.cat((as_complex.real, as_complex.imag), -1)
