@@ -52,7 +52,7 @@ def built_problems(built: Built, package: Package, packages: Iterable[Package], 
 def own_problems(
     built: Built, package: Package, distributions: Mapping[str, Collection[str]], scratch: Path
 ) -> list[str]:
-    """``built_problems`` without those that twine finds.
+    """The problems of ``built_problems`` except those of twine.
 
     Args:
         built: the files.

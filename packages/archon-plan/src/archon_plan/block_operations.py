@@ -24,7 +24,7 @@ from archon_plan.scored_attention import scored_attention
 def block_operations(sizes: BlockSizes) -> Operations:
     """The operations of a block, in order. The first reads ``INPUT``, the last one makes the block's output."""
     operations = tuple(_block(sizes))
-    assert len({operation.name for operation in operations}) == len(operations), "results are told apart by their names"
+    assert len({operation.name for operation in operations}) == len(operations), "two operations have the same name"
     return operations
 
 

@@ -3,7 +3,7 @@
 The only module of this package that needs torch, which it imports in functions. Started on several ranks (with a
 process group), all of them measure at the same time, as they would compute, and agree on the median. On a CPU they
 measure with one thread each. If they share cores, each counts its share of the time. So the figures are always those of
-one thread with a core of its own; plans give a rank as many threads as its launcher (``shared_cores``).
+one thread that has a core to itself; plans give a rank as many threads as its launcher (``shared_cores``).
 """
 
 from __future__ import annotations

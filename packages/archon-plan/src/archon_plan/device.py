@@ -55,7 +55,7 @@ class Device:
         disk_bandwidth: bytes/s that a machine writes to the shared file system, or reads from it.
         kind: ``gpu`` runs operations while the host launches the next ones; ``cpu`` computes between them.
         cores: processor cores of a node, which its ranks divide among their threads, or share if there are too few
-            (``shared_cores``). All other figures are those of one thread with a core of its own. 0 if the number is
+            (``shared_cores``). All other figures are those of one thread that has a core to itself. 0 if the number is
             unknown, or on a GPU: each rank computes at these figures.
         context_bytes: memory of the CUDA context with its kernels.
         communicator_bytes: memory of one communicator.

@@ -6,14 +6,9 @@ from archon_core.contracts.decisions import Decision
 from archon_core.layout import ParallelDims
 from archon_core.layout.model_sizes import ShardedExtents
 from archon_core.models.anatomy import ModelAnatomy
+from archon_engine.options import context_style
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.context_style import (
-    ContextSizes,
-    padded_multiple,
-    padding_decision,
-    split_context,
-    style_decisions,
-)
+from archon_engine.options.context_style import ContextSizes, padded_multiple, split_context
 
 _KEY_VALUE = ("k_proj", "v_proj")
 """Projections to key and value heads. Where t does not divide them, tensor ranks exchange their outputs."""
@@ -78,11 +73,9 @@ def context_decisions(
     """
     sizes, style = context_sizes(anatomy, dims, ranks_per_node), config.archon.cp_style
     split = split_context(style, sizes, option=f"{role}.archon.cp_style")
-    padding = padding_decision(
-        config.batch_align_to, sizes, split, in_order=is_recurrent(anatomy), option=f"{role}.batch_align_to"
+    return context_style.context_decisions(
+        style, config.batch_align_to, sizes, split, in_order=is_recurrent(anatomy), role=role
     )
-    decisions = style_decisions(style, sizes, split, option=f"{role}.archon.cp_style")
-    return [*decisions, *([] if padding is None else [padding])]
 
 
 def expert_extents(anatomy: ModelAnatomy) -> tuple[int, int]:

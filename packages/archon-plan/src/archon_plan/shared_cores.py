@@ -1,9 +1,9 @@
 """Processor cores of a machine: threads of its ranks where there are enough, else ranks that share cores.
 
-The figures of a CPU are those of one thread with a core of its own. With c cores for n ranks, the launcher gives each
-rank c // n threads, and at least one. A rank computes as many times faster as it has threads, and never has more, also
-while other ranks wait. With more ranks than cores, each of them takes n / c times as long while all compute; while a
-pipeline rank waits, its ranks leave their cores to the others.
+The figures of a CPU are those of one thread that has a core to itself. With c cores for n ranks, the launcher gives
+each rank c // n threads, and at least one. A rank computes as many times faster as it has threads, and never has more,
+also while other ranks wait. With more ranks than cores, each of them takes n / c times as long while all compute; while
+a pipeline rank waits, its ranks leave their cores to the others.
 """
 
 from __future__ import annotations

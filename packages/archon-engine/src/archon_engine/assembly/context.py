@@ -17,14 +17,9 @@ from archon_core.models.name_pattern import matches_any
 from archon_core.models.parallel_plan import ParallelPlan
 from archon_core.ranks.environment import rank_environment
 from archon_core.ranks.ranks import Ranks
+from archon_engine.options import context_style
 from archon_engine.options.archon import ArchonEngineConfig
-from archon_engine.options.context_style import (
-    ContextSizes,
-    ContextSplit,
-    padding_decision,
-    split_context,
-    style_decisions,
-)
+from archon_engine.options.context_style import ContextSizes, ContextSplit, split_context
 
 
 @dataclass(frozen=True)
@@ -81,9 +76,6 @@ def _machines() -> list[tuple[str, int]]:
 
 def context_decisions(plan: ContextPlan, config: ArchonEngineConfig, *, role: str) -> list[Decision]:
     """Decisions about the style, and about the padding that it and the layout need."""
-    sizes, split = plan.sizes, plan.split
-    padding = padding_decision(
-        config.batch_align_to, sizes, split, in_order=plan.in_order, option=f"{role}.batch_align_to"
+    return context_style.context_decisions(
+        config.archon.cp_style, config.batch_align_to, plan.sizes, plan.split, in_order=plan.in_order, role=role
     )
-    style = style_decisions(config.archon.cp_style, sizes, split, option=f"{role}.archon.cp_style")
-    return [*style, *([] if padding is None else [padding])]

@@ -155,6 +155,15 @@ def padding_decision(
     return Decision(option, str(asked), str(multiple), reason)
 
 
+def context_decisions(
+    style: str, asked: int, sizes: ContextSizes, split: ContextSplit, *, in_order: bool, role: str
+) -> list[Decision]:
+    """The decisions about ``archon.cp_style`` (``style``) and ``batch_align_to`` (``asked``)."""
+    padding = padding_decision(asked, sizes, split, in_order=in_order, option=f"{role}.batch_align_to")
+    decisions = style_decisions(style, sizes, split, option=f"{role}.archon.cp_style")
+    return [*decisions, *([] if padding is None else [padding])]
+
+
 @lru_cache(maxsize=4096)
 def _parts(context: int, tensor: int, query_heads: int) -> tuple[int, ...]:
     # Searches for layouts ask many times.
