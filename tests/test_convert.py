@@ -1,5 +1,6 @@
 """``archon convert``: the same bits in the other format, whatever layout wrote them, with memory for one tensor."""
 
+import ctypes
 import shlex
 import shutil
 import threading
@@ -172,10 +173,14 @@ def copy_of(folder, place):
 
 
 MEBIBYTE = 2**20
+M_MMAP_THRESHOLD = -3  # of malloc.h
 
 
 def memory_for_converting(folder):
     """Bytes by which a process's own memory rises at most, in both directions."""
+    # A fixed threshold, above which glibc returns freed memory at once; otherwise it keeps up to half a tensor. The
+    # variable only reaches a new process, not a forked one.
+    assert ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MEBIBYTE) == 1
     sizes = {"vocab_size": 2**14, "hidden_size": 2**10, "num_hidden_layers": 1, "intermediate_size": 2**12}
     MODELS["large"] = ("qwen3", {**sizes, "tie_word_embeddings": False}, False)
     make_engine("d1", "large").save(folder / "dcp", "dcp")
@@ -204,8 +209,7 @@ def own_memory():
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux' /proc")
 def test_converting_takes_memory_for_a_tensor_not_for_the_model(tmp_path, monkeypatch):
-    # A fixed threshold, above which glibc returns freed memory at once; otherwise it keeps up to half a tensor.
-    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(MEBIBYTE))
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(MEBIBYTE))  # with it, the engine leaves glibc's settings alone
     [rises] = run_world(memory_for_converting, 1, (tmp_path,))
     tensor, model = 64 * MEBIBYTE, (tmp_path / "hf" / WEIGHTS).stat().st_size
     assert model > 2.5 * tensor

@@ -12,6 +12,7 @@ import torch
 from archon_core.errors import ConfigError
 from archon_core.models.anatomy import AttentionAnatomy, ExpertsAnatomy, LayerAnatomy, ModelAnatomy, WeightShape
 from archon_core.models.parallel_plan import HeadCounts
+from archon_engine.distributed.process_group import ensure_single_process_group
 from archon_plan.calibrate import calibrate, usable_cores
 from archon_plan.calibration_sizes import Sizes
 from archon_plan.devices import Device, find_device, write_device
@@ -36,6 +37,13 @@ def test_every_measured_figure_is_positive_and_says_so(tmp_path: Path):
     assert torch.get_num_threads() == threads
     write_device(device, tmp_path / "here.yaml")
     assert find_device(str(tmp_path / "here.yaml")) == device
+
+
+def test_a_group_of_this_process_alone_changes_nothing():
+    ensure_single_process_group()
+    device = calibrate(TINY, seconds=0.01, device_type="cpu")
+    assert device.devices_per_node == usable_cores()
+    assert device.source("node_bandwidth") != "measured"
 
 
 def test_efficiencies_are_shares_of_the_fastest_product():

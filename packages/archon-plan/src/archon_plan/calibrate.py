@@ -244,7 +244,9 @@ class _Probe:
 
     @property
     def _collective(self) -> bool:
-        return self._torch.distributed.is_available() and self._torch.distributed.is_initialized()
+        """Whether several ranks measure. An engine of one process has a group, too, of itself."""
+        dist = self._torch.distributed
+        return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
     def _per_node(self) -> int:
         if self._collective:
@@ -258,7 +260,7 @@ class _Probe:
         have to be woken, and caches hold something else, so a collective takes longer than in a loop of nothing else.
         Each one is measured behind a product, whose own time is subtracted.
         """
-        if not self._collective or self._torch.distributed.get_world_size() == 1:
+        if not self._collective:
             return {}
         dist, size = self._torch.distributed, self._torch.distributed.get_world_size()
         where = "node" if size <= self._per_node() else "network"
