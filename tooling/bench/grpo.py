@@ -13,9 +13,9 @@ have cost. Ragged lengths are new in every step: lognormal with median 48, at mo
 
 Two processes take turns, one step each. The time of a step is that of the trainer's whole loop: from the permission to
 begin a step until it waits for the next one. Medians over turns after the warm-up count. The floor is the time of the
-matrix products of a step alone, those of linear layers and head: the prompts once per group, every decoded token for
-the rows that still run, and forward and both gradients of the update, whose head sees completion tokens only. Exits 1
-when a ratio misses its bar, or when Archon's mean reward after equal steps is lower than TRL's by more than sampling
+matrix products of a step alone, those of linear layers and head: every decoded token for the rows that still run, and
+forward and both gradients of the update, whose head sees completion tokens only; prompts once per group in both. Exits
+1 when a ratio misses its bar, or when Archon's mean reward after equal steps is lower than TRL's by more than sampling
 explains.
 """
 
@@ -107,12 +107,11 @@ def products_alone(shape: Shape, step: int) -> Callable[[], None]:
     body, head = layer * MODEL["num_hidden_layers"], (hidden, MODEL["vocab_size"])
     lengths = shape.lengths(step).flatten()
     completions = int(lengths.sum())
-    tokens = completions + PROMPT_TOKENS * len(lengths)
+    tokens = completions + PROMPT_TOKENS * shape.prompts
     # The first token of a completion comes from its prompt, and the last one is never fed back.
     decoded = [int((lengths > n).sum()) for n in range(1, int(lengths.max()))]
-    most = max(tokens, PROMPT_TOKENS * shape.prompts)
     weights = {size: torch.randn(size[1], size[0]) for size in {*body, head}}
-    inputs, outputs = ({width: torch.randn(most, width) for size in weights for width in size} for _ in range(2))
+    inputs, outputs = ({width: torch.randn(tokens, width) for size in weights for width in size} for _ in range(2))
 
     def forward(rows: int, size: tuple[int, int]) -> None:
         torch.mm(inputs[size[0]][:rows], weights[size].T, out=outputs[size[1]][:rows])

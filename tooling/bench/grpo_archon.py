@@ -33,6 +33,7 @@ def write_run(shape: Shape, model: str, folder: Path) -> Path:
         "actor": {
             "backend": "archon:d1",
             "path": model,
+            "enable_tree_training": True,  # prompts once per group in updates, too
             "dtype": "float32",
             "optimizer": {
                 "type": "adamw",
