@@ -136,11 +136,12 @@ def apart(tokens: Tokens) -> Tokens:
 
 def masked_pairs(attention: AttentionAnatomy, tokens: Tokens) -> float:
     """Elements of the masks over paths that a CPU's kernel needs, over the tokens of a micro-batch. All samples but the
-    first of each prompt share a mask, and so do the first ones if attention has a window."""
+    first of each prompt share a mask, and so do the first ones if a window hides keys."""
     if tokens.shared is None:
         return 0.0
     prompt, samples, whole = tokens.shared.tokens, tokens.shared.samples, tokens.sequence
-    first = 0 if attention.window is None else _mask_of_path(whole, whole, attention.window)
+    has_window = attention.window is not None and attention.window < whole
+    first = _mask_of_path(whole, whole, attention.window) if has_window else 0
     others = _mask_of_path(whole - prompt, whole, attention.window) if samples > 1 else 0
     return (first + others) / tokens.per_micro_batch
 
