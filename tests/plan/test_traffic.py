@@ -30,6 +30,8 @@ QUICK = (
     Case("t2", changes=ONE_KEY_HEAD, options={"ac_mode": "full"}),
     Case("c2", changes=ONE_KEY_HEAD, entropy=True),
     Case("c2", options={"cp_style": "gather"}),
+    # Transformers' attention sends queries, keys and values at once.
+    Case("c2", "hf", options={"model": "hf"}),
     Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "1F1B"}),
     Case("p2", n_mbs=4, changes=TIED, options={"pp_schedule": "ZBV"}),
     Case("d2e2", "qwen3_moe", options={"ac_mode": "full"}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations
 
 import pytest
@@ -161,6 +162,13 @@ def test_context_ranks_replicate_key_heads_that_they_do_not_divide():
     assert heads_exchanged(attention, 1, 2) == (16 * 8, 2 * 2 * 8, 16 * 8)
     assert heads_exchanged(attention, 1, 4) == (16 * 8, 2 * 4 * 8, 16 * 8)
     assert heads_exchanged(attention, 4, 2) == (4 * 8, 2 * 2 * 8, 4 * 8), "one key head on each tensor rank, twice"
+
+
+@pytest.mark.parametrize(("tp", "cp"), [(1, 2), (1, 4), (4, 2)])
+def test_queries_that_are_not_sent_first_share_an_exchange_with_keys_and_values(tp, cp):
+    sent = AttentionAnatomy(HeadCounts(16, 2), 8, 8)
+    queries, keys, results = heads_exchanged(sent, tp, cp)
+    assert heads_exchanged(replace(sent, sends_queries=False), tp, cp) == (queries + keys, results)
 
 
 def actions(text: str) -> tuple[Action, ...]:

@@ -158,6 +158,7 @@ WORDS = {
         },
         "LatentAttention": LATENT,
         "class Attention": set(FAMILIES) - LATENT,
+        "self.core.send_queries(": set(FAMILIES) - LATENT,
         "SwiGLU": set(FAMILIES) - {"starcoder2", "mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "gpt_oss"},
         "AttentionSinks": {"gpt_oss"},
         "GAP": set(),

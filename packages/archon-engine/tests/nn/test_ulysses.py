@@ -5,6 +5,7 @@ import torch
 import torch.distributed as dist
 
 from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences
+from archon_engine import compat
 from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.ulysses import ContextParallel, replicate_heads
 from archon_testing.worlds import run_world
@@ -68,23 +69,42 @@ def test_cut_tokens_give_the_attention_of_whole_packs_and_its_gradients():
     assert len(seen[0]) > len(seen[3]) > 50
 
 
+class Exchanges(compat.TorchDispatchMode):
+    """Counts all-to-alls."""
+
+    number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += func.name().startswith("_c10d_functional::all_to_all_single")
+        return func(*args, **(kwargs or {}))
+
+
 def heads_of_unequal_size():
-    """Keys of another size than values, as in multi-head latent attention: there and back again."""
+    """Keys of another size than values, as in multi-head latent attention: there and back again, with queries that are
+    sent first and without."""
     context = ContextParallel(dist.group.WORLD, dist.get_rank(), 2)
     q, k, v, _ = tensors(6, 4, 1, value_dim=3)
-    gathered = context.gather_sequences(*(context.local_tokens(x) for x in (q, k, v)))
-    back = context.scatter_sequences(gathered[0])
-    # Copies: what a functional collective returns is still on its way, and cannot be sent.
-    return [x.clone() for x in gathered], torch.equal(back, context.local_tokens(q))
+    own, found = [context.local_tokens(x) for x in (q, k, v)], []
+    for sends_queries in (False, True):
+        with Exchanges() as exchanges:
+            first = context.send_queries(own[0]) if sends_queries else own[0]
+            gathered = context.gather_sequences(first, *own[1:])
+        back = context.scatter_sequences(gathered[0])
+        # Copies: what a functional collective returns is still on its way, and cannot be sent.
+        found.append(([x.clone() for x in gathered], exchanges.number, torch.equal(back, own[0])))
+    return found
 
 
 def test_ranks_get_their_heads_in_order_and_give_them_back():
     q, k, v, _ = tensors(6, 4, 1, value_dim=3)
-    for rank, ((own_q, own_k, own_v), is_back) in enumerate(run_world(heads_of_unequal_size, 2)):
-        assert torch.equal(own_q, q[:, 2 * rank : 2 * rank + 2])
-        assert torch.equal(own_k, k)
-        assert torch.equal(own_v, v)
-        assert is_back
+    for rank, found in enumerate(run_world(heads_of_unequal_size, 2)):
+        for (own_q, own_k, own_v), _, is_back in found:
+            assert torch.equal(own_q, q[:, 2 * rank : 2 * rank + 2])
+            assert torch.equal(own_k, k)
+            assert torch.equal(own_v, v)
+            assert is_back
+        # Only queries that are sent first have an exchange to themselves.
+        assert [n_exchanges for _, n_exchanges, _ in found] == [1, 2]
 
 
 def queries_that_are_used_twice():

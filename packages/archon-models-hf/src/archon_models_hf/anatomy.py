@@ -128,6 +128,7 @@ def _layer(sizes: _Sizes, weights: tuple[WeightShape, ...], window: int | None) 
             value_dim=sizes.head_dim,
             window=window,
             head_norms=sizes.family.head_norms != "none",
+            sends_queries=False,  # transformers' attention projects all before it calls ours
         ),
         intermediate_size=sizes.inner,
         norms=len(sizes.family.norms),

@@ -127,15 +127,23 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
     copies = 1.0
     if c > 1:
         copies = lcm(round(s.key_heads), c) / round(s.key_heads)
-        # Queries have an exchange, and keys with values another one (``archon_engine.nn.ulysses``).
         of_queries, of_keys = b * queries, b * copies * (keys + values)
-        yield Operation("queries.heads", of_queries, given[:1], kept=True, beside=of_queries, eager=True)
-        yield Operation("keys.heads", of_keys, given[1:], kept=True, beside=of_keys, eager=True)
-        given = ("queries.heads", "keys.heads")
+        if s.sends_queries:
+            # Queries have an exchange, and keys with values another one (``archon_engine.nn.ulysses``).
+            yield Operation("queries.heads", of_queries, given[:1], kept=True, beside=of_queries, eager=True)
+            yield Operation("keys.heads", of_keys, given[1:], kept=True, beside=of_keys, eager=True)
+            given = ("queries.heads", "keys.heads")
+        else:
+            # One result has them all.
+            of_all = of_queries + of_keys
+            yield Operation("heads", of_all, given, kept=True, beside=of_all, eager=True)
+            given = ("heads",)
     if groups > 1:
         own = b * copies * (keys + values)
         # Sent side by side, received in the order of the ranks, then put in that of the pack.
-        yield Operation("keys.gathered", groups * own, given[1:], kept=True, beside=own, behind=own, eager=True)
+        yield Operation(
+            "keys.gathered", groups * own, given[1:] or given, kept=True, beside=own, behind=own, eager=True
+        )
         yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
         given = (given[0], "keys")
     if s.path_keys:
@@ -144,7 +152,7 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         along = b * copies * s.path_keys
         summed = FP32 * copies * keys * (1 + s.path_keys) if b < FP32 else 0.0
         behind = summed + (along * keys if s.on_cpu else 0.0)
-        yield Operation("keys.paths", along * (keys + values), given[1:], behind=behind, eager=True)
+        yield Operation("keys.paths", along * (keys + values), given[1:] or given, behind=behind, eager=True)
         given = (given[0], "keys.paths")
     if s.value_dim < s.key_dim:
         # Fused kernels take heads of one size (``archon_engine.nn.attention_backends``).

@@ -61,6 +61,7 @@ class BlockSizes(NamedTuple):
         attended: tokens of a sequence in attention, on all context ranks together.
         path_keys: keys along the paths of a prefix tree over its tokens; 0 if sequences share nothing.
         masked_pairs: elements of a CPU's masks over these paths, over the tokens.
+        sends_queries: whether context ranks exchange queries apart from keys and values.
     """
 
     tokens: int
@@ -91,6 +92,7 @@ class BlockSizes(NamedTuple):
     attended: int = 0
     path_keys: float = 0.0
     masked_pairs: float = 0.0
+    sends_queries: bool = True
 
     @property
     def context_ranks(self) -> int:
@@ -165,4 +167,5 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         attended=min(setting.tokens.sequence, tokens * dims.cp),
         path_keys=path_keys(setting.tokens),
         masked_pairs=masked_pairs(attention, setting.tokens) if on_cpu else 0.0,
+        sends_queries=attention.sends_queries,
     )

@@ -139,9 +139,9 @@ def _is_projection_norm(weight: WeightShape) -> bool:
     return weight.role == "column" and len(weight.shape) == 1 and weight.name.endswith("norm.weight")
 
 
-def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int, int, int]:
-    """Numbers per token of one tensor rank that context ranks exchange of queries, of keys with values, and of the
-    results of attention.
+def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int, ...]:
+    """Numbers per token of one tensor rank in each exchange of context ranks: of queries, of keys with values, and of
+    the results of attention. Queries, keys and values share an exchange if queries are not sent first.
 
     Key heads are replicated where tensor or context ranks do not divide them, by the least number of copies that makes
     them divide (``archon_engine.nn.ulysses``, ``archon_engine.nn.key_heads``).
@@ -149,7 +149,8 @@ def heads_exchanged(attention: AttentionAnatomy, tp: int, cp: int) -> tuple[int,
     queries = attention.heads.query // tp
     keys = math.lcm(math.lcm(attention.heads.key_value, tp) // tp, cp)
     size = attention.head_dim
-    return queries * size, keys * (size + attention.value_dim), queries * attention.value_dim
+    inputs = (queries * size, keys * (size + attention.value_dim))
+    return *(inputs if attention.sends_queries else (sum(inputs),)), queries * attention.value_dim
 
 
 def keys_gathered(attention: AttentionAnatomy, tp: int, heads: int) -> int:

@@ -78,6 +78,9 @@ class AttentionAnatomy:
         output_gate: whether the query projection makes a gate beside every query, which multiplies the head's output.
         delta: Gated DeltaNet; ``None`` for softmax attention.
         sinks: whether each query head has a sink, a key without a value that every token sees.
+        sends_queries: whether queries are handed over before keys and values are projected
+            (``archon_engine.nn.attention.PackedAttention.send_queries``). Context ranks that exchange heads then have
+            an exchange for queries and one for keys and values, otherwise a single one for all.
     """
 
     heads: HeadCounts
@@ -90,6 +93,7 @@ class AttentionAnatomy:
     output_gate: bool = False
     delta: DeltaNetAnatomy | None = None
     sinks: bool = False
+    sends_queries: bool = True
 
 
 @dataclass(frozen=True)

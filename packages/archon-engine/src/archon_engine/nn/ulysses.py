@@ -8,8 +8,9 @@ Context parallelism is a property of the batch (``PackedSequences.context``), no
 runs whole packs, for instance in generation.
 
 Queries travel while keys and values are still being projected (``PackedAttention.send_queries``), and their gradients
-while those projections are differentiated. So queries, and keys with values, have an exchange each: one more than
-without overlap, with the same bytes.
+while those projections are differentiated. So queries, and keys with values, have an exchange each. A model that
+projects all three before it calls attention has a single exchange with the same bytes: without overlap, a second one
+would only add its latency.
 
 Legend: T tokens of the pack, c context ranks, H heads of any kind, D head dimension.
 """
@@ -145,11 +146,14 @@ class ContextParallel:
         # The fewest copies that c divides. Copies of a head are neighbours, so the r-th part of the query heads still
         # reads the r-th part of the key heads, in groups of one size, as backends expect.
         copies = math.lcm(k.shape[1], self.size) // k.shape[1]
+        k, v = replicate_heads(k, copies), replicate_heads(v, copies)
+        if not isinstance(q, SentHeads):
+            q, k, v = self.send_heads(q, k, v).wait()
+            return q, k, v
         # Queries are sent first, and waited for first. Backward then waits for the gradients of keys and values first,
         # whose projections come later in the graph, and those of queries travel meanwhile.
-        queries = q if isinstance(q, SentHeads) else self.send_heads(q)
-        keys_and_values = self.send_heads(replicate_heads(k, copies), replicate_heads(v, copies))
-        return (*queries.wait(), *keys_and_values.wait())
+        keys_and_values = self.send_heads(k, v)
+        return (*q.wait(), *keys_and_values.wait())
 
     def scatter_sequences(self, out: Tensor) -> Tensor:
         """This rank's heads of all tokens to all heads of this rank's tokens: [T, H / c, D] to [T / c, H, D]."""
