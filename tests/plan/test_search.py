@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
+import torch
 
+from archon_core.contracts.batch import Batch
+from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.errors import ConfigError
 from archon_core.layout import parse_layout
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
+from archon_engine.options.pipelines import micro_batch_divisor
+from archon_engine.step.splitting import PipelineNeeds, Splitter
 from archon_plan.devices import Device, find_device, override
-from archon_plan.layout_space import micro_batch_numbers, valid_dims
+from archon_plan.extents import token_multiple
+from archon_plan.layout_space import valid_dims
+from archon_plan.micro_batches import micro_batch_numbers
 from archon_plan.search import _Search, fits_in_memory, least_devices, search
-from archon_plan.search_space import Sought
+from archon_plan.search_space import SearchSpace, Sought
 from archon_plan.setting import Setting, Tokens
 from archon_plan.timing import step_time
 from plan.planned_models import MOE, SMALL, anatomy_of
@@ -35,7 +43,8 @@ SLOW_LINKS = override(H100, ["node_bandwidth=2e9", "network_bandwidth=1e9", "dev
 
 
 def sought_for(anatomy: ModelAnatomy, device: Device, sequences: int, **options) -> Sought:
-    base = Setting(anatomy, ParallelDims(), Tokens(1, 1, 256), compiles=True)
+    aligned_to = options.pop("aligned_to", 1)
+    base = Setting(anatomy, ParallelDims(), Tokens(1, 1, 256), compiles=True, aligned_to=aligned_to)
     return Sought(anatomy, device, sequences, base, **options)
 
 
@@ -59,23 +68,24 @@ def everything(sought: Sought, world: int) -> dict[ParallelDims, float]:
     return best
 
 
+PADDED = {"aligned_to": 96, "granularity": 2, "divisor": 3}
 CASES = [
-    pytest.param(SMALL, "h100", 16, 4, "60e6", id="dense"),
-    pytest.param(SMALL, "slow", 16, 4, "40e6", id="little memory"),
-    pytest.param(SMALL, "cpu", 8, 4, "60e6", id="two threads each"),
-    pytest.param(TINY_MOE, "slow", 8, 4, "60e6", id="moe", marks=pytest.mark.wide),
-    pytest.param(SMALL, "slow", 4, 8, "60e6", id="few sequences", marks=pytest.mark.wide),
-    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", id="moe on eight", marks=pytest.mark.wide),
+    pytest.param(SMALL, "h100", 16, 4, "60e6", {}, id="dense"),
+    pytest.param(SMALL, "slow", 16, 4, "40e6", {}, id="little memory"),
+    pytest.param(SMALL, "cpu", 8, 4, "60e6", PADDED, id="two threads each, padded groups"),
+    pytest.param(TINY_MOE, "slow", 8, 4, "60e6", {}, id="moe", marks=pytest.mark.wide),
+    pytest.param(SMALL, "slow", 4, 8, "60e6", {}, id="few sequences", marks=pytest.mark.wide),
+    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", PADDED, id="moe on eight, padded groups", marks=pytest.mark.wide),
 ]
 
 
-@pytest.mark.parametrize(("model", "links", "sequences", "world", "memory"), CASES)
-def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world, memory):
+@pytest.mark.parametrize(("model", "links", "sequences", "world", "memory", "options"), CASES)
+def test_the_best_layouts_are_those_of_looking_at_everything(model, links, sequences, world, memory, options):
     anatomy = anatomy_of(model)
     device = {"h100": H100, "slow": SLOW_LINKS, "cpu": CPU}[links]
     # Memory of which some layouts and modes need more.
     device = override(device, ["context_bytes=0", "communicator_bytes=0", f"memory={memory}"])
-    sought = sought_for(anatomy, device, sequences)
+    sought = sought_for(anatomy, device, sequences, **options)
     found = search(sought, world)
     all_times = everything(sought, world)
     assert found.layouts == sum(1 for _ in valid_dims(anatomy, world))
@@ -165,6 +175,47 @@ def test_micro_batches_are_powers_of_two_of_whole_sequences_and_fill_the_pipelin
     assert micro_batch_numbers(12, 4, 1) == (4, 8, 12)
     assert micro_batch_numbers(2, 4, 1) == (4,)
     assert micro_batch_numbers(6, 2, 4) == (4, 8)
+
+
+def test_numbers_of_micro_batches_are_those_that_the_engine_runs_of_multiples_of_a_divisor():
+    assert micro_batch_numbers(12, 1, 1, 3) == (3, 6, 9, 12)
+    # Of 8 planned ones 3 are empty. Only a pipeline runs empty ones, up to a multiple of its ranks or for its stages.
+    assert micro_batch_numbers(5, 1, 1, 4) == (4, 5)
+    assert micro_batch_numbers(5, 2, 2, 4) == (4, 6)
+    assert micro_batch_numbers(2, 4, 4, 3) == (4,)
+
+
+@pytest.mark.parametrize("sequences", [1, 6, 23, 48])
+@pytest.mark.parametrize("aligned_to", [1, 3, 64])
+@pytest.mark.parametrize(("granularity", "divisor"), [(1, 1), (2, 1), (1, 3), (3, 4)])
+def test_the_engine_splits_and_pads_a_batch_into_the_micro_batches_of_a_layout(
+    sequences, aligned_to, granularity, divisor
+):
+    options = {"aligned_to": aligned_to, "granularity": granularity, "divisor": divisor, "most_tokens": 1500}
+    space = SearchSpace(sought_for(anatomy_of(SMALL), H100, sequences, axes="dtpc", **options))
+    for dims in space.layouts(8):
+        # A data rank has whole groups.
+        on_rank = -(-sequences // (granularity * dims.dp_shard)) * granularity
+        for option in space.options(dims):
+            tokens, pipeline = option.tokens, None
+            spec = MicroBatchSpec(tokens.n_micro_batches, tokens.per_micro_batch, granularity, divisor)
+            if option.schedule is not None:
+                pipeline = PipelineNeeds(len(option.plan), micro_batch_divisor(option.schedule, dims.pp))
+            splitter = Splitter(spec, pipeline=pipeline)
+            split = splitter.plan(Batch(torch.zeros(256 * on_rank, dtype=torch.long), (256,) * on_rank))
+            assert splitter.number_for(len(split)) == tokens.n_micro_batches
+            multiple = math.lcm(aligned_to, token_multiple(space.base.anatomy, dims, "auto"))
+            assert math.ceil(256 * max(map(len, split)) / multiple) * multiple == tokens.per_micro_batch
+
+
+def test_a_strict_engine_is_not_given_layouts_that_pad_further():
+    sought = sought_for(anatomy_of(SMALL), H100, 64, aligned_to=6)
+    every, strict = (list(SearchSpace(replace(sought, strict=each)).layouts(8)) for each in (False, True))
+    assert {dims.tp * dims.cp for dims in every} == {1, 2, 4, 8}
+    assert {dims.tp * dims.cp for dims in strict} == {1, 2}
+    assert [dims for dims in every if dims.tp * dims.cp <= 2] == strict
+    # Without an alignment, any padding is the engine's.
+    assert list(SearchSpace(replace(sought_for(anatomy_of(SMALL), H100, 64), strict=True)).layouts(8)) == every
 
 
 def test_micro_batches_stay_below_the_most_tokens():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from archon_plan.constraints import check_engine
 from archon_plan.devices import find_device
 from archon_plan.engine_flags import EngineFlags, request_engine
 from archon_plan.engine_plan import plan_engine
-from archon_plan.request import request_run
-from archon_plan.search_request import SearchAnswer, find_layouts, request_candidate
+from archon_plan.layouts import write_layout
+from archon_plan.request import RunRequest, request_run
+from archon_plan.results import StepTime
+from archon_plan.search import Candidate
+from archon_plan.search_request import SearchAnswer, find_layouts, options_of, request_candidate
+from archon_plan.search_space import SearchSpace
 from archon_plan.timing import step_time
 
 ROOT = Path(__file__).parents[2]
@@ -32,8 +37,11 @@ def run(*arguments: str) -> int:
 
 
 def searched(world: int, **flags: Any) -> SearchAnswer:
-    asked = EngineFlags(**{"model": "qwen3-8b", "layout": "archon:d1", **flags})
-    found = find_layouts(request_engine(asked), find_device("h100"), registry(), world=world)
+    return found_for(request_engine(EngineFlags(**{"model": "qwen3-8b", "layout": "archon:d1", **flags})), world)
+
+
+def found_for(request: RunRequest, world: int) -> SearchAnswer:
+    found = find_layouts(request, find_device("h100"), registry(), world=world)
     assert isinstance(found, SearchAnswer)
     return found
 
@@ -43,17 +51,51 @@ def experts() -> SearchAnswer:
     return searched(16, model="qwen3-30b-a3b", seq=2048, tokens=8192)
 
 
-def test_a_layout_that_is_found_has_the_time_and_memory_of_its_plan(experts: SearchAnswer) -> None:
-    assert len(experts.result.candidates) == 5
-    for candidate in experts.result.candidates:
-        request = request_candidate(experts, candidate)
-        check = check_engine(request, registry())
+@pytest.fixture(scope="module")
+def padded() -> SearchAnswer:
+    """Of a strict engine, with pairs of sequences in micro-batches of multiples of 64 tokens."""
+    request = request_engine(EngineFlags(model="qwen3-0.6b", layout="archon:d1", seq=1000, tokens=5000))
+    (engine,) = request.engines
+    config = replace(
+        engine.config,
+        batch_align_to=64,
+        mb_spec=replace(engine.config.mb_spec, granularity=2, n_mbs_divisor=3),
+        archon=replace(engine.config.archon, strict=True),
+    )
+    return found_for(replace(request, engines=(replace(engine, config=config),)), 8)
+
+
+@pytest.mark.parametrize("name", ["experts", "padded"])
+def test_a_layout_that_is_found_has_the_time_and_memory_of_its_plan(name: str, request: pytest.FixtureRequest) -> None:
+    answer: SearchAnswer = request.getfixturevalue(name)
+    assert len(answer.result.candidates) == 5
+    for candidate in answer.result.candidates:
+        engine = request_candidate(answer, candidate)
+        check = check_engine(engine, registry())
         assert check.violations == ()
-        setting = plan_engine(request, check).setting
+        setting = plan_engine(engine, check).setting
         assert setting == candidate.setting
-        assert setting.dims.world_size == 16
+        assert setting.dims.world_size == answer.world
         assert step_time(setting, find_device("h100")).total == pytest.approx(candidate.time.total, rel=1e-9)
         assert max(memory.total for memory in candidate.memory) <= find_device("h100").memory
+
+
+def test_options_of_a_candidate_are_those_that_a_strict_engine_accepts(padded: SearchAnswer) -> None:
+    # Of every schedule, with the numbers of micro-batches that it allows.
+    space, names = SearchSpace(padded.sought), set()
+    for dims in (dims for dims in space.layouts(8) if (dims.pp, dims.cp) == (4, 1)):
+        for option in space.options(dims):
+            setting = space.with_actions(space.setting(dims, option, "full"))
+            layout = write_layout(dims, moe=False)
+            names.add(setting.schedule.name)
+            engine = request_candidate(padded, Candidate(layout, setting, StepTime(0.0), 0.0))
+            check = check_engine(engine, registry())
+            assert check.violations == ()
+            assert plan_engine(engine, check).setting == setting
+            written = options_of(padded.request, setting)
+            assert (written.get("archon.enable_compile") == "false") == setting.schedule.splits_backward
+            assert int(written.get("mb_spec.n_mbs_divisor", 3)) == engine.config.mb_spec.n_mbs_divisor
+    assert {"1F1B", "InterleavedZeroBubble", "ZBVZeroBubble"} < names
 
 
 def test_all_layouts_process_the_same_sequences(experts: SearchAnswer) -> None:

@@ -117,6 +117,7 @@ def plan_engine(request: EngineRequest, check: Check) -> EnginePlan:
         aux_loss=_aux_loss(config) if parts.anatomy.has_experts and trains else "none",
         cp_style=config.archon.cp_style,
         ranks_per_node=request.ranks_per_node,
+        aligned_to=config.batch_align_to,
         z_loss=bool(getattr(config.archon, "moe_z_loss_coef", 0.0)) and parts.anatomy.has_experts and trains,
     )
     return EnginePlan(request, parts, effective, setting, tuple(decisions), tuple(notes))

@@ -73,18 +73,3 @@ def _expert_sizes(anatomy: ModelAnatomy, ranks: int, tp: int, axes: str) -> Iter
             for etp in divisors(ranks // ep):
                 if inner % etp == 0:
                     yield ep, etp
-
-
-@lru_cache(maxsize=4096)
-def micro_batch_numbers(sequences: int, n_stages: int, multiple: int) -> tuple[int, ...]:
-    """Numbers of micro-batches to try, in increasing order, for the sequences of one data rank.
-
-    Powers of two and the number of sequences itself. A pipeline runs at least as many as it has stages.
-
-    Args:
-        sequences: of one data rank, at least 1.
-        n_stages: of the pipeline; 1 without.
-        multiple: every number is a multiple of this.
-    """
-    found = {1 << exponent for exponent in range(sequences.bit_length()) if 1 << exponent <= sequences} | {sequences}
-    return tuple(sorted({-(-max(number, n_stages) // multiple) * multiple for number in found}))

@@ -144,7 +144,7 @@ class _Shared:
         self.units = UnitTimes(sought.device)
         elements = MeanElements(sought.anatomy)
         self.memory = MemoryBounds(space.base, sought.device, elements)
-        self.bounds = Bounds(space.base, self.units, sought.sequences, space.plans.shapes, elements)
+        self.bounds = Bounds(space.base, self.units, space.micro_batches, space.plans.shapes, elements)
 
 
 class _Search:
@@ -234,8 +234,8 @@ class _Search:
                 heapq.heappush(self._queue, entry)
 
     def _possible_modes(self, dims: ParallelDims) -> list[Checkpointing]:
-        """The modes with which micro-batches of one sequence may fit."""
-        tokens = self._space.padded(dims, self._space.base.tokens.sequence)
+        """The modes with which the smallest micro-batches may fit."""
+        tokens = self._space.micro_batches.padded_tokens(dims, 1)
         # Schedules that split backward passes run blocks that are not compiled.
         compiles = {self._space.base.compiles, self._space.base.compiles and dims.pp == 1}
         modes = self._sought.modes if self._space.base.trains else ("none",)

@@ -13,23 +13,13 @@ from typing import NamedTuple
 
 from archon_core.layout.dims import ParallelDims
 from archon_plan.collectives import seconds_of
-from archon_plan.extents import token_multiple
-from archon_plan.layout_space import micro_batch_numbers
 from archon_plan.mean_elements import MeanElements
+from archon_plan.micro_batches import MicroBatches
 from archon_plan.rank_shapes import RankShape
 from archon_plan.results import Axis, Collective, Transfer
 from archon_plan.setting import Checkpointing, Setting
 from archon_plan.sizes import sizes_of
 from archon_plan.unit_times import ENDS, Kind, UnitTimes
-
-
-def _numbers(sequences: int, n_stages: int, n_ranks: int) -> set[int]:
-    """Numbers of micro-batches that the search tries, with any schedule of so many stages."""
-    return {
-        *micro_batch_numbers(sequences, n_stages, 1),
-        *micro_batch_numbers(sequences, n_stages, n_ranks),
-    }
-
 
 _PassSeconds = tuple[float, float, float, float]
 """Seconds of forward and backward passes, and of computation in each."""
@@ -62,12 +52,12 @@ def _sum(parts: Iterable[tuple[_PassSeconds, int]]) -> _PassSeconds:
 
 
 class Bounds:
-    """Bounds for the layouts of one model and one number of sequences.
+    """Bounds for the layouts of one model and one batch.
 
     Args:
         base: what all settings share, without a pipeline.
         units: times of units.
-        sequences: of one step, on all ranks.
+        micro_batches: of every layout.
         shapes: size of the pipeline -> the ranks of each kind of split.
         elements: of the model.
     """
@@ -76,11 +66,11 @@ class Bounds:
         self,
         base: Setting,
         units: UnitTimes,
-        sequences: int,
+        micro_batches: MicroBatches,
         shapes: dict[int, tuple[tuple[RankShape, ...], ...]],
         elements: MeanElements,
     ) -> None:
-        self._base, self._units, self._sequences, self._shapes = base, units, sequences, shapes
+        self._base, self._units, self._micro_batches, self._shapes = base, units, micro_batches, shapes
         self._elements = elements
         self._per_node = units.device.devices_per_node
         self._bandwidth = units.device.memory_bandwidth * units.device.efficiency.memory
@@ -112,9 +102,9 @@ class Bounds:
         equally much all the time, with one micro-batch."""
         if dims.pp == 1:
             return self._without_pipeline(dims, 1, "none")
-        key = dims.tp, dims.cp, dims.ep, dims.etp, self._sequences_of(dims), min(dims.world_size, self._per_node)
+        key = dims.tp, dims.cp, dims.ep, dims.etp, self._groups_of(dims), min(dims.world_size, self._per_node)
         if key not in self._quick:
-            of = self._of_units(dims, self._sequences_of(dims), "none", self._base.compiles)
+            of = self._of_units(dims, self._groups_of(dims), "none", self._base.compiles)
             self._quick[key] = sum(count * (of[kind][0] + of[kind][1]) for kind, count in self._units_of_model)
         return self._quick[key] / dims.pp + self._around_pipeline(dims)
 
@@ -132,7 +122,7 @@ class Bounds:
         return self._of_pipelines(dims, mode)[place, number] + self._around_pipeline(dims)
 
     def _without_pipeline(self, dims: ParallelDims, number: int, mode: Checkpointing) -> float:
-        of = self._of_units(dims, -(-self._sequences_of(dims) // number), mode, self._base.compiles)
+        of = self._of_units(dims, -(-self._groups_of(dims) // number), mode, self._base.compiles)
         forward, backward, forward_work, backward_work = _sum((of[kind], count) for kind, count in self._units_of_model)
         weights = self._weight_seconds(dims)
         # What exceeds the computation beside it cannot be hidden.
@@ -143,9 +133,9 @@ class Bounds:
 
     def _of_pipelines(self, dims: ParallelDims, mode: Checkpointing) -> dict[tuple[int, int], float]:
         """(place of a schedule's ranks, number of micro-batches) -> seconds of the passes of the slowest rank."""
-        sequences = self._sequences_of(dims)
+        groups = self._groups_of(dims)
         # Replicas and shards differ only in what data ranks exchange and update.
-        key = dims.pp, sequences, dims.tp, dims.cp, dims.ep, dims.etp, mode, min(dims.world_size, self._per_node)
+        key = dims.pp, groups, dims.tp, dims.cp, dims.ep, dims.etp, mode, min(dims.world_size, self._per_node)
         found = self._passes.get(key)
         if found is None:
             found = self._passes[key] = {}
@@ -154,17 +144,22 @@ class Bounds:
                 splits = shapes[0].splits
                 if splits and mode not in ("none", "full"):
                     continue
-                for number in _numbers(sequences, shapes[0].stages, dims.pp):
+                for number in self._numbers(groups, shapes[0].stages, dims.pp):
                     if (number, splits) not in units:
                         # Blocks whose backward pass is split are not compiled.
                         compiles = self._base.compiles and not splits
-                        units[number, splits] = self._of_units(dims, -(-sequences // number), mode, compiles)
+                        units[number, splits] = self._of_units(dims, -(-groups // number), mode, compiles)
                     found[place, number] = self._of_pipeline(dims, shapes, number, units[number, splits])
         return found
 
-    def _sequences_of(self, dims: ParallelDims) -> int:
-        """Sequences of a data rank."""
-        return -(-self._sequences // (dims.dp_replicate * dims.dp_shard))
+    def _groups_of(self, dims: ParallelDims) -> int:
+        """Groups of sequences of a data rank."""
+        return self._micro_batches.groups_of(dims)
+
+    def _numbers(self, groups: int, n_stages: int, n_ranks: int) -> set[int]:
+        """Numbers of micro-batches that the search tries, with any schedule of so many stages."""
+        numbers = self._micro_batches.numbers
+        return {*numbers(groups, n_stages, 1), *numbers(groups, n_stages, n_ranks)}
 
     def _of_pipeline(self, dims: ParallelDims, shapes: Sequence[RankShape], number: int, of: _UnitSeconds) -> float:
         """Seconds of the passes of the slowest rank. ``of``: times of units with so many micro-batches."""
@@ -193,20 +188,20 @@ class Bounds:
     def _seconds_around(self, dims: ParallelDims) -> float:
         weights = self._weight_seconds(dims)
         # The first of at least as many micro-batches as there are pipeline ranks waits for weights of all stages.
-        beside = self._forward_work(dims, -(-self._sequences_of(dims) // dims.pp))
+        beside = self._forward_work(dims, -(-self._groups_of(dims) // dims.pp))
         seconds = max(0.0, weights.gather - beside) + weights.unpacked
         if self._base.trains:
             # Behind the passes of the slowest rank, which has at least as many layers as the one with the fewest.
             seconds += (weights.reduce - weights.gather) * self._least_share(dims.pp)
         return seconds + self._update(dims)
 
-    def _forward_work(self, dims: ParallelDims, sequences: int) -> float:
+    def _forward_work(self, dims: ParallelDims, groups: int) -> float:
         """Seconds of computation in the forward pass of a micro-batch through the whole model."""
         # How experts are divided does not matter: every rank computes as much.
-        key = dims.tp, dims.cp, sequences, min(dims.world_size, self._per_node)
+        key = dims.tp, dims.cp, groups, min(dims.world_size, self._per_node)
         found = self._beside.get(key)
         if found is None:
-            of = self._of_units(dims, sequences, "none", self._base.compiles)
+            of = self._of_units(dims, groups, "none", self._base.compiles)
             found = self._beside[key] = sum(count * of[kind][2] for kind, count in self._units_of_model)
         return found
 
@@ -274,9 +269,9 @@ class Bounds:
         seconds = seconds_of(Transfer(axis, size, collective, "", 1, many, overlaps=True), dims, self._units.device)
         return seconds / many * (1 - 1e-9)
 
-    def _of_units(self, dims: ParallelDims, sequences: int, mode: Checkpointing, compiles: bool) -> _UnitSeconds:
-        """Seconds of one micro-batch through a unit of each kind."""
-        tokens = sequences * self._base.tokens.sequence
+    def _of_units(self, dims: ParallelDims, groups: int, mode: Checkpointing, compiles: bool) -> _UnitSeconds:
+        """Seconds of one micro-batch of so many groups through a unit of each kind."""
+        tokens = self._micro_batches.padded_tokens(dims, groups)
         key = dims.tp, dims.cp, dims.ep, dims.etp, tokens, mode, compiles, min(dims.world_size, self._per_node)
         found = self._of_kinds.get(key)
         if found is None:
@@ -300,7 +295,7 @@ class Bounds:
             found = self._blocks[key] = sum(time.forward.values()), backward, time.forward_work, time.backward_work
         if dims.ep * dims.etp == 1:
             return found
-        places = kind, dims.ep, dims.etp, -(-tokens // (dims.tp * dims.cp)), world
+        places = kind, dims.ep, dims.etp, tokens // (dims.tp * dims.cp), world
         exchange = self._exchanges.get(places)
         if exchange is None:
             exchange = self._exchanges[places] = self._units.exchange(
@@ -309,9 +304,7 @@ class Bounds:
         return found[0] + exchange[0], found[1] + exchange[1], found[2], found[3]
 
     def _setting(self, dims: ParallelDims, tokens: int, mode: Checkpointing, compiles: bool) -> Setting:
-        multiple = token_multiple(self._base.anatomy, dims, self._base.cp_style, self._base.ranks_per_node)
-        padded = -(-tokens // multiple) * multiple
-        own = replace(self._base.tokens, per_micro_batch=padded, n_micro_batches=1)
+        own = replace(self._base.tokens, per_micro_batch=tokens, n_micro_batches=1)
         return replace(self._base, dims=dims, tokens=own, compiles=compiles, checkpointing=mode, every=None)
 
     def _update(self, dims: ParallelDims) -> float:

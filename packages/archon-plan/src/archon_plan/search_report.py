@@ -80,7 +80,7 @@ def _row(candidate: Candidate) -> tuple[str, ...]:
 
 def command_of(answer: SearchAnswer, candidate: Candidate, run: RunRequest) -> str:
     """The command that plans a candidate in detail, without the options of the device."""
-    request, options = answer.request, options_of(candidate.setting)
+    request, options = answer.request, options_of(answer.request, candidate.setting)
     role = request.role
     if run.config is not None:
         settings = {"backend": candidate.layout, "gradient_checkpointing": "true", **options}

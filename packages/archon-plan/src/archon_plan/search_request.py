@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
+from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_core.errors import ConfigError
 from archon_core.plugins import Registry
 from archon_engine.models.capabilities import CAPABILITY_OF_AXIS
+from archon_engine.options.pipelines import micro_batch_divisor
 from archon_plan.answer import Refusal, Refused
 from archon_plan.constraints import check_engine
 from archon_plan.devices import Device
@@ -78,6 +81,9 @@ def find_layouts(
         axes=axes,
         modes=_modes(engine),
         schedules=_schedules(engine),
+        granularity=engine.config.mb_spec.granularity,
+        divisor=engine.config.mb_spec.n_mbs_divisor,
+        strict=engine.config.archon.strict,
     )
     result = search(sought, world, best=best)
     named = (
@@ -91,11 +97,11 @@ def find_layouts(
 
 def sequences_of(engine: EngineRequest, world: int) -> int:
     """The sequences of a step on all ranks together: those of the request, else as many as fill ``mb_spec.n_mbs``
-    micro-batches of ``mb_spec.max_tokens_per_mb`` tokens on each of ``world`` devices."""
+    micro-batches of ``mb_spec.max_tokens_per_mb`` tokens on each of ``world`` devices, in whole groups."""
     if engine.sequences.number is not None:
         return engine.sequences.number
-    spec, length = engine.config.mb_spec, engine.sequences.length
-    return max(1, world * spec.n_mbs * (spec.max_tokens_per_mb or length) // length)
+    spec, length = engine.config.mb_spec, engine.sequences.length * engine.config.mb_spec.granularity
+    return spec.granularity * max(1, world * spec.n_mbs * (spec.max_tokens_per_mb or length) // length)
 
 
 def _modes(engine: EngineRequest) -> tuple[str, ...]:
@@ -109,36 +115,54 @@ def _schedules(engine: EngineRequest) -> tuple[str, ...] | None:
     return (engine.config.archon.pp_schedule,) if written else None
 
 
-def options_of(setting: Setting) -> dict[str, str]:
-    """The options of an engine's section that give the setting of a candidate in its layout."""
+def options_of(request: EngineRequest, setting: Setting) -> dict[str, str]:
+    """The options of an engine's section that give the setting of a candidate in its layout.
+
+    Among them are values that the engine would use anyway, such as a schedule's divisor of micro-batches: with
+    ``archon.strict`` they have to be written.
+    """
+    spec = _micro_batches(request, setting)
     options = {"archon.pp_schedule": setting.schedule.name} if setting.schedule is not None else {}
+    if not _compiles(request, setting) and request.config.archon.enable_compile:
+        options["archon.enable_compile"] = "false"
     if setting.trains:
         options["archon.ac_mode"] = setting.checkpointing
-    return {
-        **options,
-        "mb_spec.max_tokens_per_mb": str(setting.tokens.per_micro_batch),
-        "mb_spec.n_mbs": str(setting.tokens.n_micro_batches),
-    }
+    if spec.n_mbs_divisor != request.config.mb_spec.n_mbs_divisor:
+        options["mb_spec.n_mbs_divisor"] = str(spec.n_mbs_divisor)
+    return {**options, "mb_spec.max_tokens_per_mb": str(spec.max_tokens_per_mb), "mb_spec.n_mbs": str(spec.n_mbs)}
+
+
+def _compiles(request: EngineRequest, setting: Setting) -> bool:
+    """The value of ``archon.enable_compile`` for a candidate: false where its schedule excludes compiling."""
+    splits = setting.schedule is not None and setting.schedule.splits_backward
+    return request.config.archon.enable_compile and not splits
+
+
+def _micro_batches(request: EngineRequest, setting: Setting) -> MicroBatchSpec:
+    """The split of the batch into the micro-batches of a candidate, with the divisor that its schedule needs."""
+    spec, schedule = request.config.mb_spec, setting.schedule
+    needed = 1 if schedule is None else micro_batch_divisor(schedule, setting.dims.pp)
+    return replace(
+        spec,
+        max_tokens_per_mb=setting.tokens.per_micro_batch,
+        n_mbs=setting.tokens.n_micro_batches,
+        n_mbs_divisor=math.lcm(spec.n_mbs_divisor, needed),
+    )
 
 
 def request_candidate(answer: SearchAnswer, candidate: Candidate) -> EngineRequest:
     """The request of an engine in a candidate's layout, with its options."""
     request, setting = answer.request, candidate.setting
-    archon = request.config.archon
+    archon = replace(request.config.archon, enable_compile=_compiles(request, setting))
     if setting.schedule is not None:
         archon = replace(archon, pp_schedule=setting.schedule.name)
     if setting.trains:
         archon = replace(archon, ac_mode=setting.checkpointing)
-    spec = replace(
-        request.config.mb_spec,
-        max_tokens_per_mb=setting.tokens.per_micro_batch,
-        n_mbs=setting.tokens.n_micro_batches,
-    )
     config = replace(
         request.config,
         backend=candidate.layout,
         archon=archon,
-        mb_spec=spec,
+        mb_spec=_micro_batches(request, setting),
         gradient_checkpointing=setting.trains,
     )
     sequences = replace(request.sequences, number=answer.sought.sequences)

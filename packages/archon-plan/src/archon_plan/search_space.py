@@ -10,8 +10,8 @@ from archon_core.contracts.pipeline import ScheduleSpec, StagePlan
 from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_plan.devices import Device
-from archon_plan.extents import token_multiple
-from archon_plan.layout_space import ALL_AXES, micro_batch_numbers, valid_dims
+from archon_plan.layout_space import ALL_AXES, valid_dims
+from archon_plan.micro_batches import MicroBatches
 from archon_plan.parts import forward_actions
 from archon_plan.pipeline_plans import PipelinePlans
 from archon_plan.setting import Checkpointing, Setting, Tokens
@@ -33,6 +33,9 @@ class Sought:
         axes: letters that may have a size above 1.
         modes: activation checkpointing to choose from, the one that keeps most first.
         schedules: names of pipeline schedules to choose from; ``None`` for all that are installed.
+        granularity: consecutive sequences that stay in one micro-batch (``mb_spec.granularity``).
+        divisor: micro-batches are planned in multiples of this number (``mb_spec.n_mbs_divisor``).
+        strict: leave out layouts that pad to another multiple than ``base.aligned_to`` (``archon.strict``).
     """
 
     anatomy: ModelAnatomy
@@ -43,6 +46,9 @@ class Sought:
     axes: str = ALL_AXES
     modes: tuple[Checkpointing, ...] = MODES
     schedules: tuple[str, ...] | None = None
+    granularity: int = 1
+    divisor: int = 1
+    strict: bool = False
 
 
 class Option(NamedTuple):
@@ -71,6 +77,7 @@ class SearchSpace:
 
     Attributes:
         base: what all settings share, without a pipeline.
+        micro_batches: of every layout.
         plans: of pipelines.
     """
 
@@ -78,6 +85,9 @@ class SearchSpace:
         base = sought.base or Setting(sought.anatomy, ParallelDims(), Tokens(1), compiles=sought.device.kind == "gpu")
         self._sought = sought
         self.base = replace(base, anatomy=sought.anatomy, stages=None, schedule=None, actions=())
+        self.micro_batches = MicroBatches(
+            self.base, sought.sequences, granularity=sought.granularity, divisor=sought.divisor
+        )
         self.plans = PipelinePlans(sought.anatomy, sought.schedules)
 
     def layouts(self, world: int) -> Iterator[ParallelDims]:
@@ -86,33 +96,29 @@ class SearchSpace:
 
     def sizes(self, world: int) -> Iterator[ParallelDims]:
         """The sizes of axes on ``world`` devices, with or without a schedule for them."""
-        return valid_dims(self._sought.anatomy, world, axes=self._sought.axes, cp_style=self.base.cp_style)
+        found = valid_dims(self._sought.anatomy, world, axes=self._sought.axes, cp_style=self.base.cp_style)
+        return filter(self.micro_batches.keeps_alignment, found) if self._sought.strict else found
 
     def options(self, dims: ParallelDims) -> Iterator[Option]:
         """The schedules and numbers of micro-batches of a layout."""
-        ranks = -(-self._sought.sequences // (dims.dp_replicate * dims.dp_shard))
+        groups = self.micro_batches.groups_of(dims)
         known: dict[int, Tokens | None] = {}
         for schedule, plan, place in self.plans.shaped(dims.pp):
             multiple = dims.pp if schedule is not None and schedule.multiple_of_ranks else 1
             compiles = self.base.compiles and not (schedule is not None and schedule.splits_backward)
-            for number in micro_batch_numbers(ranks, 1 if plan is None else len(plan), multiple):
+            for number in self.micro_batches.numbers(groups, 1 if plan is None else len(plan), multiple):
                 if number not in known:
-                    known[number] = self._tokens(dims, -(-ranks // number), number)
+                    known[number] = self._tokens(dims, -(-groups // number), number)
                 if (tokens := known[number]) is not None:
                     yield Option(schedule, plan, place, tokens, compiles)
 
-    def _tokens(self, dims: ParallelDims, sequences: int, number: int) -> Tokens | None:
-        """Micro-batches of that many sequences; ``None`` if they are too long."""
-        tokens = sequences * self.base.tokens.sequence
-        if self._sought.most_tokens is not None and tokens > self._sought.most_tokens and sequences > 1:
+    def _tokens(self, dims: ParallelDims, groups: int, number: int) -> Tokens | None:
+        """Micro-batches of that many groups; ``None`` if they are too long."""
+        most = self._sought.most_tokens
+        if most is not None and groups > 1 and self.micro_batches.tokens(groups) > most:
             return None
         base = self.base.tokens
-        return Tokens(self.padded(dims, tokens), number, base.sequence, base.scored)
-
-    def padded(self, dims: ParallelDims, tokens: int) -> int:
-        """Tokens of a micro-batch, which its tensor and context ranks share evenly."""
-        multiple = token_multiple(self._sought.anatomy, dims, self.base.cp_style, self.base.ranks_per_node)
-        return -(-tokens // multiple) * multiple
+        return Tokens(self.micro_batches.padded_tokens(dims, groups), number, base.sequence, base.scored)
 
     def setting(self, dims: ParallelDims, option: Option, mode: Checkpointing) -> Setting:
         """The setting of a layout, an option and a mode of checkpointing that the option allows."""

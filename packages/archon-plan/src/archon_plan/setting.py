@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +13,7 @@ from archon_core.layout.dims import ParallelDims
 from archon_core.models.anatomy import ModelAnatomy
 from archon_core.models.stage import Stage
 from archon_engine.options.context_style import AUTO, ContextSplit, split_context
-from archon_plan.extents import context_sizes
+from archon_plan.extents import context_sizes, token_multiple
 
 Checkpointing = Literal["none", "selective", "full", "memory_budget"]
 AuxiliaryLoss = Literal["none", "sequence", "global_batch"]
@@ -96,6 +97,7 @@ class Setting:
         z_loss: whether routers have a z-loss.
         cp_style: how context ranks share attention (``actor.archon.cp_style``).
         ranks_per_node: of a machine; ``None`` if all ranks count as neighbours.
+        aligned_to: micro-batches are padded to a multiple of this many tokens (``actor.batch_align_to``).
     """
 
     anatomy: ModelAnatomy
@@ -122,6 +124,7 @@ class Setting:
     z_loss: bool = False
     cp_style: str = AUTO
     ranks_per_node: int | None = None
+    aligned_to: int = 1
 
     @cached_property
     def stage_plan(self) -> StagePlan:
@@ -157,6 +160,12 @@ class Setting:
         """How context ranks share attention."""
         sizes = context_sizes(self.anatomy, self.dims, self.ranks_per_node)
         return split_context(self.cp_style, sizes, option="archon.cp_style")
+
+    @property
+    def token_multiple(self) -> int:
+        """Micro-batches are padded to a multiple of this many tokens."""
+        needed = token_multiple(self.anatomy, self.dims, self.cp_style, self.ranks_per_node)
+        return math.lcm(self.aligned_to, needed)
 
     @property
     def local_tokens(self) -> int:

@@ -122,7 +122,8 @@ def scaled_setting(setting: Setting, devices: int) -> Setting | None:
         scaled = replace(dims, dp_shard=devices // unit)
     except LayoutError:  # expert ranks do not fit
         return None
-    return _with_actions(replace(setting, dims=scaled, tokens=_scaled_tokens(setting, scaled.dp_shard), actions=()))
+    found = replace(setting, dims=scaled, actions=())
+    return _with_actions(replace(found, tokens=_scaled_tokens(setting, found)))
 
 
 def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...] | None:
@@ -172,15 +173,14 @@ def _with_actions(setting: Setting) -> Setting:
     return replace(setting, actions=forward_actions(setting.stage_plan, pp, number))
 
 
-def _scaled_tokens(setting: Setting, data_ranks: int) -> Tokens:
-    """The tokens of a data rank when ``data_ranks`` share those of all ranks: in micro-batches of the same size, or
-    smaller ones where there would be fewer than the pipeline needs."""
-    tokens, dims = setting.tokens, setting.dims
-    of_rank = tokens.per_micro_batch * tokens.n_micro_batches * dims.dp_shard / data_ranks
+def _scaled_tokens(setting: Setting, scaled: Setting) -> Tokens:
+    """The tokens of a data rank of ``scaled``, whose ranks share those of all ranks of ``setting``: in micro-batches of
+    the same size, or smaller ones where there would be fewer than the pipeline needs."""
+    tokens, padding = setting.tokens, scaled.token_multiple
+    of_rank = tokens.per_micro_batch * tokens.n_micro_batches * setting.dims.dp_shard / scaled.dims.dp_shard
     number = math.ceil(of_rank / tokens.per_micro_batch)
     if setting.schedule is not None:
-        multiple = dims.pp if setting.schedule.multiple_of_ranks else 1
+        multiple = scaled.dims.pp if setting.schedule.multiple_of_ranks else 1
         number = math.ceil(max(number, len(setting.stage_plan)) / multiple) * multiple
-    return replace(
-        tokens, per_micro_batch=min(tokens.per_micro_batch, math.ceil(of_rank / number)), n_micro_batches=number
-    )
+    padded = math.ceil(of_rank / number / padding) * padding
+    return replace(tokens, per_micro_batch=min(tokens.per_micro_batch, padded), n_micro_batches=number)
