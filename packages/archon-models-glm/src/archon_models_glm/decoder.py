@@ -1,52 +1,24 @@
 """The GLM-4 decoder with experts: pre-norm blocks of grouped-query attention, with experts in all but the first layers.
 
-Legend: T packed tokens, Hq and Hkv heads, D head dimension.
+Legend: T packed tokens.
 """
 
 from __future__ import annotations
+
+from functools import partial
 
 from torch import Tensor, nn
 
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
 from archon_core.models.stage import Stage
-from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.embedding import Embedding
+from archon_engine.nn.grouped_attention import GroupedQueryAttention
 from archon_engine.nn.head import LanguageModelHead
-from archon_engine.nn.linear import Linear
 from archon_engine.nn.norm import RMSNorm
 from archon_engine.nn.rotary import RotaryEmbedding, Rotation
 from archon_engine.nn.swiglu import SwiGLU
 from archon_models_glm.arguments import GlmArguments
-
-
-class GlmAttention(nn.Module):
-    """Grouped-query self-attention that rotates a part of each head."""
-
-    def __init__(self, arguments: GlmArguments, layer: int) -> None:
-        super().__init__()
-        a = arguments
-        self.head_dim = a.head_dim
-        self.q_proj = Linear(a.hidden_size, a.n_heads * a.head_dim, bias=a.qkv_bias)
-        self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size)
-        self.q_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.k_norm = RMSNorm(a.head_dim, a.norm_eps) if a.qk_norm else None
-        self.core = PackedAttention(str(layer), AttentionSettings(scale=a.head_dim**-0.5))
-
-    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        # Head counts come from the projections, which hold fewer heads when they are sharded.
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        q = self.core.send_queries(rotation.apply(q), packed)
-        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
-        if self.k_norm is not None:
-            k = self.k_norm(k)
-        out = self.core(q, rotation.apply(k), v, packed)
-        return self.o_proj(out.flatten(-2))
 
 
 class GlmBlock(nn.Module):
@@ -55,7 +27,16 @@ class GlmBlock(nn.Module):
     def __init__(self, arguments: GlmArguments, layer: int, builder: MoEBuilder) -> None:
         super().__init__()
         a = arguments
-        self.attention = GlmAttention(a, layer)
+        self.attention = GroupedQueryAttention(
+            layer,
+            AttentionSettings(scale=a.head_dim**-0.5),
+            hidden_size=a.hidden_size,
+            n_heads=a.n_heads,
+            n_kv_heads=a.n_kv_heads,
+            head_dim=a.head_dim,
+            bias=a.qkv_bias,
+            head_norm=partial(RMSNorm, eps=a.norm_eps) if a.qk_norm else None,
+        )
         self.has_experts = layer >= a.n_dense_layers
         if self.has_experts:
             self.moe = builder.build(a.moe, layer)

@@ -1,6 +1,6 @@
 """The gpt-oss decoder (arXiv:2508.10925): attention with sinks, a window in every other layer, and experts in all.
 
-Legend: T packed tokens, Hq and Hkv heads, D head dimension.
+Legend: T packed tokens.
 """
 
 from __future__ import annotations
@@ -10,38 +10,12 @@ from torch import Tensor, nn
 from archon_core.contracts.moe import MoEBuilder
 from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
 from archon_core.models.stage import Stage
-from archon_engine.nn.attention import AttentionSinks, PackedAttention
 from archon_engine.nn.embedding import Embedding
+from archon_engine.nn.grouped_attention import GroupedQueryAttention
 from archon_engine.nn.head import LanguageModelHead, ValueHead
-from archon_engine.nn.linear import Linear
 from archon_engine.nn.norm import RMSNorm
 from archon_engine.nn.rotary import RotaryEmbedding, Rotation
 from archon_models_gpt_oss.arguments import GptOssArguments
-
-
-class GptOssAttention(nn.Module):
-    """Grouped-query self-attention with rotary positions and a sink per query head."""
-
-    def __init__(self, arguments: GptOssArguments, layer: int) -> None:
-        super().__init__()
-        a, bias = arguments, arguments.attention_bias
-        self.head_dim = a.head_dim
-        self.q_proj = Linear(a.hidden_size, a.n_heads * a.head_dim, bias=bias)
-        self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=bias)
-        self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=bias)
-        self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=bias)
-        self.sinks = AttentionSinks(a.n_heads)
-        settings = AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer], sinks=True)
-        self.core = PackedAttention(str(layer), settings)
-
-    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        # Head counts come from the projections, which hold fewer heads when they are sharded.
-        q = self.q_proj(x).unflatten(-1, (-1, self.head_dim))
-        q = self.core.send_queries(rotation.apply(q), packed)
-        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
-        out = self.core(q, rotation.apply(k), v, packed, self.sinks())
-        return self.o_proj(out.flatten(-2))
 
 
 class GptOssBlock(nn.Module):
@@ -50,7 +24,16 @@ class GptOssBlock(nn.Module):
     def __init__(self, arguments: GptOssArguments, layer: int, builder: MoEBuilder) -> None:
         super().__init__()
         a = arguments
-        self.attention = GptOssAttention(a, layer)
+        self.attention = GroupedQueryAttention(
+            layer,
+            AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer], sinks=True),
+            hidden_size=a.hidden_size,
+            n_heads=a.n_heads,
+            n_kv_heads=a.n_kv_heads,
+            head_dim=a.head_dim,
+            bias=a.attention_bias,
+            output_bias=a.attention_bias,
+        )
         self.moe = builder.build(a.moe, layer)
         self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
         self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)

@@ -2,7 +2,7 @@
 
 Everything except the blocks also serves models with other blocks.
 
-Legend: T packed tokens, Hq and Hkv heads, D head dimension.
+Legend: T packed tokens.
 """
 
 from __future__ import annotations
@@ -10,53 +10,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from archon_core.contracts.packed import AttentionSettings, OutputName, PackedSequences
 from archon_core.models.stage import Stage
-from archon_engine.nn.attention import PackedAttention
 from archon_engine.nn.embedding import Embedding
+from archon_engine.nn.grouped_attention import GroupedQueryAttention
 from archon_engine.nn.head import LanguageModelHead, ValueHead
-from archon_engine.nn.linear import Linear
 from archon_engine.nn.norm import RMSNorm
 from archon_engine.nn.rotary import RotaryEmbedding, Rotation
 from archon_engine.nn.swiglu import SwiGLU
 from archon_models_qwen.arguments import QwenArguments
-
-
-class QwenAttention(nn.Module):
-    """Grouped-query self-attention with rotary positions."""
-
-    def __init__(self, arguments: QwenArguments, layer: int) -> None:
-        super().__init__()
-        a = arguments
-        self.head_dim = a.head_dim
-        self.per_head = a.head_dim * (2 if a.output_gate else 1)
-        self.q_proj = Linear(a.hidden_size, a.n_heads * self.per_head, bias=a.qkv_bias)
-        self.k_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.v_proj = Linear(a.hidden_size, a.n_kv_heads * a.head_dim, bias=a.qkv_bias)
-        self.o_proj = Linear(a.n_heads * a.head_dim, a.hidden_size, bias=a.output_bias)
-        self.q_norm = make_norm(a, a.head_dim) if a.qk_norm else None
-        self.k_norm = make_norm(a, a.head_dim) if a.qk_norm else None
-        settings = AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer])
-        self.core = PackedAttention(str(layer), settings)
-
-    def forward(self, x: Tensor, rotation: Rotation, packed: PackedSequences) -> Tensor:
-        """[T, hidden] to [T, hidden]."""
-        # Head counts come from the projections, which hold fewer heads when they are sharded.
-        # [T, Hq, D], or [T, Hq, 2 D] with the gate in the second half of each head.
-        q, *gate = self.q_proj(x).unflatten(-1, (-1, self.per_head)).split(self.head_dim, dim=-1)
-        if self.q_norm is not None:
-            q = self.q_norm(q)
-        q = self.core.send_queries(rotation.apply(q), packed)
-        k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.k_proj, self.v_proj))
-        if self.k_norm is not None:
-            k = self.k_norm(k)
-        out = self.core(q, rotation.apply(k), v, packed)
-        if gate:
-            out = out * torch.sigmoid(gate[0])
-        return self.o_proj(out.flatten(-2))
 
 
 def make_norm(arguments: QwenArguments, size: int) -> RMSNorm:
@@ -65,13 +29,30 @@ def make_norm(arguments: QwenArguments, size: int) -> RMSNorm:
     return RMSNorm(size, a.norm_eps, offset=a.norm_offset, rounds_first=a.norm_offset == 0.0)
 
 
+def make_attention(arguments: QwenArguments, layer: int) -> GroupedQueryAttention:
+    """The softmax attention of a layer."""
+    a = arguments
+    return GroupedQueryAttention(
+        layer,
+        AttentionSettings(scale=a.head_dim**-0.5, window=a.windows[layer]),
+        hidden_size=a.hidden_size,
+        n_heads=a.n_heads,
+        n_kv_heads=a.n_kv_heads,
+        head_dim=a.head_dim,
+        bias=a.qkv_bias,
+        output_bias=a.output_bias,
+        output_gate=a.output_gate,
+        head_norm=partial(make_norm, a) if a.qk_norm else None,
+    )
+
+
 class QwenBlock(nn.Module):
     """One decoder layer."""
 
     def __init__(self, arguments: QwenArguments, layer: int) -> None:
         super().__init__()
         a = arguments
-        self.attention = QwenAttention(a, layer)
+        self.attention = make_attention(a, layer)
         self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
         self.attention_norm = make_norm(a, a.hidden_size)
         self.mlp_norm = make_norm(a, a.hidden_size)

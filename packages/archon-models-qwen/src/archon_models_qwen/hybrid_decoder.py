@@ -15,7 +15,7 @@ from archon_core.models.stage import Stage
 from archon_engine.nn.gated_delta_net import GatedDeltaNet
 from archon_engine.nn.rotary import Rotation
 from archon_engine.nn.swiglu import SwiGLU
-from archon_models_qwen.decoder import QwenAttention, QwenDecoder, make_norm
+from archon_models_qwen.decoder import QwenDecoder, make_attention, make_norm
 from archon_models_qwen.hybrid_arguments import Qwen35Arguments, Qwen35MoEArguments
 
 
@@ -30,7 +30,7 @@ class Qwen35Block(nn.Module):
     def __init__(self, arguments: Qwen35Arguments, layer: int) -> None:
         super().__init__()
         a = arguments
-        self.attention = None if a.linear[layer] else QwenAttention(a, layer)
+        self.attention = None if a.linear[layer] else make_attention(a, layer)
         self.delta = GatedDeltaNet(a.delta, layer) if a.linear[layer] else None
         self.mlp = SwiGLU(a.hidden_size, a.intermediate_size, a.hidden_act)
         self.attention_norm = make_norm(a, a.hidden_size)
@@ -48,7 +48,7 @@ class Qwen35MoEBlock(nn.Module):
     def __init__(self, arguments: Qwen35MoEArguments, layer: int, builder: MoEBuilder) -> None:
         super().__init__()
         a = arguments
-        self.attention = None if a.linear[layer] else QwenAttention(a, layer)
+        self.attention = None if a.linear[layer] else make_attention(a, layer)
         self.delta = GatedDeltaNet(a.delta, layer) if a.linear[layer] else None
         self.moe = builder.build(a.moe, layer)
         self.attention_norm = make_norm(a, a.hidden_size)

@@ -12,7 +12,7 @@ from archon_core.contracts.packed import PackedSequences
 from archon_core.models.stage import Stage
 from archon_engine.nn.norm import RMSNorm
 from archon_engine.nn.rotary import Rotation
-from archon_models_qwen.decoder import QwenAttention, QwenBlock, QwenDecoder
+from archon_models_qwen.decoder import QwenBlock, QwenDecoder, make_attention
 from archon_models_qwen.moe_arguments import QwenMoEArguments
 
 
@@ -22,7 +22,7 @@ class QwenMoEBlock(nn.Module):
     def __init__(self, arguments: QwenMoEArguments, layer: int, builder: MoEBuilder) -> None:
         super().__init__()
         a = arguments
-        self.attention = QwenAttention(a, layer)
+        self.attention = make_attention(a, layer)
         self.moe = builder.build(a.moe, layer)
         self.attention_norm = RMSNorm(a.hidden_size, a.norm_eps)
         self.mlp_norm = RMSNorm(a.hidden_size, a.norm_eps)
