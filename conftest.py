@@ -11,6 +11,7 @@ from hypothesis import settings
 
 from archon_testing import running_world
 from archon_testing.fork_server import ForkServer, starting_by_forks
+from archon_testing.shared_fork_server import ADDRESS, SharedForkServer
 
 # Read when torch is imported, by the workers of pytest-xdist too. Threads of several workers that wait for one another
 # on few cores burn more time than they save: the suite takes twice as long with them.
@@ -113,6 +114,13 @@ loadfile``), so a long file that begins last would leave the others idle. From `
 costs only time."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):  # workers of pytest-xdist and ranks inherit the address
+        server = SharedForkServer()
+        os.environ[ADDRESS] = server.address
+        config.add_cleanup(server.close)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {config.rootpath / file: place for place, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(Path(item.path), len(SLOWEST)))  # a stable sort: files keep their own order
@@ -121,7 +129,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
-    server = ForkServer(forked=False, nested=True)
+    server = ForkServer(address=os.environ[ADDRESS], nested=True)
     yield server
     server.close()
 
