@@ -147,7 +147,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[("qwen2", False), ("qwen3", False), ("qwen3", True)], ids=str)
+@pytest.fixture(scope="module", params=[("qwen2", False), ("qwen3", True)], ids=str)
 def family(request):
     name, critic = request.param
     return name, critic, run(name, critic=critic)
