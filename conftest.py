@@ -26,7 +26,9 @@ running_world.PRELOADED = (
     "archon_train.experiment",
 )
 
-settings.register_profile("archon", deadline=None)
+# Every run draws other examples; `hatch run test-soak` draws ten times as many.
+settings.register_profile("archon", deadline=None, max_examples=40)
+settings.register_profile("soak", deadline=None, max_examples=400)
 settings.load_profile("archon")
 
 SLOWEST = (
@@ -119,6 +121,13 @@ def pytest_configure(config: pytest.Config) -> None:
         server = SharedForkServer()
         os.environ[ADDRESS] = server.address
         config.add_cleanup(server.close)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of wide runs, leave out files without a wide test: each worker would import them for many seconds."""
+    if config.getoption("markexpr") != "wide" or collection_path.suffix != ".py":
+        return None
+    return "wide" not in collection_path.read_text(encoding="utf-8").lower() or None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
