@@ -159,6 +159,10 @@ def test_numbers_do_not_depend_on_the_split(family, case):
     assert_same_numbers(run(name, critic=critic, **CASES[case]), expected)
 
 
+OF_ONE_PROCESS = ("four micro-batches", "evenest packing", "pairs kept together")
+"""Which sequences a micro-batch has is decided before ranks cut it, so one process shows these."""
+
+
 def compare_all_cases(layout, reference):
     """The cases in which this rank finds another number in its share or its parts, with the first of them."""
     outputs, steps = torch.load(reference, weights_only=False)
@@ -170,6 +174,8 @@ def compare_all_cases(layout, reference):
     own_outputs = {name: value[offsets[own[0]] : offsets[own[-1] + 1]] for name, value in outputs.items()}
     different = {}
     for name, options in CASES.items():
+        if name in OF_ONE_PROCESS:
+            continue
         found = run("qwen3", critic=False, layout=layout, n_layers=2, **options)
         try:
             assert_same_numbers(found, (own_outputs, steps))

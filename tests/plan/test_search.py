@@ -65,7 +65,7 @@ CASES = [
     pytest.param(SMALL, "cpu", 8, 4, "60e6", id="two threads each"),
     pytest.param(TINY_MOE, "slow", 8, 4, "60e6", id="moe", marks=pytest.mark.wide),
     pytest.param(SMALL, "slow", 4, 8, "60e6", id="few sequences", marks=pytest.mark.wide),
-    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", id="moe on eight", marks=pytest.mark.wide),
+    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", id="moe on eight", marks=pytest.mark.soak),
 ]
 
 
