@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,7 +118,8 @@ costs only time."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if not hasattr(config, "workerinput"):  # workers of pytest-xdist and ranks inherit the address
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist; workers and ranks inherit the address
+    if sys.platform == "linux" and not is_worker:
         server = SharedForkServer()
         os.environ[ADDRESS] = server.address
         config.add_cleanup(server.close)
@@ -138,6 +140,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
+    if ADDRESS not in os.environ:
+        pytest.skip("programs are started as forks on Linux only")
     server = ForkServer(address=os.environ[ADDRESS], nested=True)
     yield server
     server.close()
