@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 from archon_testing import running_world
 from archon_testing.fork_server import ForkServer, starting_by_forks
+from archon_testing.shared_fork_server import ADDRESS, SharedForkServer
 
 # Read when torch is imported, by the workers of pytest-xdist too. Threads of several workers that wait for one another
 # on few cores burn more time than they save: the suite takes twice as long with them.
@@ -25,7 +27,9 @@ running_world.PRELOADED = (
     "archon_train.experiment",
 )
 
-settings.register_profile("archon", deadline=None)
+# Every run draws other examples; `hatch run test-soak` draws ten times as many.
+settings.register_profile("archon", deadline=None, max_examples=40)
+settings.register_profile("soak", deadline=None, max_examples=400)
 settings.load_profile("archon")
 
 SLOWEST = (
@@ -113,6 +117,21 @@ loadfile``), so a long file that begins last would leave the others idle. From `
 costs only time."""
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    is_worker = hasattr(config, "workerinput")  # of pytest-xdist; workers and ranks inherit the address
+    if sys.platform == "linux" and not is_worker:
+        server = SharedForkServer()
+        os.environ[ADDRESS] = server.address
+        config.add_cleanup(server.close)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Of wide runs, leave out files without a wide test: each worker would import them for many seconds."""
+    if config.getoption("markexpr") != "wide" or collection_path.suffix != ".py":
+        return None
+    return "wide" not in collection_path.read_text(encoding="utf-8").lower() or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     places = {config.rootpath / file: place for place, file in enumerate(SLOWEST)}
     items.sort(key=lambda item: places.get(Path(item.path), len(SLOWEST)))  # a stable sort: files keep their own order
@@ -121,7 +140,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 @pytest.fixture(scope="session")
 def forks() -> Iterator[ForkServer]:
     """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
-    server = ForkServer(forked=False, nested=True)
+    if ADDRESS not in os.environ:
+        pytest.skip("programs are started as forks on Linux only")
+    server = ForkServer(address=os.environ[ADDRESS], nested=True)
     yield server
     server.close()
 

@@ -19,6 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from archon_testing.fork_server import ForkServer
 from async_weather.checker import check, lineage
 from async_weather.options import CALM_STEPS, AsyncStormOptions, plan_kills
 from async_weather.reading import Reader, end_torn_line
@@ -64,33 +65,35 @@ def test_a_resumed_run_replaces_the_steps_after_its_checkpoint() -> None:
     assert versions == {0: 0, 2: 1, 4: 2}
 
 
-def make_storm(folder: Path, *options: str) -> str:
+def make_storm(forks: ForkServer, folder: Path, *options: str) -> str:
     command = [sys.executable, str(ROOT / "tooling/async_storm.py"), "--folder", str(folder), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    output = folder.with_suffix(".txt")
+    with output.open("wb") as file:
+        storm = forks.popen(command, stdout=file, stderr=subprocess.STDOUT)
+    assert storm.wait(900) == 0, output.read_text(encoding="utf-8")
+    return output.read_text(encoding="utf-8")
 
 
 @pytest.mark.wide
-def test_training_survives_kills_of_everything(tmp_path: Path) -> None:
+def test_training_survives_kills_of_everything(forks: ForkServer, tmp_path: Path) -> None:
     options = ("--seed", "3", "--servers", "2", "--dynamic-sampling")
-    assert "survived" in make_storm(tmp_path / "storm", "--events", "6", "--steps", "10", *options)
+    assert "survived" in make_storm(forks, tmp_path / "storm", "--events", "6", "--steps", "10", *options)
 
 
 @pytest.mark.wide
-def test_training_on_two_ranks_survives_kills_of_single_ranks(tmp_path: Path) -> None:
+def test_training_on_two_ranks_survives_kills_of_single_ranks(forks: ForkServer, tmp_path: Path) -> None:
     """The second rank is killed, too, while the first one has a collector."""
     few = ("--seed", "7", "--events", "3", "--steps", "6", "--servers", "1", "--staleness", "1")
-    output = make_storm(tmp_path / "storm", *few, "--ranks", "2", "--kinds", "rank", "collector")
+    output = make_storm(forks, tmp_path / "storm", *few, "--ranks", "2", "--kinds", "rank", "collector")
     assert re.search(r"survived.* [1-9]\d* ranks after the first killed", output), output
 
 
 @pytest.fixture(scope="module")
-def storm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def storm(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a short storm, in which a collector and a trainer were killed and all ended well."""
     folder = tmp_path_factory.mktemp("storm")
     options = ("--events", "2", "--steps", "5", "--servers", "1", "--kinds", "collector", "trainer")
-    make_storm(folder / "short", *options)
+    make_storm(forks, folder / "short", *options)
     return folder / "short" / "seed-0"
 
 

@@ -32,7 +32,8 @@ from archon_train.experiment import TrainerConfig
 from archon_train.run import folder as run_folder
 from archon_train.run.folder import RunFolder
 
-N_RANDOM = 20
+N_RANDOM = 4
+"""Random moments; ``soak`` has ten times as many."""
 FIRST, LAST = 1, 4
 """The steps that a run saves after. The first checkpoint is whole before anything dies."""
 CURSOR = DataCursor(16, 2, seed=1)
@@ -165,7 +166,7 @@ def go_on(engine, root, expected):
     return step
 
 
-def killed_runs(root, is_async):
+def killed_runs(root, is_async, n_random):
     """The step that each killed run goes on from, by its moment."""
     engine = make_engine()
     train(engine)
@@ -187,7 +188,7 @@ def killed_runs(root, is_async):
     began = time.monotonic()
     assert end(start(root / "whole")) == 0
     duration, found, draw = time.monotonic() - began, {}, random.Random(is_async)
-    for number in range(N_RANDOM // 2):
+    for number in range(n_random):
         place = root / f"random {number}"
         child = start(place)
         time.sleep(draw.uniform(0, duration))
@@ -201,11 +202,17 @@ def killed_runs(root, is_async):
 
 
 @pytest.mark.parametrize(
-    "is_async", [pytest.param(False, marks=pytest.mark.wide, id="in turn"), pytest.param(True, id="in the background")]
+    ("is_async", "n_random"),
+    [
+        pytest.param(False, N_RANDOM, marks=pytest.mark.wide, id="in turn"),
+        pytest.param(True, N_RANDOM, id="in the background"),
+        pytest.param(False, 10 * N_RANDOM, marks=pytest.mark.soak, id="often, in turn"),
+        pytest.param(True, 10 * N_RANDOM, marks=pytest.mark.soak, id="often, in the background"),
+    ],
 )
-def test_a_run_that_is_killed_goes_on_from_a_whole_checkpoint(tmp_path, is_async):
-    [found] = run_world(killed_runs, 1, (tmp_path, is_async), time_limit=120)
-    assert len(found) == N_RANDOM // 2 + len(POINTS)
+def test_a_run_that_is_killed_goes_on_from_a_whole_checkpoint(tmp_path, is_async, n_random):
+    [found] = run_world(killed_runs, 1, (tmp_path, is_async, n_random), time_limit=300)
+    assert len(found) == n_random + len(POINTS)
     late = {"after rename", "while the old one is removed", "before the old one is removed"}
     assert {name: found[name] for name in POINTS} == {name: FIRST + (name in late) for name in POINTS}
 

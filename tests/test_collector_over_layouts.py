@@ -25,6 +25,7 @@ from archon_train.run.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 
 from archon_testing.fork_server import ForkServer, install
+from archon_testing.shared_fork_server import ADDRESS
 from trained_runs import train
 
 STEPS = 4
@@ -84,7 +85,7 @@ def train_all(root: Path, layouts: tuple[str, ...], options: tuple[str, ...]) ->
     """Train with every algorithm in every layout, on the ranks of a world."""
     os.chdir(root)
     if "rollout.backend=served:d1" in options and Ranks.of_process_group().is_first:
-        install(ForkServer(forked=False), collector_link, launching)
+        install(ForkServer(address=os.environ[ADDRESS]), collector_link, launching)
     for layout in layouts:
         for name, sections in ALGORITHMS.items():
             file = root / f"{name}.yaml"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +20,7 @@ from archon_rollout.registries.announcer import Announcer
 from archon_rollout.registries.run_place import PlaceOptions, find_run
 from archon_rollout.served.engine import ServedEngine
 from archon_rollout.served.model_files import write_architecture
+from archon_testing.fork_server import ForkedProcess, ForkServer
 from archon_train.experiment import ExperimentConfig
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -48,7 +48,8 @@ def wait_until(condition, seconds: float = 60.0) -> None:
 class World:
     """A run folder, a trainer's engine on announced servers, and servers as processes."""
 
-    def __init__(self, root: Path, **options) -> None:
+    def __init__(self, root: Path, forks: ForkServer, **options) -> None:
+        self.forks = forks
         self.run = root / "runs" / "exp" / "trial"
         self.announced = self.run / "servers" / "announced"
         self.trainer = make_trainer()
@@ -56,16 +57,16 @@ class World:
         self.command = [sys.executable, "-m", "archon_core.cli", "serve", "--model", str(model.folder / "config.json")]
         self.command += ["--dtype", model.dtype, "--run-as", model.model_spec]
         self.command += ["--announce", str(self.run), "--announce-ttl", "2"]
-        self.processes: list[subprocess.Popen] = []
+        self.processes: list[ForkedProcess] = []
         config = RolloutConfig(backend="served:d1", start_servers=False, **QUICK, **options)
         section = NameResolveConfig(nfs_record_root=str(root / "runs"))
         self.open = lambda: ServedEngine(
             config, trainer=self.trainer, folder=self.run / "servers", discovery=Discovery(section, "exp/trial")
         )
 
-    def start(self, *options: str) -> subprocess.Popen:
-        log = (self.run.parents[2] / f"{len(self.processes)}.log").open("wb")
-        process = subprocess.Popen([*self.command, *options], stdout=log, stderr=log)
+    def start(self, *options: str) -> ForkedProcess:
+        with (self.run.parents[2] / f"{len(self.processes)}.log").open("wb") as log:
+            process = self.forks.popen([*self.command, *options], stdout=log, stderr=log)
         self.processes.append(process)
         return process
 
@@ -89,9 +90,9 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path, monkeypatch):
+def world(tmp_path, monkeypatch, forks):
     monkeypatch.delenv("ARCHON_SERVER_TOKEN", raising=False)
-    made = World(tmp_path)
+    made = World(tmp_path, forks)
     yield made
     made.close()
 
@@ -171,9 +172,9 @@ def test_servers_join_a_running_trainer_leave_it_and_outlive_the_registry(world,
 
 @pytest.mark.wide
 @pytest.mark.parametrize("transport", ["disk", "shm"])
-def test_a_newcomer_gets_requests_without_a_publication(tmp_path, monkeypatch, transport):
+def test_a_newcomer_gets_requests_without_a_publication(tmp_path, monkeypatch, forks, transport):
     monkeypatch.delenv("ARCHON_SERVER_TOKEN", raising=False)
-    world = World(tmp_path, weight_transport=transport, newcomer_weights="disk")
+    world = World(tmp_path, forks, weight_transport=transport, newcomer_weights="disk")
     first = world.start()
     engine = world.open()
     try:

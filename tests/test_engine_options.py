@@ -203,7 +203,7 @@ def compile_and_compare(layout, folder, options, backend, model="qwen3"):
             marks=pytest.mark.wide,
         ),
         pytest.param("t2", {"ac_mode": "selective", "ac_debug": True}, "inductor", "qwen3", marks=pytest.mark.wide),
-        pytest.param("c2t2", {"ac_mode": "full"}, "aot_eager", "qwen3_5", marks=pytest.mark.wide),
+        pytest.param("c2", {"ac_mode": "full"}, "aot_eager", "qwen3_5", marks=pytest.mark.wide),
     ],
     ids=lambda value: value if isinstance(value, str) else value["ac_mode"],
 )

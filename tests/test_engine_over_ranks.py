@@ -77,7 +77,19 @@ def train(engine, n_steps=3):
 def weights_after_training(layout, options):
     engine = make_engine(layout, **options)
     train(engine)
-    return {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    weights = {name: whole(parameter) for name, parameter in engine.parameters.items()}
+    engine.close()
+    return weights
+
+
+def weights_of_all(cases):
+    return [weights_after_training(*case) for case in cases]
+
+
+def assert_equal_weights(found, expected, what):
+    for name, weight in expected.items():
+        largest = float(weight.abs().max())
+        torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * largest, msg=f"{what}: {name}")
 
 
 @pytest.mark.parametrize("layout", ["d3", "d2t2", pytest.param("r2c2", marks=pytest.mark.wide)])
@@ -85,8 +97,7 @@ def test_muon_moves_sharded_matrices_as_one_process_does(layout):
     options = {"optimizer": "muon", "n_mbs": 2}
     expected = weights_after_training("d1", options)
     for found in run_world(weights_after_training, world_size(layout), (layout, options)):
-        for name, weight in expected.items():
-            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * float(weight.abs().max()), msg=name)
+        assert_equal_weights(found, expected, layout)
 
 
 ARCHITECTURES = {
@@ -105,26 +116,39 @@ ARCHITECTURES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("layout", "architecture"),
-    [
-        ("c3", "odd numbers of heads"),
-        ("c2t2", "odd numbers of heads"),
-        ("c4", "one key head"),
-        ("r2c2", "sliding windows"),
-        ("c4 gather", "sliding windows"),
-        ("c4 hybrid", "odd numbers of heads"),
-        ("c2 gather", "rotation by each sequence's length"),
-    ],
-)
-def test_context_ranks_attend_as_one_process_does_in_any_architecture(layout, architecture):
-    layout, _, style = layout.partition(" ")
-    options = {"changes": {"num_hidden_layers": 2, **ARCHITECTURES[architecture]}}
-    expected = weights_after_training("d1", options)
-    options["archon"] = ArchonOptions(cp_style=style or "auto")
-    for found in run_world(weights_after_training, world_size(layout), (layout, options)):
-        for name, weight in expected.items():
-            torch.testing.assert_close(found[name], weight, rtol=0, atol=1e-9 * float(weight.abs().max()), msg=name)
+CONTEXT = {
+    2: {"c2 gather": "rotation by each sequence's length"},
+    3: {"c3": "odd numbers of heads"},
+    4: {
+        "c2t2": "odd numbers of heads",
+        "c4": "one key head",
+        "r2c2": "sliding windows",
+        "c4 gather": "sliding windows",
+        "c4 hybrid": "odd numbers of heads",
+    },
+}
+"""Number of ranks -> layouts with their styles, of one world, and the architecture of each."""
+
+
+@pytest.fixture(scope="module")
+def of_one_process():
+    """Weights by architecture."""
+    return {
+        name: weights_after_training("d1", {"changes": {"num_hidden_layers": 2, **changes}})
+        for name, changes in ARCHITECTURES.items()
+    }
+
+
+@pytest.mark.parametrize("n_ranks", CONTEXT)
+def test_context_ranks_attend_as_one_process_does_in_any_architecture(of_one_process, n_ranks):
+    cases = []
+    for place, architecture in CONTEXT[n_ranks].items():
+        layout, _, style = place.partition(" ")
+        changes = {"num_hidden_layers": 2, **ARCHITECTURES[architecture]}
+        cases.append((layout, {"changes": changes, "archon": ArchonOptions(cp_style=style or "auto")}))
+    for of_rank in run_world(weights_of_all, n_ranks, (cases,)):
+        for (place, architecture), found in zip(CONTEXT[n_ranks].items(), of_rank, strict=True):
+            assert_equal_weights(found, of_one_process[architecture], place)
 
 
 def refusal(layout, changes):

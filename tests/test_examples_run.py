@@ -29,6 +29,14 @@ def archon(*arguments, cwd=ROOT, timeout=300):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=timeout)
 
 
+def run_by_fork(forks, output, *arguments):
+    """``archon train`` as a fork, with its output in a file."""
+    command = [sys.executable, "-m", "archon_core.cli", "train", *arguments]
+    with output.open("wb") as file:
+        run = forks.popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    assert run.wait(300) == 0, output.read_text()
+
+
 def in_world(example, fileroot, *overrides):
     """An example on the ranks of its layout without a launcher, which start faster.
 
@@ -161,10 +169,7 @@ def test_the_asynchronous_example_samples_ahead_of_training(forks, tmp_path):
     short = ["warm_start.steps=1", "trainer.max_steps=4", "trainer.eval_size=10", "trainer.eval_every=0"]
     tiny = ["data.batch_size=4", "trainer.save_every=0", "actor.dynamic_sampling=false"]
     given = [f"cluster.fileroot={tmp_path}", *short, *tiny]
-    command = [sys.executable, "-m", "archon_core.cli", "train", "examples/grpo_arithmetic_async.yaml", *given]
-    with (tmp_path / "output.txt").open("wb") as output:
-        run = forks.popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
-    assert run.wait(300) == 0, (tmp_path / "output.txt").read_text()
+    run_by_fork(forks, tmp_path / "output.txt", "examples/grpo_arithmetic_async.yaml", *given)
     rows = [row for row in metrics(tmp_path / "arithmetic" / "grpo_async") if "staleness_max" in row]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert rows[0]["staleness_max"] == 0
@@ -196,13 +201,11 @@ def test_ppo_learns_to_add(tmp_path):
 
 
 @pytest.mark.wide
-def test_supervised_fine_tuning_on_real_text_lowers_the_loss(tmp_path):
+def test_supervised_fine_tuning_on_real_text_lowers_the_loss(forks, tmp_path):
     if not GSM8K.is_file():
         pytest.skip(f"needs GSM8K's train.jsonl at {GSM8K}, which is not part of the project")
-    finished = archon(
-        "train", "examples/sft_jsonl.yaml", f"data.path={GSM8K}", "trainer.max_steps=8", f"cluster.fileroot={tmp_path}"
-    )
-    assert finished.returncode == 0, finished.stderr
+    given = (f"data.path={GSM8K}", "trainer.max_steps=8", f"cluster.fileroot={tmp_path}")
+    run_by_fork(forks, tmp_path / "output.txt", "examples/sft_jsonl.yaml", *given)
     losses = [row["loss"] for row in metrics(tmp_path / "sft" / "jsonl") if "loss" in row]
     assert len(losses) == 8
     assert losses[-1] < losses[0] - 0.3

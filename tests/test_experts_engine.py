@@ -238,7 +238,7 @@ def generate(layout):
 
 
 @pytest.mark.parametrize(
-    "layout", ["d2e2", "(attn:t2|ffn:e2)", *(pytest.param(wide, marks=pytest.mark.wide) for wide in ("t2", "p2d2e2"))]
+    "layout", ["(attn:t2|ffn:e2)", *(pytest.param(wide, marks=pytest.mark.wide) for wide in ("t2", "p2d2e2"))]
 )
 def test_ranks_generate_their_shares_as_one_process_does(layout):
     expected, after = generate("d1")
@@ -317,15 +317,13 @@ def biases(engine):
     return {name: b.clone() for name, b in engine._running.assembled.buffers.items()}
 
 
-@pytest.mark.parametrize("layout", ["d1", "d2e2", "p2d2e2"])
-def test_choice_biases_move_by_the_loads_of_all_ranks_and_are_saved(layout, tmp_path):
-    [(alone, *_)] = run_world(train_with_bias, 1, ("d1", tmp_path / "d1"))
+def test_choice_biases_move_by_the_loads_of_all_ranks_and_are_saved(tmp_path):
+    [(alone, *loaded_alone)] = run_world(train_with_bias, 1, ("d1", tmp_path / "d1"))
     assert all(float(bias.abs().max()) > 0 for bias in alone.values())
-    seen = {}
-    for trained, *loaded in run_world(train_with_bias, world_size(layout), (layout, tmp_path / "run")):
+    ranks = run_world(train_with_bias, 4, ("p2d2e2", tmp_path / "run"))
+    for trained, *loaded in [(alone, *loaded_alone), *ranks]:
         for again in loaded:
             assert again.keys() == trained.keys()
             assert all(torch.equal(again[name], bias) for name, bias in trained.items())
         assert all(torch.equal(alone[name], bias) for name, bias in trained.items())
-        seen |= trained
-    assert seen.keys() == alone.keys()
+    assert {name for trained, *_ in ranks for name in trained} == set(alone)

@@ -204,6 +204,7 @@ def run_command(*arguments: str, limit: float = 600) -> subprocess.CompletedProc
     )
 
 
+@pytest.mark.wide  # three processes that import torch
 def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
     done = run_command("--json", str(tmp_path / "out.json"), "--only", "numbers.kernels/experts-*-fp32-some")
     assert done.returncode == 0, done.stdout + done.stderr

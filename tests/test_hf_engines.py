@@ -98,12 +98,9 @@ def qwen3(tmp_path_factory):
     return folder, run_world(one_step, 1, ("archon:d1", folder, None))[0]
 
 
-@pytest.mark.parametrize("dims", ["d2", "t2", "d2t2"])
-def test_only_the_prefix_of_a_layout_changes_and_no_number(qwen3, dims):
+def test_only_the_prefix_of_a_layout_changes_and_no_number(qwen3):
     checkpoint, (told, gradients, weights) = qwen3
-    found_told, found_gradients, found_weights = run_world(
-        one_step, parse_layout(f"fsdp:{dims}").world_size, (f"fsdp:{dims}", checkpoint, "hf")
-    )[0]
+    found_told, found_gradients, found_weights = run_world(one_step, 4, ("fsdp:d2t2", checkpoint, "hf"))[0]
     assert found_told == pytest.approx(told, rel=1e-5)
     assert found_gradients.keys() == gradients.keys()
     for name, gradient in gradients.items():

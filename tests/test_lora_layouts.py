@@ -16,7 +16,6 @@ from lora_engines import CLOSE, LIKE_TRANSFORMERS, make_engine, train
 TARGETS = {"routed": ["gate", "all-linear"]}
 RECOMPUTED = {"gradient_checkpointing": True, "ac_mode": "full"}
 ON_TWO = (
-    ("d2", "qwen3", {}),
     ("t2", "one key head", RECOMPUTED),
     ("t2", "hf", {}),
     ("p2", "qwen3", {"pp_schedule": "ZBVZeroBubble"}),
@@ -34,7 +33,6 @@ WIDE = (
     ("p2t2", "qwen3", {"pp_schedule": "InterleavedZeroBubble"}),
     ("d2p2", "qwen3", {"pp_schedule": "Interleaved1F1B", **RECOMPUTED}),
     ("p2c2", "tied", {"pp_schedule": "1F1B"}),
-    ("(attn:d2t2|ffn:e4)", "qwen3_moe", {}),
     ("(attn:d2t2|ffn:t2e2)", "qwen3_moe", RECOMPUTED),
     ("(attn:t4|ffn:d2t2)", "qwen3_moe", {"gradient_checkpointing": True, "ac_mode": "selective"}),
     ("p2d2e2", "qwen3_moe", {"pp_schedule": "InterleavedZeroBubble"}),

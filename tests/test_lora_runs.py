@@ -49,7 +49,7 @@ actor:
   optimizer: {lr: 0.02, lr_scheduler_type: constant, eps: 1.0e-3} # AdamW amplifies rounding of tiny gradients
   archon: {enable_compile: false}
 ref: {}
-warm_start: {steps: 40, lr: 0.01}
+warm_start: {steps: 10, lr: 0.01}
 gconfig: {n_samples: 4, max_new_tokens: 3, temperature: 0.8}
 trainer: {max_steps: 3, save_every: 0, eval_every: 0, eval_before_train: false}
 """

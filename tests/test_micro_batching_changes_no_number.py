@@ -147,7 +147,7 @@ CASES = {
 }
 
 
-@pytest.fixture(scope="module", params=[("qwen2", False), ("qwen3", False), ("qwen3", True)], ids=str)
+@pytest.fixture(scope="module", params=[("qwen2", False), ("qwen3", True)], ids=str)
 def family(request):
     name, critic = request.param
     return name, critic, run(name, critic=critic)
@@ -157,6 +157,10 @@ def family(request):
 def test_numbers_do_not_depend_on_the_split(family, case):
     name, critic, expected = family
     assert_same_numbers(run(name, critic=critic, **CASES[case]), expected)
+
+
+OF_ONE_PROCESS = ("four micro-batches", "evenest packing", "pairs kept together")
+"""Which sequences a micro-batch has is decided before ranks cut it, so one process shows these."""
 
 
 def compare_all_cases(layout, reference):
@@ -170,6 +174,8 @@ def compare_all_cases(layout, reference):
     own_outputs = {name: value[offsets[own[0]] : offsets[own[-1] + 1]] for name, value in outputs.items()}
     different = {}
     for name, options in CASES.items():
+        if name in OF_ONE_PROCESS:
+            continue
         found = run("qwen3", critic=False, layout=layout, n_layers=2, **options)
         try:
             assert_same_numbers(found, (own_outputs, steps))

@@ -193,6 +193,10 @@ def test_a_wrong_role_is_found_on_two_tensor_ranks(tmp_path_factory):
         suite_of("wrong-role").test_a_layout_gives_the_numbers_of_one_process("t2", tmp_path_factory)
 
 
+def test_without_layouts_every_declared_axis_is_verified_on_two_ranks():
+    assert sorted(suite_of("wrong-role").declared_layouts()) == ["c2", "d2", "p2", "t2"]
+
+
 def test_a_suite_without_a_model_says_what_to_write():
     with pytest.raises(TypeError, match="found no `model`"):
         ModelPluginSuite().spec()

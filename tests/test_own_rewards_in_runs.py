@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from archon_core.cli.main import main
+from archon_testing.fork_server import ForkedProcess
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs/rewards.md").read_text(encoding="utf-8")
@@ -70,9 +71,11 @@ def shown_commands() -> list[list[str]]:
     return [line.split()[1:] for line in block.splitlines() if line.startswith("archon ")]
 
 
-def start(arguments: list[str], cwd: Path) -> subprocess.Popen[str]:
+def start(arguments: list[str], folder: Path, popen=subprocess.Popen) -> subprocess.Popen[bytes] | ForkedProcess:
+    """Its output goes to ``output.txt`` in the folder."""
     command = [sys.executable, "-c", "from archon_core.cli.main import main; main()", *arguments]
-    return subprocess.Popen(command, cwd=cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    with (folder / "output.txt").open("wb") as output:
+        return popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT)
 
 
 def test_the_pages_dry_run_accepts_its_function(folder):
@@ -85,11 +88,9 @@ def test_the_pages_dry_run_accepts_its_function(folder):
 
 
 @pytest.mark.wide
-def test_the_pages_run_trains_with_its_function_on_two_ranks(folder):
+def test_the_pages_run_trains_with_its_function_on_two_ranks(forks, folder):
     _, command = shown_commands()
-    run = start(command, folder)
-    output, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, output
+    assert start(command, folder, forks.popen).wait(300) == 0, (folder / "output.txt").read_text()
     rows = [json.loads(line) for line in (folder / "runs/own/reward/metrics.jsonl").read_text("utf-8").splitlines()]
     rewards = [row["reward"] for row in rows if "reward" in row]
     assert len(rewards) == 2
@@ -112,19 +113,21 @@ def wait_until(condition, what: str) -> None:
 
 @pytest.mark.wide
 @pytest.mark.parametrize("signals", [(signal.SIGKILL,), (signal.SIGINT, signal.SIGINT)], ids=["killed", "Ctrl-C twice"])
-def test_no_reward_process_outlives_its_run(folder, signals):
+def test_no_reward_process_outlives_its_run(forks, folder, signals):
     (folder / "my_rewards.py").write_text(HANGS)
     options = ["actor.backend=archon:d2", "rewards.timeout_seconds=1000", "data.validation_size=0"]
-    run = start(["train", "run.yaml", "reward=my_rewards:short", *options], folder)
+    # Forks would see the end of their fork server, too.
+    popen = subprocess.Popen if signal.SIGKILL in signals else forks.popen
+    run = start(["train", "run.yaml", "reward=my_rewards:short", *options], folder, popen)
     try:
         wait_until(lambda: len(list(folder.glob("reward-*"))) == 4 or run.poll() is not None, "rewards are called")
         pids = [int(file.name.partition("-")[2]) for file in folder.glob("reward-*")]
-        assert len(pids) == 4, run.communicate()  # two on each rank
+        assert len(pids) == 4, (folder / "output.txt").read_text()  # two on each rank
         assert all(map(is_running, pids))
         for number in signals:
             run.send_signal(number)
             time.sleep(1)  # repetitions of a signal within half a second count as one
-        run.communicate(timeout=120)
+        run.wait(timeout=120)
     finally:
         run.kill()
         run.wait()

@@ -13,18 +13,21 @@ from pathlib import Path
 
 import pytest
 
-from archon_testing.fork_server import ForkedProcess
+from archon_testing.fork_server import ForkedProcess, ForkServer
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "-m", "archon_core.cli", "train"]
 PAIRS = ROOT / "examples" / "arithmetic_preferences.jsonl"
 
 
-def train(example: str, *overrides: str) -> str:
-    command = [*COMMAND, f"examples/{example}", *overrides]
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert finished.returncode == 0, finished.stderr
-    return finished.stdout
+def train(forks: ForkServer, folder: Path, example: str, *overrides: str) -> str:
+    """Run an example in a folder; returns its output."""
+    command = [*COMMAND, f"examples/{example}", f"cluster.fileroot={folder}", *overrides]
+    output = folder / "output.txt"
+    with output.open("wb") as file:
+        run = forks.popen(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT)
+    assert run.wait(900) == 0, output.read_text(encoding="utf-8")
+    return output.read_text(encoding="utf-8")
 
 
 def rows(folder: Path) -> list[dict[str, float]]:
@@ -43,9 +46,9 @@ def test_every_record_of_the_example_has_a_right_and_a_wrong_sum():
 
 
 @pytest.mark.wide
-def test_the_example_trains_and_checks_its_export(tmp_path):
+def test_the_example_trains_and_checks_its_export(forks, tmp_path):
     short = ["warm_start.steps=2", "trainer.max_steps=2", "trainer.eval_size=20", "data.batch_size=8"]
-    output = train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}", *short)
+    output = train(forks, tmp_path, "dpo_jsonl.yaml", *short)
     assert "Export verified: logits differ from transformers' by at most" in output
     first = next(row for row in rows(tmp_path / "preferences" / "dpo") if "loss" in row)
     assert first["loss"] == pytest.approx(0.6931, abs=1e-3)
@@ -54,8 +57,8 @@ def test_the_example_trains_and_checks_its_export(tmp_path):
 
 @pytest.mark.examples
 @pytest.mark.slow
-def test_dpo_ranks_held_out_pairs_right(tmp_path):
-    train("dpo_jsonl.yaml", f"cluster.fileroot={tmp_path}")
+def test_dpo_ranks_held_out_pairs_right(forks, tmp_path):
+    train(forks, tmp_path, "dpo_jsonl.yaml")
     evaluated = [row for row in rows(tmp_path / "preferences" / "dpo") if "eval/loss" in row]
     assert evaluated[0]["eval/policy_accuracy"] <= 0.8
     assert evaluated[-1]["eval/policy_accuracy"] >= 0.9
@@ -65,12 +68,12 @@ def test_dpo_ranks_held_out_pairs_right(tmp_path):
 
 @pytest.mark.examples
 @pytest.mark.slow
-def test_a_reward_model_ranks_held_out_pairs_right_and_trains_a_policy(tmp_path):
-    output = train("rw_jsonl.yaml", f"cluster.fileroot={tmp_path}")
+def test_a_reward_model_ranks_held_out_pairs_right_and_trains_a_policy(forks, tmp_path):
+    output = train(forks, tmp_path, "rw_jsonl.yaml")
     assert "Export verified: scores differ from transformers' by at most" in output
     folder = tmp_path / "preferences"
     assert rows(folder / "rw")[-1]["eval/accuracy"] >= 0.85
-    train("grpo_reward_model.yaml", f"cluster.fileroot={tmp_path}", f"reward_model.path={folder / 'rw' / 'export'}")
+    train(forks, tmp_path, "grpo_reward_model.yaml", f"reward_model.path={folder / 'rw' / 'export'}")
     scores = [row["eval/reward"] for row in rows(folder / "grpo") if "eval/reward" in row]
     assert scores[-1] > scores[0] + 1
 

@@ -21,6 +21,7 @@ from archon_rl.trainer import collector_link
 from archon_rollout.sampling_status import read_sampling
 from archon_rollout.served import launching
 from archon_testing.fork_server import ForkServer, install
+from archon_testing.shared_fork_server import ADDRESS
 from archon_train.run.metrics import read_metrics
 from small_grpo_runs import small_run, train
 
@@ -52,7 +53,7 @@ def started() -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (collector_link, launching):
             patch.setattr(module, "subprocess", module.subprocess)  # to be restored
-        install(ForkServer(note, forked=False), collector_link, launching)
+        install(ForkServer(note, address=os.environ[ADDRESS]), collector_link, launching)
         yield pids
 
 
@@ -74,18 +75,10 @@ def synchronous(tmp_path_factory) -> Path:
     return train(CONFIGURATION, tmp_path_factory.mktemp("synchronous"), "rollout.backend=local")
 
 
-def test_staleness_0_trains_as_synchronous_sampling_does(synchronous, collectors, tmp_path):
-    run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
-    for ours, theirs in zip(steps(run), steps(synchronous), strict=True):
-        assert ours["staleness_max"] == 0
-        for name in ("reward", "tokens", "loss", "gradient_norm", "selected"):
-            assert ours[name] == pytest.approx(theirs[name], rel=1e-9, abs=1e-9)
-    torch.testing.assert_close(weights(run), weights(synchronous), rtol=0, atol=1e-9)
-    assert not collectors()
-
-
-def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchronous, collectors, tmp_path):
-    """At staleness 0 nothing may change, whenever the kill comes."""
+def test_staleness_0_trains_as_synchronous_sampling_does_also_after_kills_of_the_collector(
+    synchronous, collectors, tmp_path
+):
+    """A killed collector is replaced, and its groups are sampled again; the first step is sampled by the first one."""
     killed, done = [], threading.Event()
     metrics = tmp_path / "small/run/metrics.jsonl"
 
@@ -105,6 +98,10 @@ def test_a_killed_collector_is_replaced_and_its_groups_are_sampled_again(synchro
         done.set()
         thread.join()
     assert len(killed) == 2
+    for ours, theirs in zip(steps(run), steps(synchronous), strict=True):
+        assert ours["staleness_max"] == 0
+        for name in ("reward", "tokens", "loss", "gradient_norm", "selected"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-9, abs=1e-9)
     torch.testing.assert_close(weights(run), weights(synchronous), rtol=0, atol=1e-9)
     assert not collectors()
 

@@ -5,6 +5,7 @@ The separated roles have other sizes and other layouts than the actor. ``alone``
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,6 +23,7 @@ from archon_train.run.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 
 from archon_testing.fork_server import ForkServer, install
+from archon_testing.shared_fork_server import ADDRESS
 from separated_runs import train
 from traces import assert_within, ranges_of
 
@@ -206,7 +208,7 @@ SERVED = (
 
 def train_collected(file: Path, trial: str, overrides: tuple[str, ...]) -> None:
     """A run on this world's ranks; its server and its collector are forks of a process that has imported everything."""
-    install(ForkServer(forked=False), collector_link, launching)
+    install(ForkServer(address=os.environ[ADDRESS]), collector_link, launching)
     train(file, trial, overrides)
 
 

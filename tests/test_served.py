@@ -31,6 +31,8 @@ from archon_rl.tokenization import characters_tokenizer
 from archon_rollout.local_engine import LocalEngine
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.served.engine import ServedEngine
+from archon_testing.fork_server import ForkServer, starting_by_forks
+from archon_testing.shared_fork_server import ADDRESS
 from archon_testing.worlds import run_world
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -62,7 +64,7 @@ def wait_until(condition, seconds=60.0) -> None:
     ],
 )
 def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(backend, transport, tmp_path, request):
-    if transport != "shm":
+    if (backend, transport) != ("served:d1", "shm"):  # one server is a real process
         request.getfixturevalue("by_forks")
     trainer = make_trainer()
     config = RolloutConfig(backend=backend, weight_transport=transport)
@@ -108,6 +110,7 @@ def test_a_served_engine_samples_what_the_local_one_does_also_across_an_update(b
     assert log.rstrip().endswith("ended")
 
 
+@pytest.mark.usefixtures("by_forks")
 @pytest.mark.parametrize(
     ("model", "transport"),
     [
@@ -175,7 +178,8 @@ def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path
 def served_over_ranks(folder):
     trainer = make_trainer(layout="archon:d2")
     config = RolloutConfig(backend="served:d2", weight_transport="shm")
-    engine = ServedEngine(config, trainer=trainer, folder=folder)
+    with starting_by_forks(ForkServer(address=os.environ[ADDRESS])):
+        engine = ServedEngine(config, trainer=trainer, folder=folder)
     try:
         engine.update_weights(trainer.version)
         mine = requests()[trainer.data_ranks.rank :: 2] if trainer.data_ranks.rank else requests()[:3]

@@ -122,11 +122,12 @@ def run_folder(tmp_path, *options):
 
 
 @pytest.mark.wide
-def test_archon_train_starts_a_vllm_server_trains_on_it_and_ends_it(tmp_path):
+def test_archon_train_starts_a_vllm_server_trains_on_it_and_ends_it(forks, tmp_path):
     command, folder = run_folder(tmp_path)
     before = started_servers()
-    finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
-    assert finished.returncode == 0, finished.stderr
+    with (tmp_path / "output.txt").open("wb") as output:
+        run = forks.popen(command, cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
+    assert run.wait(300) == 0, (tmp_path / "output.txt").read_text()
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["publish/servers"] for row in rows if "publish/servers" in row] == [1, 1, 1]
     assert "serving" in (folder / "servers" / "server-0.log").read_text()

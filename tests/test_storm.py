@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from archon_testing.fork_server import ForkServer
 from weather.checker import check
 from weather.events import COMMON_FAULTS, KINDS, plan_storm
 from weather.options import CALM_VERSIONS, StormOptions
@@ -58,24 +59,26 @@ def test_a_storm_that_cannot_be_is_refused(change: dict[str, int], message: str)
     assert message in StormOptions(**change).problem()
 
 
-def make_storm(folder: Path, *options: str) -> str:
+def make_storm(forks: ForkServer, folder: Path, *options: str) -> str:
     command = [sys.executable, str(ROOT / "tooling/storm.py"), "--folder", str(folder), *options]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=600)
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    output = folder.with_suffix(".txt")
+    with output.open("wb") as file:
+        storm = forks.popen(command, stdout=file, stderr=subprocess.STDOUT)
+    assert storm.wait(600) == 0, output.read_text(encoding="utf-8")
+    return output.read_text(encoding="utf-8")
 
 
 @pytest.mark.wide
-def test_training_survives_25_faults(tmp_path: Path) -> None:
+def test_training_survives_25_faults(forks: ForkServer, tmp_path: Path) -> None:
     options = ("--seed", "7", "--events", "25", "--versions", "10", "--transport", "distributed")
-    assert "seed 7: survived" in make_storm(tmp_path / "storm", *options)
+    assert "seed 7: survived" in make_storm(forks, tmp_path / "storm", *options)
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> Records:
+def records(forks: ForkServer, tmp_path_factory: pytest.TempPathFactory) -> Records:
     """The records of a short storm, in which a server was killed and all ended well."""
     folder = tmp_path_factory.mktemp("storm")
-    make_storm(folder / "short", "--seed", "0", "--events", "8", "--versions", "4")
+    make_storm(forks, folder / "short", "--seed", "0", "--events", "8", "--versions", "4")
     return Records.read(folder / "short" / "seed-0")
 
 

@@ -21,6 +21,8 @@ from archon_core.ranks.ranks import Ranks
 from archon_core.serving.run_token import TOKEN
 from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rollout.served.scoring_engine import ScoringServers
+from archon_testing.fork_server import ForkServer, starting_by_forks
+from archon_testing.shared_fork_server import ADDRESS
 from archon_testing.worlds import run_world
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,11 +45,14 @@ def servers_of(folder: Path, ranks: Ranks = Ranks(), *, dtype: str = "float64", 
 
 def on_servers(layout: str, backend: str, folder: Path, dtype: str) -> dict[str, Any]:
     make_actor = partial(make_engine, "actor", layout, dtype=dtype)
-    servers = servers_of(folder, make_actor().data_ranks.everyone, dtype=dtype, backend=backend)
-    try:
-        return numbers(make_actor, lambda _: ServedTeacher(servers, TEMPERATURE), n_steps=STEPS)
-    finally:
-        servers.close()
+    forks = ForkServer(address=os.environ[ADDRESS], nested=True)
+    with starting_by_forks(forks):
+        servers = servers_of(folder, make_actor().data_ranks.everyone, dtype=dtype, backend=backend)
+        try:
+            return numbers(make_actor, lambda _: ServedTeacher(servers, TEMPERATURE), n_steps=STEPS)
+        finally:
+            servers.close()
+            forks.close()
 
 
 def on_ranks(dtype: str) -> dict[str, Any]:
@@ -122,6 +127,7 @@ def test_requests_move_from_a_killed_server_to_another_and_the_last_one_ends_the
     assert pids_of(folder) == []
 
 
+@pytest.mark.usefixtures("by_forks")
 def test_running_servers_are_used_if_they_have_the_teachers_model(folder, tmp_path, monkeypatch):
     monkeypatch.setenv(TOKEN, "secret")
     make_engine("actor", "d1").engine.save(tmp_path / "teacher", "hf")

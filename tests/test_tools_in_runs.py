@@ -101,6 +101,7 @@ def test_the_game_of_the_page_is_played_in_a_run(own: Path) -> None:
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 @pytest.mark.parametrize(
     "options", [("actor.backend=archon:d2",), ("rollout.backend=served:d1",)], ids=["d2", "served:d1"]
 )

@@ -348,7 +348,16 @@ def test_a_value_head_that_no_seed_governs(oracle, layout):
     ("plant", "layout", "factor", "axis", "words"),
     [
         (average_gradients_over_data_ranks, "d2", 0.5, "dp_shard", "a mean instead of a sum over dp_shard"),
-        (average_gradients_over_data_ranks, "r2", 0.5, "dp_replicate", "a mean instead of a sum over dp_replicate"),
+        pytest.param(
+            *(
+                average_gradients_over_data_ranks,
+                "r2",
+                0.5,
+                "dp_replicate",
+                "a mean instead of a sum over dp_replicate",
+            ),
+            marks=pytest.mark.wide,
+        ),
         (sum_what_every_context_rank_has_whole, "c2", 2.0, "cp", "a doubled reduction"),
     ],
 )

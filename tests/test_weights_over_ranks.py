@@ -20,7 +20,7 @@ from archon_testing.losses import NegativeLogLikelihood
 from archon_testing.worlds import run_world
 
 WIDE = ("t4", "d4t2", "r2c2t2")
-LAYOUTS = ("d2", "c2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
+LAYOUTS = ("d2", *(pytest.param(layout, marks=pytest.mark.wide) for layout in WIDE))
 MODELS = {
     "qwen2 untied": ("qwen2", {}),
     "qwen3 tied": ("qwen3", {"tie_word_embeddings": True}),
@@ -193,15 +193,14 @@ def begin(layout, folder, model, optimizer):
     engine.save(folder, "dcp")
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
-def test_a_run_goes_on_upon_other_layouts_with_the_same_numbers(tmp_path, optimizer):
+@pytest.mark.parametrize(("optimizer", "layout"), [("adamw", "t2"), ("muon", "d3")])
+def test_a_run_goes_on_upon_another_layout_with_the_same_numbers(tmp_path, optimizer, layout):
     straight = make_engine("d1", "qwen3 tied", optimizer=optimizer)
     train(straight, 2)
     expected = train(straight, 3)
     run_world(begin, 4, ("d2t2", tmp_path, "qwen3 tied", optimizer))
-    for layout in ("t2", "d3"):
-        losses, _ = run_world(resume, world_size(layout), (layout, tmp_path, "qwen3 tied", optimizer))[0]
-        assert losses == pytest.approx(expected, rel=1e-5), layout
+    losses, _ = run_world(resume, world_size(layout), (layout, tmp_path, "qwen3 tied", optimizer))[0]
+    assert losses == pytest.approx(expected, rel=1e-5)
 
 
 MEBIBYTE = 2**20

@@ -95,6 +95,7 @@ def test_a_dry_run_names_a_workflow_that_does_not_exist(own, capsys, name, messa
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 def test_the_pages_workflow_gives_the_same_numbers_with_servers(own):
     options = ("workflow=my_workflows:hints", "trainer.max_steps=2")
     here = train(CONFIGURATION, own / "local", *options)
@@ -103,6 +104,7 @@ def test_the_pages_workflow_gives_the_same_numbers_with_servers(own):
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
     run = train(CONFIGURATION, tmp_path, "rollout.backend=served:d1")
     assert_equal_runs(run, alone)
@@ -110,6 +112,7 @@ def test_servers_give_the_numbers_of_one_process(alone, tmp_path):
 
 
 @pytest.mark.wide
+@pytest.mark.usefixtures("by_forks")
 @pytest.mark.parametrize("layout", ["archon:d2", "archon:t2"])
 def test_layouts_give_the_numbers_of_one_process(alone, tmp_path, layout):
     assert_equal_runs(train(CONFIGURATION, tmp_path, f"actor.backend={layout}"), alone)

@@ -75,7 +75,7 @@ CASES = [
     pytest.param(SMALL, "cpu", 8, 4, "60e6", PADDED, id="two threads each, padded groups"),
     pytest.param(TINY_MOE, "slow", 8, 4, "60e6", {}, id="moe", marks=pytest.mark.wide),
     pytest.param(SMALL, "slow", 4, 8, "60e6", {}, id="few sequences", marks=pytest.mark.wide),
-    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", PADDED, id="moe on eight, padded groups", marks=pytest.mark.wide),
+    pytest.param(TINY_MOE, "slow", 64, 8, "60e6", PADDED, id="moe on eight, padded groups", marks=pytest.mark.soak),
 ]
 
 

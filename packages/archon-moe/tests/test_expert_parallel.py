@@ -37,7 +37,7 @@ SETTINGS = MoESettings(
 )
 UNUSED = 5
 """An expert that no token goes to."""
-TOKENS = {2: (4, 3), 4: (5, 0, 7, 1), 8: (3, 0, 5, 1, 2, 2, 0, 4)}
+TOKENS = {2: (4, 3), 8: (3, 0, 5, 1, 2, 2, 0, 4)}
 """Ranks -> tokens of each: odd numbers, a single one, none."""
 PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::linear")
 OVERLAPPED = r"P+EWEEEP+WWWP*EWEWP*EEP+WWP+"
@@ -162,8 +162,8 @@ def compare_with_one_process(sizes: list[tuple[int, int]]) -> list[dict[str, Any
 
 @pytest.mark.parametrize(
     ("n_ranks", "sizes"),
-    [(2, [(2, 1), (1, 2)]), (4, [(2, 1), (1, 2), (2, 2), (4, 1), (1, 4)]), (8, [(4, 2), (2, 2), (2, 4)])],
-    ids=["2 ranks", "4 ranks", "8 ranks"],
+    [(2, [(2, 1), (1, 2)]), (8, [(4, 2), (2, 2), (2, 4)])],
+    ids=["2 ranks", "8 ranks"],
 )
 def test_any_ep_and_etp_give_the_outputs_and_gradients_of_one_process(n_ranks: int, sizes: list) -> None:
     for rank, found in enumerate(run_world(compare_with_one_process, n_ranks, (sizes,), time_limit=180)):

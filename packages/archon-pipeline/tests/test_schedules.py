@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from archon_core.contracts.pipeline import ActionKind, RankActions, ScheduleActions
@@ -38,9 +38,27 @@ def peak(name: str, p: int, m: int, v: int | None = None) -> float:
     return max(weigh_peak_activations(actions, len(rank_of)))
 
 
+SIZES = {"p": st.integers(1, 8), "m": st.integers(1, 20), "v": st.integers(2, 4)}
+LARGE = {"p": st.integers(9, 16), "m": st.integers(1, 40), "v": st.integers(2, 4)}
+
+
 @settings(max_examples=80, deadline=None)
-@given(name=st.sampled_from(sorted(SPECS)), p=st.integers(1, 16), m=st.integers(1, 40), v=st.integers(2, 4))
+@given(name=st.sampled_from(sorted(SPECS)), **SIZES)
 def test_lists_of_any_size_can_be_executed(name: str, p: int, m: int, v: int) -> None:
+    actions, rank_of = make(name, p, m, SPECS[name].stages_per_rank or v)
+    check_actions(actions, rank_of, m, schedule=name)
+
+
+@pytest.mark.parametrize("name", sorted(SPECS))
+def test_lists_of_sixteen_ranks_can_be_executed(name: str) -> None:
+    actions, rank_of = make(name, 16, 40, SPECS[name].stages_per_rank or 2)
+    check_actions(actions, rank_of, 40, schedule=name)
+
+
+@pytest.mark.soak
+@settings(max_examples=80, deadline=None)
+@given(name=st.sampled_from(sorted(SPECS)), **LARGE)
+def test_large_lists_can_be_executed(name: str, p: int, m: int, v: int) -> None:
     actions, rank_of = make(name, p, m, SPECS[name].stages_per_rank or v)
     check_actions(actions, rank_of, m, schedule=name)
 
@@ -70,7 +88,8 @@ class TestBubble:
 
 
 @settings(max_examples=25, deadline=None)
-@given(p=st.integers(1, 16), more=st.integers(0, 16), v=st.integers(2, 4))
+@given(p=SIZES["p"], more=st.integers(0, 12), v=SIZES["v"])
+@example(p=16, more=9, v=2)
 def test_the_least_bubble_needs_no_multiple_of_the_ranks(p: int, more: int, v: int) -> None:
     # The one idle time that nothing can fill: the last rank starts p - 1 units after the first.
     m = p + more
@@ -80,7 +99,8 @@ def test_the_least_bubble_needs_no_multiple_of_the_ranks(p: int, more: int, v: i
 
 
 @settings(max_examples=30, deadline=None)
-@given(p=st.integers(1, 16), m=st.integers(1, 40), v=st.integers(2, 4))
+@given(**SIZES)
+@example(p=16, m=40, v=2)
 def test_zero_bubble_schedules_hold_at_most_what_1f1b_holds(p: int, m: int, v: int) -> None:
     assert peak("1F1B", p, m) == min(p, m)
     assert peak("ZBVZeroBubble", p, m) <= min(p, m)

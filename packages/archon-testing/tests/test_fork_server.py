@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from archon_testing import fork_server
 from archon_testing.fork_server import ForkedProcess, ForkServer
+from archon_testing.shared_fork_server import SharedForkServer
 
 PROGRAM = """
 import os, signal, sys, time
@@ -30,26 +30,33 @@ sys.exit(3 if how == "exit" else None)
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[ForkServer]:
+def shared() -> Iterator[SharedForkServer]:
     """Without torch, which these programs do not need."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(fork_server, "PRELOADED", ("a_missing_module.of_a_missing_package",))
-        server = ForkServer(forked=False)
+    server = SharedForkServer(("a_missing_module.of_a_missing_package",))
+    yield server
+    server.close()
+
+
+@pytest.fixture(scope="module")
+def forks(shared: SharedForkServer) -> Iterator[ForkServer]:
+    server = ForkServer(address=shared.address)
     yield server
     server.close()
 
 
 class Started:
-    """The program above with one argument."""
+    """The program above with one argument, as a module or by the path of its file."""
 
-    def __init__(self, forks: ForkServer, folder: Path, how: str) -> None:
-        (folder / "site").mkdir()
-        (folder / "site" / "some_program.py").write_text(PROGRAM, encoding="utf-8")
+    def __init__(self, forks: ForkServer, folder: Path, how: str, *, by_path: bool = False) -> None:
+        (folder / "site").mkdir(parents=True)
+        file = folder / "site" / "some_program.py"
+        file.write_text(PROGRAM, encoding="utf-8")
         self.folder = folder
+        program = [str(file)] if by_path else ["-P", "-m", "some_program"]
         environment = {**os.environ, "WORD": "gold", "PYTHONPATH": str(folder / "site")}
         with (folder / "out").open("wb") as out, (folder / "err").open("wb") as err:
             self.process = forks.popen(
-                [sys.executable, "-P", "-m", "some_program", how], env=environment, cwd=folder, stdout=out, stderr=err
+                [sys.executable, *program, how], env=environment, cwd=folder, stdout=out, stderr=err
             )
         assert isinstance(self.process, ForkedProcess)
 
@@ -72,6 +79,20 @@ def test_a_program_gets_its_folder_environment_and_outputs_and_returns_its_code(
     assert started.out == f"{tmp_path} {how} gold {os.getpid()} True\n"
     assert started.err.startswith("a complaint\n")
     assert ("ValueError: no gold" in started.err) == (how == "raise")
+
+
+def test_a_script_is_run_by_its_path_and_each_owner_is_the_parent_of_its_programs(
+    shared: SharedForkServer, forks: ForkServer, tmp_path: Path
+) -> None:
+    other = ForkServer(address=shared.address)
+    first = Started(forks, tmp_path / "first", "wait", by_path=True)
+    second = Started(other, tmp_path / "second", "exit", by_path=True)
+    assert second.process.wait(60) == 3
+    assert second.out == f"{tmp_path / 'second'} exit gold {os.getpid()} True\n"
+    other.close()
+    assert first.process.poll() is None, "it has another owner"
+    first.process.kill()
+    assert first.process.wait(60) == -signal.SIGKILL
 
 
 def test_a_running_program_times_out_and_is_killed(forks: ForkServer, tmp_path: Path) -> None:

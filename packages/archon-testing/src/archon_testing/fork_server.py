@@ -19,7 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 from archon_testing.forked_program import die_with_parent, serve
 
@@ -42,19 +42,14 @@ PRELOADED = (
 STARTERS = ("archon_train.launch.local", "archon_rl.trainer.collector_link", "archon_rollout.served.launching")
 """Modules that start ranks, collectors and servers by ``subprocess.Popen``."""
 
-_MAIN = (
-    "import json, sys; arguments = json.loads(sys.argv[1]); sys.path[:] = arguments.pop('path'); "
-    "from archon_testing.fork_server import serve_owner; serve_owner(**arguments)"
-)
-
 
 class ForkServer:
-    """Starts programs for the process that creates it.
+    """Starts programs for the process that creates it, their owner.
 
     Args:
         started: called with command and process id of every program.
-        forked: whether this process, which has one thread, has imported everything; otherwise a new one imports
-            ``PRELOADED``.
+        address: of a ``SharedForkServer``; without one, programs are forks of this process, which has one thread and
+            has imported everything.
         nested: whether programs start ranks, collectors and servers as forks, too.
     """
 
@@ -62,26 +57,21 @@ class ForkServer:
         self,
         started: Callable[[Sequence[str], int], None] = lambda command, pid: None,
         *,
-        forked: bool = True,
+        address: str | None = None,
         nested: bool = False,
     ) -> None:
         self._started = started
         self._asking = threading.Lock()
-        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        owner, enter = os.getpid(), fork_from_now_on if nested else None
-        if not forked:
-            with theirs:
-                place = {"descriptor": theirs.fileno(), "owner": owner, "path": sys.path}
-                arguments = json.dumps({**place, "modules": PRELOADED, "nested": nested})
-                subprocess.Popen([sys.executable, "-c", _MAIN, arguments], pass_fds=[theirs.fileno()])
+        if address is not None:
+            self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._channel.connect(address)
+            self._channel.send(json.dumps({"owner": os.getpid(), "nested": nested}).encode())
             return
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        owner = os.getpid()
         if os.fork() == 0:
             self._channel.close()
-            try:
-                die_with_parent()
-                serve(theirs, owner, enter)
-            finally:
-                os._exit(0)
+            serve_owner(theirs, owner, nested=nested)
         theirs.close()
 
     def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[bytes] | ForkedProcess:
@@ -198,20 +188,13 @@ def _install_everywhere(forks: ForkServer) -> Callable[[], None]:
     return undo
 
 
-def serve_owner(descriptor: int, owner: int, modules: Sequence[str], nested: bool) -> None:
-    """The main function of a fork server that is no fork itself.
-
-    Args:
-        descriptor: of its socket.
-        owner: the process that it serves.
-        modules: to import first.
-        nested: whether programs start ranks, collectors and servers as forks, too.
-    """
-    die_with_parent()
-    for name in modules:
-        with contextlib.suppress(ModuleNotFoundError):
-            importlib.import_module(name)
-    serve(socket.socket(fileno=descriptor), owner, fork_from_now_on if nested else None)
+def serve_owner(channel: socket.socket, owner: int, *, nested: bool) -> NoReturn:
+    """Serve an owner in this new process, to its end."""
+    try:
+        die_with_parent()
+        serve(channel, owner, fork_from_now_on if nested else None)
+    finally:
+        os._exit(0)
 
 
 def fork_from_now_on() -> None:
@@ -224,10 +207,13 @@ def _program(command: Sequence[str]) -> dict[str, Any] | None:
     if command[0] != sys.executable:
         return None
     flags = [part for part in command[1:3] if part in ("-P", "-u")]
-    kind, target, *arguments = map(str, command[1 + len(flags) :])
-    shared = {"arguments": arguments, "isolated": "-P" in flags, "unbuffered": "-u" in flags}
+    kind, *rest = map(str, command[1 + len(flags) :])
+    shared = {"isolated": "-P" in flags, "unbuffered": "-u" in flags}
+    if kind.endswith(".py"):
+        return {"script": kind, "arguments": rest, **shared}
+    target, *arguments = rest
     if kind == "-m":
-        return {"module": target, **shared}
+        return {"module": target, "arguments": arguments, **shared}
     if kind == "-c" and any(name in target for name in ("archon_rl.collector", "archon_core.cli.main")):
-        return {"code": target, **shared}
+        return {"code": target, "arguments": arguments, **shared}
     return None

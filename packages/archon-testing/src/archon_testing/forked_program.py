@@ -98,6 +98,9 @@ def _run(program: Mapping[str, Any], descriptors: Sequence[int], owner: int, ent
         if "module" in program:
             sys.argv = [program["module"], *program["arguments"]]
             runpy.run_module(program["module"], run_name="__main__", alter_sys=True)
+        elif "script" in program:
+            sys.argv = [program["script"], *program["arguments"]]
+            runpy.run_path(program["script"], run_name="__main__")
         else:
             sys.argv = ["-c", *program["arguments"]]
             exec(program["code"], {"__name__": "__main__"})
@@ -123,7 +126,8 @@ def _set_up(program: Mapping[str, Any]) -> None:
     os.environ.update(program["environment"])
     os.chdir(program["folder"])
     own = [part for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    first = [] if program["isolated"] else [program["folder"] if "module" in program else ""]
+    places = {"module": program["folder"], "script": os.path.dirname(program.get("script", ""))}
+    first = [] if program["isolated"] else [next((places[kind] for kind in places if kind in program), "")]
     sys.path[:] = [*first, *own, *(part for part in sys.path if part not in ("", *inherited, *own))]
     importlib.invalidate_caches()
     sys.stdout.reconfigure(write_through=program["unbuffered"] or bool(os.environ.get("PYTHONUNBUFFERED")))

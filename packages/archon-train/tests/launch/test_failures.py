@@ -76,6 +76,7 @@ def test_torchrun_reports_a_rank_that_fails(start: Start) -> None:
     assert run.leaves_no_process()
 
 
+@pytest.mark.wide
 def test_torchrun_reports_a_users_mistake_without_a_traceback_of_ours(start: Start) -> None:
     run = start("reward=mistake-on-all", launcher=TORCHRUN)
     assert run.wait() != 0

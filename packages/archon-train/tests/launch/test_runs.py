@@ -16,7 +16,7 @@ from .conftest import TORCHRUN, Start
 
 @pytest.mark.parametrize(("layout", "n_ranks"), [("d2", 2), pytest.param("d2t2", 4, marks=pytest.mark.wide)])
 def test_a_run_starts_its_ranks_and_ends_with_all_of_them(start: Start, layout: str, n_ranks: int) -> None:
-    run = start(f"actor.backend=archon:{layout}", fresh=True)
+    run = start(f"actor.backend=archon:{layout}")
     assert run.wait() == 0, run.err
     assert [json.loads(row) for row in run.rows()] == [{"step": step, "ranks": n_ranks} for step in range(1, 6)]
     assert len(set(run.pids(n_ranks))) == n_ranks
@@ -44,7 +44,7 @@ def test_a_run_folder_that_is_taken_is_refused_before_ranks_start_and_set_aside_
 
 
 def test_torchrun_starts_the_ranks_too(start: Start) -> None:
-    run = start("allocation_mode=d2", launcher=TORCHRUN, fresh=True)
+    run = start("allocation_mode=d2", launcher=TORCHRUN)  # its ranks are real processes all the same
     assert run.wait() == 0, run.err
     assert len(run.rows()) == 5
     assert run.err.count("run folder: ") == 1
