@@ -220,19 +220,32 @@ def test_the_command_writes_json_and_a_table(tmp_path: Path) -> None:
     assert "2 pass" in done.stdout.splitlines()[-1]
 
 
-def test_without_a_gpu_the_command_names_the_way_to_the_cpu_and_still_writes_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture
+def process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine without a GPU, and a process that the command may change."""
     monkeypatch.setattr(command, "_machine", lambda: {"device": "cpu"})
     monkeypatch.setattr(sys, "path", list(sys.path))
     set_by_it = ("PYTHONPATH", "TORCHINDUCTOR_CACHE_DIR", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME", "NCCL_DEBUG")
-    for name in (*set_by_it, *command.TF32_VARIABLES):
+    for name in (*set_by_it, "CUDA_VISIBLE_DEVICES", *command.TF32_VARIABLES):
         monkeypatch.setenv(name, "")
-    assert command.main(["--json", str(tmp_path / "out.json")]) == 2
-    expected = "found no CUDA device; --cpu runs the same checks in small on the CPU"
-    assert capsys.readouterr().out == f"gpu-check: {expected}\n"
+
+
+@pytest.mark.usefixtures("process")
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "found no CUDA device; --cpu runs the same checks in small on the CPU"),
+        (["--cpu", "--only", "numbers.motor/*"], "--only numbers.motor/*: found no such check"),
+    ],
+)
+def test_if_nothing_can_run_the_command_says_why_and_still_writes_json(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main([*arguments, "--json", str(tmp_path / "out.json")]) == 2
+    assert f"gpu-check: {expected}" in capsys.readouterr().out
     result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
-    assert (result["checks"], result["problem"]) == ([], expected)
+    assert result["checks"] == []
+    assert result["problem"].startswith(expected)
 
 
 def test_a_check_that_hangs_or_crashes_costs_no_other_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,7 +348,6 @@ def test_groups_fit_into_eight_minutes_and_take_no_time_from_later_ones() -> Non
     assert ends[-1] == TIME_LIMIT
     for before, end, group in zip([START_UP, *ends], ends, GROUPS, strict=False):
         assert end - before == pytest.approx(group.seconds)
-        assert group.check_limit <= group.seconds
     # A part alone has all the time.
     assert ends_of(GROUPS[:1], 10.0, 100.0) == [100.0]
 
@@ -399,7 +411,7 @@ def test_ranks_that_share_a_device_agree_with_the_reference(context: Context, mo
         assert not check.run().exceeded, check.name
 
 
-@pytest.mark.examples  # four minutes; in test-wide, every group runs without compilers
+@pytest.mark.examples  # about seven minutes; in test-wide, every group runs without compilers
 def test_the_whole_command_passes_on_the_cpu_with_compilers() -> None:
     start = time.monotonic()
     done = run_command(limit=2400)

@@ -87,6 +87,9 @@ def run_here(name: str, device: str, work: str, only: tuple[str, ...], check_lim
             return False
         return True
 
+    if context.on_gpu:
+        # Loads the driver and creates the context, which does not count as time of the first check.
+        torch.cuda.synchronize()
     is_usable = run_checks(
         group.name,
         list(group.checks(context)),

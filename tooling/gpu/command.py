@@ -79,9 +79,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             write("interrupted")
             print("\ninterrupted; the results so far:")
-    print(f"\n{render(records)}, {time.perf_counter() - start:.0f} s")
     if options.only and not records:
-        print(f"gpu-check: --only {options.only}: found no such check; names are as in numbers.engine/qwen3-fp32")
+        names = ", ".join(group.name for group in GROUPS)
+        problem = (
+            f"--only {options.only}: found no such check; allowed are names such as numbers.engine/qwen3-fp32, with "
+        )
+        problem += f"* for any text; groups are {names}"
+        print(f"gpu-check: {problem}")
+        write(problem)
+        return 2
+    print(f"\n{render(records)}, {time.perf_counter() - start:.0f} s")
     return 0 if records and all(record.status in ("pass", "skipped") for record in records) else 1
 
 
@@ -112,7 +119,7 @@ def _reference_ahead(context: Context, groups: Sequence[Group]) -> Iterator[None
             [sys.executable, "-P", "-c", call],
             stdout=log,
             stderr=subprocess.STDOUT,
-            env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+            env={"OMP_NUM_THREADS": "4", **os.environ, "CUDA_VISIBLE_DEVICES": ""},
         )
     try:
         yield

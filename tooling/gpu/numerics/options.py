@@ -29,7 +29,7 @@ COMPILED: Mapping[str, Mapping[str, Any]] = {
 }
 
 MUON_BOUND = 1e-3
-"""Relative to a tensor's largest change. Orthogonalising multiplies the rounding of small singular values by hundreds."""
+"""Relative to a tensor's largest change. Muon multiplies the rounding of small singular values by hundreds."""
 
 
 def checks(context: Context) -> Iterator[Check]:

@@ -27,6 +27,7 @@ from archon_rollout.routed_experts import RoutingRecorder
 from archon_testing.engines import fill_weights, starting_points
 from archon_testing.record import Record, StepRecord
 from archon_testing.router_watch import LEAST_MARGIN, watching_routers
+from bench.limited import last_lines
 from gpu.numerics.models import MODELS, MUON, SEED, ModelName, build
 from gpu.numerics.observing import batches_of, observe
 from gpu.numerics.sampling import generate
@@ -74,15 +75,16 @@ def _references(context: Context) -> Mapping[ModelName, Reference]:
 
 
 def _compute_apart(context: Context) -> None:
-    failed = context.work / FAILED
+    failed, output = context.work / FAILED, context.work / "oracle.log"
     if failed.is_file():
         raise RuntimeError("no reference: its process failed when the first check asked for it")
     call = f"from gpu.numerics.oracle import compute_in; compute_in({str(context.work)!r}, {context.device!r})"
-    command = [sys.executable, "-P", "-c", call]
-    code = subprocess.run(command, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""}).returncode
-    if code:
+    command, environment = [sys.executable, "-P", "-c", call], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with output.open("w", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
         failed.touch()
-        raise RuntimeError(f"no reference: its process ended with exit code {code}; see the output of this group")
+        raise RuntimeError(f"no reference: its process ended with exit code {done.returncode}\n{last_lines(output)}")
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Two ranks that share one device and speak over gloo: data, tensor, context and expert parallelism against the
 reference.
 
-NCCL refuses two ranks on one GPU; gloo copies through the host, which is slow and computes the same. Each rank compares
-the pieces that it holds. Both ranks stay for one case after the other, until one fails.
+NCCL refuses two ranks on one GPU; gloo copies through the host, which is slow and computes the same (but see
+``gloo_gather``). Each rank compares the pieces that it holds. Both ranks stay for one case after the other, until one
+fails.
 """
 
 from __future__ import annotations
@@ -153,7 +154,8 @@ def serve(rank: int, folder: str, work: str, device: str) -> None:
     if context.on_gpu:
         torch.cuda.set_device(0)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=RANKS)
-    library = gather_plainly(device)  # also on a CPU, so that it is run there  # noqa: F841
+    # Also on a CPU, so that it is run there.
+    library = gather_plainly(device)
     for line in sys.stdin:
         case = CASES[int(line)]
         found = json.dumps(_errors(case, context))
@@ -161,6 +163,7 @@ def serve(rank: int, folder: str, work: str, device: str) -> None:
         # Under its name only when it is whole.
         file.with_suffix(".partial").write_text(found, encoding="utf-8")
         file.with_suffix(".partial").rename(file)
+    del library
     sys.stdout.flush()
     os._exit(0)
 
