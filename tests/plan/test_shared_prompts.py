@@ -13,6 +13,7 @@ from archon_core.models.anatomy import AttentionAnatomy
 from archon_core.models.parallel_plan import HeadCounts
 from archon_core.plugins import registry
 from archon_engine.data.prefix_tree import PrefixTree, build_prefix_tree
+from archon_engine.data.tree_micro_batch import pack_tree
 from archon_engine.data.tree_packing import plan_tree_micro_batches
 from archon_engine.nn.attention_backends import sdpa
 from archon_plan import shared_prompts
@@ -54,8 +55,7 @@ def test_masks_are_those_of_the_calls_for_segments(window, monkeypatch):
     tree = tree_of(2, 3, 1500, 1200)
     settings = sdpa.AttentionSettings(scale=1.0, window=window)
     q = sdpa.torch.empty(tree.n_tokens, 4, 1)
-    for queries, path in zip(q.split(tree.segments), tree.paths, strict=True):
-        sdpa._attend_path(queries, q[path], q[path], settings, None)
+    sdpa.attend(q, q, q, pack_tree(tree, [2700] * 6, 0), settings)
     tokens = Tokens(tree.n_tokens, sequence=2700, shared=SharedPrompt(1500, 3))
     assert masked_pairs(attention(window), tokens) * tree.n_tokens == pytest.approx(sum(made))
     assert shared_prompts.MASKED_QUERIES == sdpa.MOST_MASKED_QUERIES

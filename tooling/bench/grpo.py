@@ -12,11 +12,11 @@ before it samples. So neither runs longer completions than the other, and neithe
 have cost. Ragged lengths are new in every step: lognormal with median 48, at most 256 tokens.
 
 Two processes take turns, one step each. The time of a step is that of the trainer's whole loop: from the permission to
-begin a step until it waits for the next one. Medians over turns after the warm-up count. The floor is the time of the
-matrix products of a step alone, those of linear layers and head: the prompts once per group, every decoded token for
-the rows that still run, and forward and both gradients of the update, whose head sees completion tokens only. Exits 1
-when a ratio misses its bar, or when Archon's mean reward after equal steps is lower than TRL's by more than sampling
-explains.
+begin a step until it waits for the next one. Medians count, over the turns of all seeds after the warm-up. The floor is
+the time of the matrix products of a step alone, those of linear layers and head: every decoded token for the rows that
+still run, and forward and both gradients of the update, whose head sees completion tokens only; prompts once per group
+in both. Exits 1 when a ratio misses its bar, or when Archon's mean reward after equal steps is lower than TRL's by more
+than sampling and, where there are several, the differences between seeds explain.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, median
+from statistics import mean, median, variance
 from typing import Any
 
 import torch
@@ -45,7 +45,7 @@ WARM_UP = 1
 REWARD_TURNS = 0.5
 """Share of the turns, the last ones, whose rewards are compared."""
 STANDARD_ERRORS = 3
-"""Difference of mean rewards that sampling explains. The variance of a token's reward is at most a quarter."""
+"""Difference of mean rewards that chance explains. The variance of a token's reward is at most a quarter."""
 BENCH = Path(__file__).parent
 ARCHON = "archon"
 
@@ -56,7 +56,7 @@ class Worker:
     Args:
         python: interpreter.
         script: its file in this folder.
-        arguments: shape, model folder, folder to write to.
+        arguments: shape, seed, model folder, folder to write to.
     """
 
     def __init__(self, python: str, script: str, arguments: Sequence[str]) -> None:
@@ -107,12 +107,11 @@ def products_alone(shape: Shape, step: int) -> Callable[[], None]:
     body, head = layer * MODEL["num_hidden_layers"], (hidden, MODEL["vocab_size"])
     lengths = shape.lengths(step).flatten()
     completions = int(lengths.sum())
-    tokens = completions + PROMPT_TOKENS * len(lengths)
+    tokens = completions + PROMPT_TOKENS * shape.prompts
     # The first token of a completion comes from its prompt, and the last one is never fed back.
     decoded = [int((lengths > n).sum()) for n in range(1, int(lengths.max()))]
-    most = max(tokens, PROMPT_TOKENS * shape.prompts)
     weights = {size: torch.randn(size[1], size[0]) for size in {*body, head}}
-    inputs, outputs = ({width: torch.randn(most, width) for size in weights for width in size} for _ in range(2))
+    inputs, outputs = ({width: torch.randn(tokens, width) for size in weights for width in size} for _ in range(2))
 
     def forward(rows: int, size: tuple[int, int]) -> None:
         torch.mm(inputs[size[0]][:rows], weights[size].T, out=outputs[size[1]][:rows])
@@ -140,31 +139,15 @@ def products_alone(shape: Shape, step: int) -> Callable[[], None]:
 def compare(name: str, trl_python: str, versions: Mapping[str, str], turns: int, report: Report) -> None:
     """Measure and report one shape."""
     shape = SHAPES[name]
-    rows: dict[str, list[dict[str, Any]]] = {ARCHON: [], TRL: [], FLOOR: []}
-    with tempfile.TemporaryDirectory() as folder:
-        save_model(Path(folder) / "model")
-        arguments = [name, str(Path(folder) / "model"), folder]
-        workers = {
-            ARCHON: Worker(sys.executable, "grpo_archon.py", arguments),
-            TRL: Worker(trl_python, "grpo_trl.py", arguments),
-        }
-        try:
-            for turn in range(WARM_UP + turns):
-                for side, worker in workers.items():
-                    rows[side].append(worker.step())
-                products = products_alone(shape, turn)
-                start = time.perf_counter()
-                products()
-                rows[FLOOR].append({"seconds": time.perf_counter() - start})
-        finally:
-            for worker in workers.values():
-                worker.close()
+    runs = [_run(name, trl_python, seed, turns) for seed in range(1, shape.seeds + 1)]
+    measured = {side: [row for run in runs for row in run[side]] for side in (ARCHON, TRL, FLOOR)}
     different = [
-        turn for turn, (a, b) in enumerate(zip(rows[ARCHON], rows[TRL], strict=True)) if a["tokens"] != b["tokens"]
+        turn
+        for turn, (a, b) in enumerate(zip(measured[ARCHON], measured[TRL], strict=True))
+        if a["tokens"] != b["tokens"]
     ]
     if different:
         raise SystemExit(f"{name}: found other numbers of completion tokens in turns {different}")
-    measured = {side: found[WARM_UP:] for side, found in rows.items()}
     seconds = {side: median(one["seconds"] for one in found) for side, found in measured.items()}
     # Ragged steps differ in their tokens, so ratios are taken within a turn.
     ratios = {
@@ -173,9 +156,13 @@ def compare(name: str, trl_python: str, versions: Mapping[str, str], turns: int,
     }
     parts = {key: median(one["parts"][key] for one in measured[ARCHON]) for key in ("rollout", "update", "step")}
     last = -max(1, round(turns * REWARD_TURNS))
-    rewards = {side: mean(one["reward"] for one in measured[side][last:]) for side in (ARCHON, TRL)}
-    compared = sum(one["tokens"] for one in measured[ARCHON][last:])
-    slack = STANDARD_ERRORS * (2 * 0.25 / compared) ** 0.5
+    found = {side: [mean(one["reward"] for one in run[side][last:]) for run in runs] for side in (ARCHON, TRL)}
+    rewards = {side: mean(of_runs) for side, of_runs in found.items()}
+    compared = sum(one["tokens"] for run in runs for one in run[ARCHON][last:])
+    squared_error = 2 * 0.25 / compared
+    if len(runs) > 1:
+        squared_error = max(squared_error, sum(map(variance, found.values())) / len(runs))
+    slack = STANDARD_ERRORS * squared_error**0.5
     details: dict[str, float | str] = {
         "completion tokens": median(one["tokens"] for one in measured[ARCHON]),
         **{f"{part} s": value for part, value in parts.items()},
@@ -194,7 +181,7 @@ def compare(name: str, trl_python: str, versions: Mapping[str, str], turns: int,
                 Figure(seconds[ARCHON], "s"),
                 Figure(seconds[side], "s"),
                 side,
-                turns,
+                len(measured[side]),
                 bar=bars.get(side),
                 details=details if side == TRL else {},
             )
@@ -203,6 +190,30 @@ def compare(name: str, trl_python: str, versions: Mapping[str, str], turns: int,
         report.fail(
             f"{name}: found a mean reward of {rewards[ARCHON]:.3f} after equal steps; TRL's is {rewards[TRL]:.3f}"
         )
+
+
+def _run(name: str, trl_python: str, seed: int, turns: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one run of each side after its warm-up, and the seconds of the products alone."""
+    rows: dict[str, list[dict[str, Any]]] = {ARCHON: [], TRL: [], FLOOR: []}
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(Path(folder) / "model")
+        arguments = [name, str(seed), str(Path(folder) / "model"), folder]
+        workers = {
+            ARCHON: Worker(sys.executable, "grpo_archon.py", arguments),
+            TRL: Worker(trl_python, "grpo_trl.py", arguments),
+        }
+        try:
+            for turn in range(WARM_UP + turns):
+                for side, worker in workers.items():
+                    rows[side].append(worker.step())
+                products = products_alone(SHAPES[name], turn)
+                start = time.perf_counter()
+                products()
+                rows[FLOOR].append({"seconds": time.perf_counter() - start})
+        finally:
+            for worker in workers.values():
+                worker.close()
+    return {side: found[WARM_UP:] for side, found in rows.items()}
 
 
 def default_environment() -> Path:

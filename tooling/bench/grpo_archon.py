@@ -19,20 +19,21 @@ def reward(prompt: str, completion: str, record: Any) -> float:
     return reward_of(completion)
 
 
-def write_run(shape: Shape, model: str, folder: Path) -> Path:
+def write_run(shape: Shape, seed: int, model: str, folder: Path) -> Path:
     """A configuration file, and its prompts beside it."""
     prompts = folder / "prompts.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": text, "answer": ""}) + "\n" for text in prompt_texts(shape)))
     config = {
         "experiment_name": "bench",
         "trial_name": "grpo",
-        "seed": 1,
+        "seed": seed,
         "algorithm": "grpo",
         "reward": "grpo_archon:reward",
         "cluster": {"fileroot": str(folder / "archon")},
         "actor": {
             "backend": "archon:d1",
             "path": model,
+            "enable_tree_training": True,  # prompts once per group in updates, too
             "dtype": "float32",
             "optimizer": {
                 "type": "adamw",
@@ -61,7 +62,7 @@ def write_run(shape: Shape, model: str, folder: Path) -> Path:
     return file
 
 
-def main(name: str, model: str, folder: str) -> None:
+def main(name: str, seed: str, model: str, folder: str) -> None:
     """Train ``model``, a checkpoint folder, on the shape of a name."""
     turns, shape = Turns(), SHAPES[name]
     from archon_core.cli.main import main as archon
@@ -87,7 +88,7 @@ def main(name: str, model: str, folder: str) -> None:
         return advance(self, end_at(chosen, self._n_generated[start : self.n_active], logits), start, on_token)
 
     RLStep.__call__, DecodeRows.advance = run_in_turn, advance_to_ends  # type: ignore[method-assign]
-    sys.argv = ["archon", "train", str(write_run(shape, model, Path(folder)))]
+    sys.argv = ["archon", "train", str(write_run(shape, int(seed), model, Path(folder)))]
     archon()
 
 

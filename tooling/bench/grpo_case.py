@@ -50,9 +50,10 @@ class Shape:
         prompts: of a step.
         samples: completions per prompt.
         longest: tokens of the longest completion that is allowed.
-        turns: measured steps of each side.
+        turns: measured steps of each side, with every seed.
         median: of the lengths; ``None`` if all completions have the longest length.
         bars: contestant -> the least ratio of its time to Archon's.
+        seeds: runs of each side. What small batches learn differs more from run to run than sampling explains.
     """
 
     prompts: int
@@ -60,6 +61,7 @@ class Shape:
     longest: int
     turns: int
     median: int | None = None
+    seeds: int = 1
     bars: Mapping[str, float] = field(default_factory=dict)
 
     def lengths(self, step: int) -> Tensor:
@@ -76,7 +78,7 @@ TRL = "trl"
 FLOOR = "products alone"
 
 SHAPES = {
-    "short": Shape(4, 8, 16, turns=15, bars={TRL: 1.25, FLOOR: 0.85}),
+    "short": Shape(4, 8, 16, turns=15, seeds=4, bars={TRL: 1.25, FLOOR: 0.85}),
     "long": Shape(16, 8, 64, turns=5, bars={TRL: 1.25, FLOOR: 0.85}),
     "ragged": Shape(16, 8, 256, turns=5, median=48, bars={TRL: 1.8}),
 }

@@ -26,7 +26,7 @@ STEPS = 1000
 """More than the turns; the last one ends the process."""
 
 
-def options_of(shape: Shape, folder: Path) -> dict[str, Any]:
+def options_of(shape: Shape, seed: int, folder: Path) -> dict[str, Any]:
     """Options of GRPOConfig: one update per batch in one micro-batch, no recomputation, old log-probabilities from the
     update's own pass."""
     return {
@@ -51,11 +51,11 @@ def options_of(shape: Shape, folder: Path) -> dict[str, Any]:
         "save_strategy": "no",
         "report_to": "none",
         "disable_tqdm": True,
-        "seed": 1,
+        "seed": seed,
     }
 
 
-def main(name: str, model: str, folder: str) -> None:
+def main(name: str, seed: str, model: str, folder: str) -> None:
     """Train ``model``, a checkpoint folder, on the shape of a name."""
     turns, shape = Turns(), SHAPES[name]
     from datasets import Dataset
@@ -83,7 +83,7 @@ def main(name: str, model: str, folder: str) -> None:
     trainer = GRPOTrainer(
         policy,
         reward_funcs=reward,
-        args=GRPOConfig(**options_of(shape, Path(folder))),
+        args=GRPOConfig(**options_of(shape, int(seed), Path(folder))),
         train_dataset=Dataset.from_dict({"prompt": prompt_texts(shape)}),
         processing_class=AutoTokenizer.from_pretrained(model),
         callbacks=[TakeTurns()],

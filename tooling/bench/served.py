@@ -68,7 +68,7 @@ def compare(folder: Path, new_tokens: int, repetitions: int, report: Report) -> 
                 return sum(len(c.token_ids) for completions in engine.generate(requests) for c in completions)
 
             contestants = {"local": lambda count=count: count(local), "served:d1": lambda count=count: count(served)}
-            rates = measure(contestants, repetitions, workload.n_sequences * new_tokens)
+            rates = measure(contestants, repetitions, len(workload.lengths) * new_tokens)
             served_rate, local_rate = (Figure(rates[name], "tokens/s") for name in ("served:d1", "local"))
             ratio = served_rate.value / local_rate.value
             report.add(

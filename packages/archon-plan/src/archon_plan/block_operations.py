@@ -139,7 +139,8 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("keys", groups * own, ("keys.gathered",), behind=groups * own, eager=True)
         given = (given[0], "keys")
     if s.path_keys:
-        # Backward sums the gradients of a key in fp32. On a CPU every path is a call, whose gradients are joined first.
+        # Backward sums the gradients of a key in fp32. On a CPU, first samples and further ones are attended apart, so
+        # their gradients are joined first.
         along = b * copies * s.path_keys
         summed = FP32 * copies * keys * (1 + s.path_keys) if b < FP32 else 0.0
         behind = summed + (along * keys if s.on_cpu else 0.0)
@@ -172,8 +173,8 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
     if groups > 1 or (s.path_keys and s.on_cpu):
-        # Two blocks of a rank, or all paths, are attended one by one. On a CPU, the second block also has a mask, left
-        # out here.
+        # Two blocks of a rank, or first and further samples, are attended apart. On a CPU, the second block also has a
+        # mask, left out here.
         yield Operation("attended.joined", outputs, (joined,), eager=True)
         joined = "attended.joined"
     if c > 1:

@@ -135,14 +135,15 @@ def apart(tokens: Tokens) -> Tokens:
 
 
 def masked_pairs(attention: AttentionAnatomy, tokens: Tokens) -> float:
-    """Elements of the masks over paths that a CPU's kernel needs, over the tokens of a micro-batch: of every sample but
-    the first of its prompt, and of this one too if attention has a window."""
+    """Elements of the masks over paths that a CPU's kernel needs, over the tokens of a micro-batch. All samples but the
+    first of each prompt share a mask, and so do the first ones if a window hides keys."""
     if tokens.shared is None:
         return 0.0
     prompt, samples, whole = tokens.shared.tokens, tokens.shared.samples, tokens.sequence
-    first = 0 if attention.window is None else _mask_of_path(whole, whole, attention.window)
-    others = _mask_of_path(whole - prompt, whole, attention.window)
-    return (first + (samples - 1) * others) / (prompt + samples * (whole - prompt))
+    has_window = attention.window is not None and attention.window < whole
+    first = _mask_of_path(whole, whole, attention.window) if has_window else 0
+    others = _mask_of_path(whole - prompt, whole, attention.window) if samples > 1 else 0
+    return (first + others) / tokens.per_micro_batch
 
 
 def _mask_of_path(queries: int, keys: int, window: int | None) -> int:

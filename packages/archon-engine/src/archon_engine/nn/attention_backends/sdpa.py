@@ -1,16 +1,18 @@
 """Packed attention by ``scaled_dot_product_attention``: any device, any floating type, differentiable.
 
 Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
-which read a key head once for its group. A window is a mask over one sequence, [L, L], never over the whole pack.
-Where sequences share prefixes, every segment is one call, with a mask over its path.
+which read a key head once for its group. A window is a mask over one sequence, never over the whole pack. Where
+sequences share prefixes, segments go through one call that are equally far from the start of their paths and of similar
+length; they share a mask over a path.
 
-Legend: T tokens, R rows (tokens with padding), L length of a bucket, B sequences of a call, Q queries and K keys of
-one, Hq and Hkv heads, D head dimension, Dv that of values.
+Legend: T tokens, R rows (tokens with padding), B sequences of a call, Q queries and K keys of one, Hq and Hkv heads,
+D head dimension, Dv that of values.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -22,8 +24,8 @@ from archon_engine.nn.attention_backends.buckets import Bucket, plan_buckets
 from archon_engine.nn.attention_backends.paths import gather_paths
 
 MOST_MASKED_QUERIES = 1024
-"""Largest number of rows of a mask over a path. Longer segments are attended in parts, each with the keys that it sees,
-so that a mask needs memory for one dimension only, and no time goes into keys that all rows of it hide."""
+"""Largest number of rows of a mask. Longer sequences and segments are attended in parts, each with the keys that it
+sees, so that a mask needs memory for one dimension only, and no time goes into keys that all rows of it hide."""
 
 
 def attend(
@@ -49,7 +51,10 @@ def _attend_last(
     n_before, n_keys = k.shape[0] - q.shape[0], lengths[0]
     assert n_before <= n_keys, "only the first sequence has keys without queries"
     own, others = q.split([n_keys - n_before, k.shape[0] - n_keys])
-    parts = [_attend_path(own, k[:n_keys], v[:n_keys], settings, sinks)] if len(own) else []
+    parts = []
+    if len(own):
+        bucket = Bucket(len(own), (0,), n_before)
+        parts.append(_attend_bucket(own, k[:n_keys], v[:n_keys], bucket, settings, sinks))
     if len(others):
         parts.append(_attend_whole(others, k[n_keys:], v[n_keys:], lengths[1:], settings, sinks))
     return torch.cat(parts)
@@ -58,19 +63,45 @@ def _attend_last(
 def _attend_whole(
     q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...], settings: AttentionSettings, sinks: Tensor | None
 ) -> Tensor:
-    buckets, token_of_row, row_of_token = _layout(lengths, q.device)
-    if token_of_row is not None:
-        q, k, v = (x.index_select(0, token_of_row) for x in (q, k, v))
+    layout = _layout(lengths, None, q.device)
+    if layout.key_of_row is not None:
+        k, v = (x.index_select(0, layout.key_of_row) for x in (k, v))
+    return _attend_buckets(q, k, v, layout, settings, sinks)
+
+
+def _attend_paths(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packed: PackedSequences,
+    shared: SharedPrefixes,
+    settings: AttentionSettings,
+    sinks: Tensor | None,
+) -> Tensor:
+    """[T, Hq, Dv] for a tree: the queries of a segment see the keys of the path to its end."""
+    layout = _layout(packed.lengths, shared.key_lengths, q.device)
+    keys = shared.key_tokens if layout.key_of_row is None else shared.key_tokens.index_select(0, layout.key_of_row)
+    k, v = (gather_paths(x, keys) for x in (k, v))
+    return _attend_buckets(q, k, v, layout, settings, sinks)
+
+
+def _attend_buckets(
+    q: Tensor, k: Tensor, v: Tensor, layout: _Layout, settings: AttentionSettings, sinks: Tensor | None
+) -> Tensor:
+    """[T, Hq, Dv] for the queries [T, Hq, D] and the rows of keys and values of a layout."""
+    if layout.token_of_row is not None:
+        q = q.index_select(0, layout.token_of_row)
+    buckets = layout.buckets
     if not buckets:
         return q.new_zeros(*q.shape[:-1], v.shape[-1])
     if len(buckets) == 1:
         out = _attend_bucket(q, k, v, buckets[0], settings, sinks)
     else:
         # Not slices: the gradient of each would be a tensor of all rows, mostly zeros, added to those of the others.
-        n_rows = [bucket.n_rows for bucket in buckets]
-        parts = zip(q.split(n_rows), k.split(n_rows), v.split(n_rows), buckets, strict=True)
+        n_rows, n_key_rows = [bucket.n_rows for bucket in buckets], [bucket.n_key_rows for bucket in buckets]
+        parts = zip(q.split(n_rows), k.split(n_key_rows), v.split(n_key_rows), buckets, strict=True)
         out = torch.cat([_attend_bucket(*part, settings, sinks) for part in parts])
-    return out if row_of_token is None else out.index_select(0, row_of_token)
+    return out if layout.row_of_token is None else out.index_select(0, layout.row_of_token)
 
 
 def obstacles(
@@ -83,47 +114,22 @@ def obstacles(
 def _attend_bucket(
     q: Tensor, k: Tensor, v: Tensor, bucket: Bucket, settings: AttentionSettings, sinks: Tensor | None
 ) -> Tensor:
-    """[R, heads, D] to [R, Hq, Dv] for the rows of one bucket."""
-    size = (len(bucket.sequences), bucket.length)
-    q, k, v = (x.unflatten(0, size).transpose(1, 2) for x in (q, k, v))
-    needs_mask = settings.softcap is not None or sinks is not None
-    if needs_mask or (settings.window is not None and settings.window < bucket.length):
-        mask = _mask(bucket.length, bucket.length, settings.window, q.device)
-    else:
-        mask = None
-    return _attend_masked(q, k, v, mask, settings, sinks, is_causal=mask is None).transpose(1, 2).flatten(0, 1)
-
-
-def _attend_paths(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    packed: PackedSequences,
-    shared: SharedPrefixes,
-    settings: AttentionSettings,
-    sinks: Tensor | None,
-) -> Tensor:
-    """[T, Hq, Dv] for a tree: a call per segment, whose queries see the keys of the path to its end."""
-    k, v = (gather_paths(x, shared.key_tokens).split(shared.key_lengths) for x in (k, v))
-    return torch.cat([_attend_path(*one, settings, sinks) for one in zip(q.split(packed.lengths), k, v, strict=True)])
-
-
-def _attend_path(q: Tensor, k: Tensor, v: Tensor, settings: AttentionSettings, sinks: Tensor | None) -> Tensor:
-    """[Q, Hq, Dv] for queries [Q, Hq, D] at the end of a path of keys [K, Hkv, D]."""
-    n_queries, n_keys = q.shape[0], k.shape[0]
-    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
-    plain = settings.softcap is None and sinks is None
-    if plain and settings.window is None and n_queries in (1, n_keys):
+    """[R, Hq, Dv] for the rows of one bucket: queries [R, Hq, D], and keys with those before the queries."""
+    n_queries, n_keys = bucket.length, bucket.n_before + bucket.length
+    q, k, v = (x.unflatten(0, (len(bucket.sequences), -1)).transpose(1, 2) for x in (q, k, v))
+    sees_all = settings.window is None or settings.window >= n_keys
+    if settings.softcap is None and sinks is None and sees_all and n_queries in (1, n_keys):
         out = _attend_masked(q, k, v, None, settings, None, is_causal=n_queries > 1)
-        return out[0].transpose(0, 1)
+        return out.transpose(1, 2).flatten(0, 1)
     outs, window = [], settings.window or n_keys
     for first in range(0, n_queries, MOST_MASKED_QUERIES):
         rows = q[:, :, first : first + MOST_MASKED_QUERIES]
-        end = n_keys - n_queries + first + rows.shape[2]
+        end = bucket.n_before + first + rows.shape[2]
         start = max(0, end - rows.shape[2] - window + 1)
         mask = _mask(rows.shape[2], end - start, settings.window, q.device)
         outs.append(_attend_masked(rows, k[:, :, start:end], v[:, :, start:end], mask, settings, sinks))
-    return torch.cat(outs, dim=2)[0].transpose(0, 1)
+    out = outs[0] if len(outs) == 1 else torch.cat(outs, dim=2)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _mask(n_queries: int, n_keys: int, window: int | None, device: torch.device) -> Tensor:
@@ -199,12 +205,22 @@ def _by_scores(
     return torch.matmul(weights.to(v.dtype), v[:, :, None]).flatten(1, 2)
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """A ``BucketPlan`` with its indices as tensors on the device."""
+
+    buckets: tuple[Bucket, ...]
+    token_of_row: Tensor | None
+    key_of_row: Tensor | None
+    row_of_token: Tensor | None
+
+
 @lru_cache(maxsize=32)
-def _layout(lengths: tuple[int, ...], device: torch.device) -> tuple[tuple[Bucket, ...], Tensor | None, Tensor | None]:
-    """The plan with its indices on the device, computed by the first layer of a forward and reused by the others."""
-    plan = plan_buckets(lengths)
-    if plan.token_of_row is None or plan.row_of_token is None:
-        return plan.buckets, None, None
+def _layout(lengths: tuple[int, ...], key_lengths: tuple[int, ...] | None, device: torch.device) -> _Layout:
+    """The layout of a pack, computed by the first layer of a forward and reused by the others."""
+    n_before = None if key_lengths is None else [k - n for k, n in zip(key_lengths, lengths, strict=True)]
+    plan = plan_buckets(lengths, n_before)
     # The first use may be under inference_mode, whose tensors autograd refuses to save in a later training step.
     with torch.inference_mode(False):
-        return plan.buckets, torch.tensor(plan.token_of_row).to(device), torch.tensor(plan.row_of_token).to(device)
+        rows = (plan.token_of_row, plan.key_of_row, plan.row_of_token)
+        return _Layout(plan.buckets, *(None if each is None else torch.tensor(each).to(device) for each in rows))
