@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             content |= {"problem": problem} if problem else {}
             options.json.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
-    with tempfile.TemporaryDirectory(prefix="archon-gpu-check-") as folder:
+    # A compiler's worker may still write there.
+    with tempfile.TemporaryDirectory(prefix="archon-gpu-check-", ignore_cleanup_errors=True) as folder:
         try:
             _prepare(Path(folder), options)
             machine = _machine()

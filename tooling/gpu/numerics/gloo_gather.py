@@ -23,6 +23,7 @@ def gather_plainly(device: str) -> torch.library.Library:
 
 def _gather(x: Tensor, group_size: int, group: Any) -> Tensor:
     whole = x.new_empty(x.shape[0] * group_size, *x.shape[1:])
+    # Private in 2.11 to 2.13; operations get the group's name, or the group.
     named = dist.distributed_c10d._resolve_process_group(group) if isinstance(group, str) else group
     # Renamed in 2.13, which warns about the old name.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
