@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +17,9 @@ LAST_LINES = 15
 
 GRACE = 1.0
 """Seconds for a process to write its stacks before it is killed."""
+
+KILL_SECONDS = 10.0
+"""Seconds for a killed process to end."""
 
 
 @dataclass(frozen=True)
@@ -71,4 +75,6 @@ def _end_session(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         return
-    process.wait()
+    # A process inside a driver's call ends only after it, which may be never.
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(KILL_SECONDS)

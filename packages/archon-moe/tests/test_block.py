@@ -24,6 +24,7 @@ from archon_engine.options.archon import ArchonOptions
 from archon_moe.block import MoEBlock
 from archon_moe.builder import MoEBlocks
 from archon_moe.experts import GroupedExperts
+from archon_moe.kernels import grouped_mm
 from archon_moe.kernels.choice import choose_implementation
 
 EXACT = {"rtol": 1e-11, "atol": 1e-12}
@@ -164,6 +165,58 @@ def test_grouped_products_and_the_loop_agree_on_any_choice(
         results.append([y, x.grad, w.grad, *(p.grad for p in made.parameters())])
     for of_loop, of_grouped in zip(*results, strict=True):
         torch.testing.assert_close(of_grouped, of_loop, rtol=1e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_kernels_that_write_no_sums_without_terms_leave_no_gradients(
+    adapted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Blackwell; here a wrapper leaves NaN in the place of the sums of experts without tokens."""
+    multiply = torch._grouped_mm
+
+    def leaving(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        product = multiply(a, b, offs=offs)
+        if a.ndim == b.ndim == 2:
+            product[offs.diff(prepend=offs.new_zeros(1)) == 0] = torch.nan
+        return product
+
+    class Leaving(torch.autograd.Function):
+        """``grouped_mm`` with such a backward pass, for adapters, which autograd differentiates."""
+
+        @staticmethod
+        def forward(ctx: Any, a: Tensor, b: Tensor, offs: Tensor) -> Tensor:
+            ctx.save_for_backward(a, b, offs)
+            return multiply(a, b, offs=offs)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+            (a, b, offs), grad = ctx.saved_tensors, grad.contiguous()
+            return multiply(grad, b.mT, offs=offs), leaving(a.t(), grad, offs=offs), None
+
+    def differentiable(a: Tensor, b: Tensor, *, offs: Tensor) -> Tensor:
+        return Leaving.apply(a, b, offs)
+
+    monkeypatch.setattr(grouped_mm, "grouped_mm", leaving)
+    monkeypatch.setattr(torch.nn.functional, "grouped_mm", differentiable)
+    monkeypatch.setattr(grouped_mm, "leaves_empty_sums", lambda device: True)
+    made = GroupedExperts(MoESettings(8, 12, 4, 1), grouped_gemm=True)
+    for number, parameter in enumerate(made.parameters()):
+        parameter.data = rows(*parameter.shape, dtype=torch.float32, seed=number)
+    if adapted:
+        for parameter in made.parameters():
+            parameter.requires_grad_(False)
+        made.add_low_rank(("gate_proj", "up_proj", "down_proj"), 4, 1.0)
+        for number, parameter in enumerate(made.lora.parameters()):
+            parameter.data = rows(*parameter.shape, dtype=torch.float32, seed=number)
+    choice = torch.tensor([[0], [2], [2], [-1]], dtype=torch.int32)
+    y = made(rows(4, 8, dtype=torch.float32, seed=1), choice, torch.ones(4, 1), 3)
+    y.sum().backward()
+    trained = [parameter.grad for parameter in made.parameters() if parameter.requires_grad]
+    assert trained
+    for gradient in trained:
+        assert not gradient[[1, 3]].any()
+        assert gradient[[0, 2]].flatten(1).any(1).all()
+        assert gradient.isfinite().all()
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])

@@ -52,6 +52,9 @@ def attend(
     settings = AttentionSettings(scale=SCALE, window=window)
     if obstacles := load_backend(backend).obstacles(context.device, dtype, HEAD_DIM, (settings,)):
         raise Skipped("; ".join(obstacles))
+    if backend == "flex":
+        # Every check is a new graph of one function, of which torch compiles a few before it gives up.
+        torch.compiler.reset()
     pack = PACKS[suffix](context.device)
     q, k, v, grad = _inputs(pack, context.device, dtype)
     attention = PackedAttention("0", settings)

@@ -19,6 +19,7 @@ from gpu.numerics.tolerances import BF16_GRADIENTS, BF16_LOSS, BF16_NORM, FP32
 from gpu.records import Context, Outcome
 
 FP32_BOUNDS = {"loss": FP32, "gradient norm": FP32, "gradients": FP32, "outputs": FP32}
+STEP_BOUNDS = {name: bound for name, bound in FP32_BOUNDS.items() if name != "outputs"}
 BF16_BOUNDS = {"loss": BF16_LOSS, "gradient norm": BF16_NORM, "gradients": BF16_GRADIENTS}
 
 
@@ -32,17 +33,26 @@ def batches_of(name: ModelName, context: Context, dtype: torch.dtype, *, shares_
 
 
 def observe(
-    engine: Any, name: ModelName, batches: Sequence[Batch], first: int = 0, *, gradients: bool = True
+    engine: Any,
+    name: ModelName,
+    batches: Sequence[Batch],
+    first: int = 0,
+    *,
+    gradients: bool = True,
+    outputs: bool = True,
 ) -> Record:
     """Train on ``batches`` and record every step, with outputs before the first. Collective.
 
     Args:
         first: number of the first step, for an engine that goes on where another one stopped.
         gradients: record all gradients and weights, or only the last weights.
+        outputs: record those before the first step; without gradients, they need graphs of their own.
     """
     loss = oracle_loss(critic=name == "critic")
     shares = [deal_unevenly(len(batch), engine.data_ranks.size)[engine.data_ranks.rank] for batch in batches]
-    outputs = {} if first else dict(engine.forward_batch(batches[0].select(shares[0]), loss.request))
+    before: Mapping[str, torch.Tensor] = {}
+    if outputs and not first:
+        before = engine.forward_batch(batches[0].select(shares[0]), loss.request)
     steps = []
     for batch, share in zip(batches, shares, strict=True):
         stats = engine.train_batch(batch.select(share), loss)
@@ -51,7 +61,7 @@ def observe(
         steps.append(StepRecord({"loss": stats.loss}, stats.gradient_norm, _on_host(own), _on_host(weights)))
     return Record(
         tuple(steps),
-        {label: values.cpu().double() for label, values in outputs.items()},
+        {label: values.cpu().double() for label, values in before.items()},
         tokens=None if engine.data_ranks.size == 1 else token_places(batches[0], shares[0]),
     )
 

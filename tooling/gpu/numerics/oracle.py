@@ -1,15 +1,18 @@
 """The reference: one process on the CPU in float64, with the same weights and batches.
 
-It runs in a process that sees no GPU, once per run of the command, when a group of checks first asks for it.
+It runs in a process that sees no GPU, once per run of the command: beside the first checks on a GPU, or when a group of
+checks first asks for it.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -24,12 +27,13 @@ from archon_rollout.routed_experts import RoutingRecorder
 from archon_testing.engines import fill_weights, starting_points
 from archon_testing.record import Record, StepRecord
 from archon_testing.router_watch import LEAST_MARGIN, watching_routers
+from bench.limited import last_lines
 from gpu.numerics.models import MODELS, MUON, SEED, ModelName, build
 from gpu.numerics.observing import batches_of, observe
 from gpu.numerics.sampling import generate
 from gpu.records import Context
 
-FILE = "oracle.pickle"
+FILE, LOCK, FAILED = "oracle.pickle", "oracle.lock", "oracle.failed"
 ATTEMPTS = 50
 
 
@@ -63,12 +67,39 @@ def reference(name: ModelName, context: Context) -> Reference:
 @cache
 def _references(context: Context) -> Mapping[ModelName, Reference]:
     path = context.work / FILE
-    if not path.is_file():
-        call = f"from gpu.numerics.oracle import compute_in; compute_in({str(context.work)!r}, {context.device!r})"
-        command = [sys.executable, "-P", "-c", call]
-        subprocess.run(command, check=True, env={**os.environ, "CUDA_VISIBLE_DEVICES": ""})
+    with _locked(context.work):
+        if not path.is_file():
+            _compute_apart(context)
     with path.open("rb") as file:
         return pickle.load(file)
+
+
+def _compute_apart(context: Context) -> None:
+    failed, output = context.work / FAILED, context.work / "oracle.log"
+    if failed.is_file():
+        raise RuntimeError("no reference: its process failed when the first check asked for it")
+    call = f"from gpu.numerics.oracle import compute_in; compute_in({str(context.work)!r}, {context.device!r})"
+    command, environment = [sys.executable, "-P", "-c", call], {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with output.open("w", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
+    if done.returncode:
+        failed.touch()
+        raise RuntimeError(f"no reference: its process ended with exit code {done.returncode}\n{last_lines(output)}")
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Only one process computes the references; the others wait. The system releases the lock of one that dies."""
+    with (work / LOCK).open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def compute_ahead(work: str, device: str) -> None:
+    """Compute the references before a group of checks asks for them. In a process without a GPU."""
+    with _locked(Path(work)):
+        if not (Path(work) / FILE).is_file():
+            compute_in(work, device)
 
 
 def compute_in(work: str, device: str) -> None:

@@ -13,11 +13,10 @@ from torch.distributed.tensor import DTensor
 from archon_testing.record import Record
 from gpu.numerics.comparing import relative_error, worst
 from gpu.numerics.models import ModelName, build
-from gpu.numerics.observing import FP32_BOUNDS, batches_of, last_steps, observe, outcome
+from gpu.numerics.observing import STEP_BOUNDS, batches_of, last_steps, observe, outcome
 from gpu.numerics.oracle import reference
 from gpu.records import Check, Context, Outcome
 
-STEP_BOUNDS = {name: bound for name, bound in FP32_BOUNDS.items() if name != "outputs"}
 LEFT_ON_DEVICE = 0.1
 """Share of weights and optimizer state that may stay on the device: what other engines of this process keep is
 subtracted, but not every cache."""

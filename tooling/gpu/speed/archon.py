@@ -53,13 +53,15 @@ def batch_of(config: Mapping[str, Any], workload: Workload) -> Batch:
     return Batch.from_sequences(list(torch.randint(0, config["vocab_size"], size, generator=generator)))
 
 
-def time_training(config: Mapping[str, Any], workload: Workload, device: str) -> tuple[Timing, str]:
+def time_training(
+    config: Mapping[str, Any], workload: Workload, device: str, *, compiled: bool = True
+) -> tuple[Timing, str]:
     """Training steps that keep all activations, in as many micro-batches as memory asks for."""
     batch, loss = batch_of(config, workload), NegativeLogLikelihood()
     n_mbs = 1
     while True:
         free_memory(device)
-        engine = build(config, device, mb_spec=MicroBatchSpec(n_mbs=n_mbs))
+        engine = build(config, device, compiled=compiled, mb_spec=MicroBatchSpec(n_mbs=n_mbs))
         try:
             timing = time_calls(lambda engine=engine: engine.train_batch(batch, loss), device)
             return timing, f"{n_mbs} micro-batch{'es' if n_mbs > 1 else ''}, no recomputation"

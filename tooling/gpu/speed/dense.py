@@ -19,17 +19,18 @@ Found = dict[str, float]
 
 
 def checks(context: Context) -> Iterator[Check]:
-    """Ours, the ceiling, and transformers."""
+    """Ours, transformers, the ceiling, and ours without the compiler."""
     found: Found = {}
     yield Check("training", partial(training, context, found))
-    yield Check("plain-block", partial(plain_block, context))
     yield Check("transformers", partial(transformers, context, found))
+    yield Check("plain-block", partial(plain_block, context))
+    yield Check("training-eager", partial(training, context, {}, compiled=False))
 
 
-def training(context: Context, found: Found) -> Outcome:
-    """Optimizer steps of the engine with default options."""
+def training(context: Context, found: Found, *, compiled: bool = True) -> Outcome:
+    """Optimizer steps of the engine with default options, or without compilation."""
     config, workload = shapes.dense(context.device)
-    timing, how = archon.time_training(config, workload, context.device)
+    timing, how = archon.time_training(config, workload, context.device, compiled=compiled)
     found["archon"] = workload.tokens / timing.seconds
     most, source = peak(context.device)
     measured = {
@@ -40,7 +41,7 @@ def training(context: Context, found: Found) -> Outcome:
         "peak_gib": timing.peak_bytes / 2**30,
     }
     message = f"{workload.sequences} sequences of {workload.length} tokens, {how}; peak {source}"
-    return Outcome(measured, goals={"mfu": MFU_GOAL} if context.on_gpu else {}, message=message)
+    return Outcome(measured, goals={"mfu": MFU_GOAL} if context.on_gpu and compiled else {}, message=message)
 
 
 def plain_block(context: Context) -> Outcome:

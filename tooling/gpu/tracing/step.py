@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from archon_core.contracts.engine_config import MicroBatchSpec
 from archon_testing.losses import NegativeLogLikelihood
 from bench.intervals import Interval, busy, gaps, largest, report
-from gpu.records import Check, Context, Outcome
+from gpu.records import Check, Context, Outcome, Skipped
 from gpu.speed import archon, shapes
 from gpu.speed.flops import synchronize
 from gpu.speed.timing import WARM_UP, free_memory
 
-FILE = "trace.json"
+FILE = "trace.json.gz"
 """In the run's work folder, in Chrome's format; the command puts it beside the JSON file."""
 
 
@@ -48,6 +48,8 @@ def training_step(context: Context) -> Outcome:
     engine.close()
     profiler.export_chrome_trace(str(context.work / FILE))
     found = intervals_of(profiler.events(), on_gpu=context.on_gpu)
+    if not found:
+        raise Skipped(f"the profiler saw no kernels, as without access to CUPTI; a step took {1e3 * seconds:.0f} ms")
     whole = sum(one.length for one in found)
     measured = {
         "step_ms": 1e3 * seconds,
@@ -60,8 +62,14 @@ def training_step(context: Context) -> Outcome:
 
 def intervals_of(events: Any, *, on_gpu: bool) -> list[Interval]:
     """Kernels on the GPU; on a CPU the operations that call no others."""
-    return [
-        Interval(event.name, event.time_range.start, event.time_range.end)
-        for event in events
-        if (event.device_type == DeviceType.CUDA if on_gpu else not event.cpu_children and event.name != "[memory]")
-    ]
+    if on_gpu:
+        # The profiler also repeats ranges of the host, such as FSDP2's, on the GPU's time line, around their kernels.
+        on_host = {event.name for event in events if event.device_type == DeviceType.CPU}
+        chosen = [
+            event
+            for event in events
+            if event.device_type == DeviceType.CUDA and not event.is_user_annotation and event.name not in on_host
+        ]
+    else:
+        chosen = [event for event in events if not event.cpu_children and event.name != "[memory]"]
+    return [Interval(event.name, event.time_range.start, event.time_range.end) for event in chosen]

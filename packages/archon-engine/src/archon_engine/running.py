@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from archon_core.contracts.decisions import Decision
 from archon_core.contracts.pipeline import PipelinedRunner, PipelineParts, Runner
 from archon_core.ranks.ranks import DataRanks, Ranks
@@ -93,7 +95,8 @@ def start(
         option=f"{role}.mb_spec",
     )
     ranks = data_ranks(plan.dims, losses_on=0 if pipeline is None else pipeline.plan.last_rank)
-    optimizer = _build_optimizer(assembled, config, role=role, total_steps=total_steps)
+    compute_dtype = getattr(torch, effective.compute_dtype)
+    optimizer = _build_optimizer(assembled, config, compute_dtype, role=role, total_steps=total_steps)
     running = Running(
         assembled,
         optimizer,
@@ -125,7 +128,12 @@ def _connect_runner(assembled: Assembled, pipeline: PipelineParts) -> PipelinedR
 
 
 def _build_optimizer(
-    assembled: Assembled, config: ArchonEngineConfig, *, role: str, total_steps: int | None
+    assembled: Assembled,
+    config: ArchonEngineConfig,
+    compute_dtype: torch.dtype,
+    *,
+    role: str,
+    total_steps: int | None,
 ) -> NamedOptimizer | None:
     if config.optimizer is not None:
         return NamedOptimizer(
@@ -133,6 +141,7 @@ def _build_optimizer(
             config.optimizer,
             total_steps=total_steps,
             holders=None if assembled.meshes is None else assembled.meshes.holders,
+            compute_dtype=compute_dtype,
             option=f"{role}.optimizer",
         )
     for parameter in assembled.parameters.values():

@@ -297,10 +297,12 @@ class PackedSequences:
         """Sequences of ``lengths`` tokens, end to end, each from position 0."""
         starts = [0, *accumulate(lengths)]
         positions = [torch.arange(length) for length in lengths]
+        places = torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)
         return cls(
+            # Otherwise the host would wait for all work on the device. Pageable memory is read before the call returns.
             cu_seqlens=torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True),
             max_seqlen=max(lengths, default=0),
-            positions=(torch.cat(positions) if positions else torch.empty(0, dtype=torch.int64)).to(device),
+            positions=places.to(device, non_blocking=True),
             lengths=tuple(lengths),
             head=head,
         )

@@ -265,7 +265,8 @@ class RotaryEmbedding(nn.Module):
                     f"completion to {limit} tokens together"
                 )
         if limit is None or packed.cache is not None or packed.max_seqlen <= limit:
-            return self._frequencies.to(device)
+            # Otherwise the host would wait for the previous micro-batch, or decode step, in every forward pass.
+            return self._frequencies.to(device, non_blocking=True)
         keys = [length if length > limit else None for length in packed.lengths]
         rows = {key: row for row, key in enumerate(dict.fromkeys(keys))}
         table_UD = torch.stack(

@@ -39,6 +39,7 @@ class Muon(torch.optim.Optimizer):
         weight_decay: decoupled weight decay.
         momentum: decay of the running mean of gradients, in Nesterov's form.
         holders: the processes that hold parts of these matrices; ``None`` for all.
+        compute_dtype: the type of forward and backward passes; ``None`` for that of ``params``. See ``orthogonalise``.
     """
 
     def __init__(
@@ -49,9 +50,11 @@ class Muon(torch.optim.Optimizer):
         weight_decay: float,
         momentum: float,
         holders: dist.ProcessGroup | None = None,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self._holders = holders
+        self._compute_dtype = compute_dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
@@ -62,7 +65,7 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     updates.append((parameter, group, self._momentum_update(parameter, group["momentum"])))
-        directions = orthogonalise_all([update for _, _, update in updates], self._holders)
+        directions = orthogonalise_all([update for _, _, update in updates], self._holders, self._compute_dtype)
         for (parameter, group, _), direction in zip(updates, directions, strict=True):
             rate = group["lr"]
             weight = local_values(parameter)
@@ -82,14 +85,21 @@ class Muon(torch.optim.Optimizer):
         return update
 
 
-def orthogonalise(matrix: Tensor) -> Tensor:
+def orthogonalise(matrix: Tensor, compute_dtype: torch.dtype | None = None) -> Tensor:
     """Approximate U V^T of the singular value decomposition U S V^T of ``matrix`` [..., A, B] by Newton-Schulz
     iteration.
 
-    On CUDA it computes in bfloat16, as published; elsewhere in at least fp32, which is faster there. Rounding to
-    bfloat16 would also amplify the last bits of a gradient, which depend on the order of sums.
+    It iterates in at least fp32, except on CUDA for gradients of 16-bit passes: there in bfloat16, as published. Small
+    singular values grow by a factor of hundreds, and the rounding of the iterations with them: in bfloat16 by up to the
+    size of the largest elements where a gradient has a low rank, as an expert's with a few tokens. The rounding depends
+    on the order of sums, and so on the layout. Gradients of fp32 passes are exact enough to avoid this.
+
+    Args:
+        matrix: the update.
+        compute_dtype: the type of the passes that computed its gradients; ``None`` for its own.
     """
-    dtype = torch.bfloat16 if matrix.is_cuda else torch.promote_types(matrix.dtype, torch.float32)
+    is_coarse = matrix.is_cuda and compute_dtype in (torch.bfloat16, torch.float16)
+    dtype = torch.bfloat16 if is_coarse else torch.promote_types(matrix.dtype, torch.float32)
     x = matrix.to(dtype)
     # X X^T of the shorter side is the smaller product; transposing is undone at the end.
     is_tall = x.shape[-2] > x.shape[-1]
@@ -104,13 +114,15 @@ def orthogonalise(matrix: Tensor) -> Tensor:
     return (x.mT if is_tall else x).to(matrix.dtype)
 
 
-def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | None = None) -> list[Tensor]:
+def orthogonalise_all(
+    updates: Sequence[Tensor], holders: dist.ProcessGroup | None = None, compute_dtype: torch.dtype | None = None
+) -> list[Tensor]:
     """The local part of each update, orthogonalised as a whole matrix.
 
     Collective over ``holders``, the processes that hold parts of them, if any of them is a DTensor.
     """
     if not any(isinstance(update, DTensor) for update in updates):
-        return [orthogonalise(update) for update in updates]
+        return [orthogonalise(update, compute_dtype) for update in updates]
     members = dist.get_process_group_ranks(holders or dist.group.WORLD)
     place = {member: number for number, member in enumerate(members)}
     rank, size = place[dist.get_rank()], len(members)
@@ -137,7 +149,7 @@ def orthogonalise_all(updates: Sequence[Tensor], holders: dist.ProcessGroup | No
             whole = local_values(update).new_empty(update.shape)
             for source, box in parts.items():
                 whole[box.slices] = incoming[source].take(box.numel).view(box.shape)
-            direction = orthogonalise(whole)
+            direction = orthogonalise(whole, compute_dtype)
             for destination, box in everyone.items():
                 outgoing[destination].append(direction[box.slices].reshape(-1))
         if rank in everyone:

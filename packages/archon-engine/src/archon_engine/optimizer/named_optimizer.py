@@ -44,6 +44,7 @@ class NamedOptimizer:
         *,
         total_steps: int | None,
         holders: ProcessGroup | None = None,
+        compute_dtype: torch.dtype | None = None,
         option: str = "optimizer",
     ) -> None:
         """Args:
@@ -51,6 +52,7 @@ class NamedOptimizer:
             config: the options.
             total_steps: optimizer steps of the whole run; ``None`` if unknown.
             holders: the processes that hold parts of the same parameters; ``None`` for all.
+            compute_dtype: the type of forward and backward passes; ``None`` for that of the parameters.
             option: dotted name of the options' section, for messages.
 
         Raises:
@@ -72,7 +74,7 @@ class NamedOptimizer:
             name: nn.Parameter(local_values(p)) if isinstance(p, DTensor) and name not in whole else p
             for name, p in self.parameters.items()
         }
-        self._optimizers = _build(self._updated, config, holders)
+        self._optimizers = _build(self._updated, config, holders, compute_dtype)
         self._owner = {p: o for o in self._optimizers for group in o.param_groups for p in group["params"]}
 
     def learning_rate(self, step: int) -> float:
@@ -213,7 +215,10 @@ def _sharded_like(value: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _build(
-    parameters: Mapping[str, nn.Parameter], config: OptimizerConfig, holders: ProcessGroup | None = None
+    parameters: Mapping[str, nn.Parameter],
+    config: OptimizerConfig,
+    holders: ProcessGroup | None = None,
+    compute_dtype: torch.dtype | None = None,
 ) -> list[torch.optim.Optimizer]:
     if config.type == "muon":
         # Muon is for hidden matrices; embeddings, heads, norms and biases take AdamW
@@ -225,8 +230,15 @@ def _build(
         )
         if not hidden:  # a pipeline stage of an embedding alone
             return others
-        decay, momentum = config.weight_decay, config.beta1
-        return [Muon(hidden.values(), lr=config.lr, weight_decay=decay, momentum=momentum, holders=holders), *others]
+        muon = Muon(
+            hidden.values(),
+            lr=config.lr,
+            weight_decay=config.weight_decay,
+            momentum=config.beta1,
+            holders=holders,
+            compute_dtype=compute_dtype,
+        )
+        return [muon, *others]
     groups = [
         {"params": [p for n, p in parameters.items() if is_decayed(n, p)], "weight_decay": config.weight_decay},
         {"params": [p for n, p in parameters.items() if not is_decayed(n, p)], "weight_decay": 0.0},

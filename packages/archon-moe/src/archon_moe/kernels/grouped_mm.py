@@ -9,6 +9,8 @@ Legend: N rows, K experts per row, M pairs of a row and one of its experts, E ex
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 from torch.nn.functional import embedding_bag, grouped_mm
@@ -93,14 +95,15 @@ def backward(
             bias_MH = own.down_bias.index_select(0, _experts_of_pairs(ends_E, pairs_M))
             dweights_M += torch.linalg.vecdot(grad_MH.to(weights_M.dtype), bias_MH.to(weights_M.dtype))
     if experts:
-        ddown_EHF = grouped_mm(grad_MH.t(), h_MF.mul_(weights_M[:, None]), offs=ends_E)
+        ddown_EHF = sum_of_products(grad_MH, h_MF.mul_(weights_M[:, None]), ends_E)
     dh_MF.mul_(weights_M[:, None])
     dup_MF = gating.factor_backward_(activated_MF * dh_MF, up_MF)
     dgate_MF = gating.activate_backward(dh_MF.mul_(factor_MF), gate_MF)
     if experts:
         x_MH = x_NH.index_select(0, rows_M)
-        dgate_EFH = grouped_mm(dgate_MF.t(), x_MH, offs=ends_E)
-        of_experts = ExpertWeights(dgate_EFH, grouped_mm(dup_MF.t(), x_MH, offs=ends_E), ddown_EHF)
+        of_experts = ExpertWeights(
+            sum_of_products(dgate_MF, x_MH, ends_E), sum_of_products(dup_MF, x_MH, ends_E), ddown_EHF
+        )
         if own.biases is not None:
             weighted_MH = grad_MH * weights_M[:, None]
             values = {"gate_bias": dgate_MF, "up_bias": dup_MF, "down_bias": weighted_MH}
@@ -110,6 +113,25 @@ def backward(
         dx_MH = grouped_mm(dgate_MF, own.gate, offs=ends_E).add_(grouped_mm(dup_MF, own.up, offs=ends_E))
         dx_NH = sum_of_pairs(dx_MH, pairs_M, x_NH.shape[0], n_choices)
     return dx_NH, dweights_M, of_experts
+
+
+def sum_of_products(a_MA: Tensor, b_MB: Tensor, ends_E: Tensor) -> Tensor:
+    """The sum of ``outer(a, b)`` over each expert's pairs: [E, A, B], 0 for an expert without pairs."""
+    sums_EAB = grouped_mm(a_MA.t(), b_MB, offs=ends_E)
+    if not leaves_empty_sums(a_MA.device):
+        return sums_EAB
+    is_empty_E = ends_E.diff(prepend=ends_E.new_zeros(1)) == 0
+    return sums_EAB.masked_fill_(is_empty_E[:, None, None], 0)
+
+
+@cache
+def leaves_empty_sums(device: torch.device) -> bool:
+    """Whether ``grouped_mm`` on this device may leave memory as it was where a sum has no terms.
+
+    On Blackwell it does, on Hopper it writes zeros (pytorch/pytorch issue 172439, torch 2.11 to 2.13). Remove when it
+    writes them everywhere: they take a pass over the gradients.
+    """
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 10
 
 
 def _experts_of_pairs(ends_E: Tensor, pairs_M: Tensor) -> Tensor:

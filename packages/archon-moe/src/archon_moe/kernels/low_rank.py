@@ -92,9 +92,16 @@ def _looped_product(order: ExpertOrder) -> Product:
 
 
 def _grouped_product(order: ExpertOrder) -> Product:
+    # Imported here: torch builds without grouped_mm can still run the loop.
+    from archon_moe.kernels.grouped_mm import leaves_empty_sums
+
     ends_E = order.counts.cumsum(0, dtype=torch.int32)
+    is_empty_E11 = (order.counts == 0)[:, None, None]
 
     def product(x_MI: Tensor, matrices_EOI: Tensor) -> Tensor:
+        if matrices_EOI.requires_grad and leaves_empty_sums(x_MI.device):
+            # Backward then replaces the gradients of experts without pairs by zeros.
+            matrices_EOI = torch.where(is_empty_E11, matrices_EOI.detach(), matrices_EOI)
         # Ranks are small and any number; zeros fill them up to rows that grouped_mm accepts.
         unit = ROW_BYTES // matrices_EOI.element_size()
         more_inputs, more_outputs = -matrices_EOI.shape[2] % unit, -matrices_EOI.shape[1] % unit
