@@ -183,7 +183,7 @@ def test_holdings_add_up_to_the_weights_over_all_ranks(name: str) -> None:
 @pytest.mark.parametrize("rank", [0, 1003])
 def test_an_optimizer_has_the_states_of_the_engine(optimizer: str, momentum: float, rank: int, monkeypatch) -> None:
     # Nobody is there to exchange matrices with; momentum does not depend on the exchange.
-    monkeypatch.setattr(muon, "orthogonalise_all", lambda updates, holders: [local_values(u) for u in updates])
+    monkeypatch.setattr(muon, "orthogonalise_all", lambda updates, *_: [local_values(u) for u in updates])
     case = CASES["d256t4"]
     config = OptimizerConfig(type=optimizer, beta1=momentum)
     with fake_rank(rank, WORLD):
