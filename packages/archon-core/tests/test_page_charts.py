@@ -101,6 +101,14 @@ def test_a_pipeline_has_one_lane_per_rank_to_scale() -> None:
     assert "gradient of input" not in html
 
 
+def test_timelines_of_one_scale_can_be_compared() -> None:
+    assert rects(draw_pipeline(timed(2), (0, 1, 0, 1), scale=1.0)) == rects(draw_pipeline(timed(2), (0, 1, 0, 1)))
+    found = rects(draw_pipeline(timed(2), (0, 1, 0, 1), scale=26.0))
+    assert max(x + width for x, width, _ in found) == pytest.approx(500 - 0.8, abs=0.01)
+    long = rects(draw_pipeline(timed(100), (0, 1, 0, 1), scale=1202.0))
+    assert long[0][1] == pytest.approx(rects(draw_pipeline(timed(100), (0, 1, 0, 1)))[0][1] / 2, abs=0.5)
+
+
 def test_a_long_pipeline_shows_its_start_and_its_end() -> None:
     actions = timed(100)
     html = draw_pipeline(actions, (0, 1, 0, 1))

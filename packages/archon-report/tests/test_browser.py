@@ -30,6 +30,8 @@ const look = (frame) => {
       const data = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
       return [c.width, c.height, data.some((v) => v > 0)];
     }),
+    prompt: one('.prompt.long').clientHeight,
+    axes: [...page.querySelectorAll('.heat .note')].map((note) => note.textContent).slice(0, 2),
     areas: page.querySelectorAll('.split path').length,
   };
   one('.chip').click();
@@ -40,6 +42,11 @@ const look = (frame) => {
   axis.value = 'seconds';
   axis.dispatchEvent(new view.Event('change'));
   found.axisChanged = before !== ticks();
+  const texts = (metric) =>
+    [...one(`[data-metric="${metric}"] svg`).querySelectorAll('text')].map((t) => t.textContent);
+  found.times = texts('reward').filter((text) => text.endsWith(' h'));
+  found.narrow = texts('entropy').filter((text) => text.startsWith('12.'));
+  found.zero = texts('clip_fraction').filter((text) => !text.endsWith(' h'));
   const smooth = one('#smooth');
   smooth.value = '0.9';
   smooth.dispatchEvent(new view.Event('input'));
@@ -49,6 +56,10 @@ const look = (frame) => {
   const at = { clientX: box.left + 60, clientY: box.top + 40 };
   one('[data-metric="reward"] svg').dispatchEvent(new view.PointerEvent('pointermove', at));
   found.tip = one('[data-metric="reward"] .tip').textContent;
+  one('[data-metric="loss"] svg').dispatchEvent(new view.PointerEvent('pointerdown', at));
+  found.tapped = one('[data-metric="loss"] .tip').textContent;
+  one('.sample [title]').click();
+  found.picked = one('.sample .picked').textContent;
   const paper = () => view.getComputedStyle(page.body).backgroundColor;
   const light = paper();
   one('#theme').click();
@@ -83,13 +94,23 @@ def looked(tmp_path_factory):
     long = "an_option_with_a_name_that_is_too_long_for_the_screen_of_a_phone_" * 2
     one = write_run(
         folder / "demo" / "one",
-        [step_row(step, loss="NaN" if step == 7 else 0.5, **{"own/metric": -step}) for step in range(1, 40)],
+        [
+            step_row(
+                step,
+                loss="NaN" if step == 7 else 0.5,
+                entropy=12.3451 + 1e-5 * step,
+                clip_fraction=0.0,
+                **{"own/metric": -step, "time/step": 400.0},
+            )
+            for step in range(1, 40)
+        ],
         config=f"algorithm: grpo\n{long}: {json.dumps(NASTY)}\nactor: {{backend: 'archon:d1', lr: 0.5}}\n",
     )
     (one / "expert_load-actor.jsonl").write_text("".join(json.dumps(load) + "\n" for load in loads))
     (one / "trajectories").mkdir()
-    nasty = {"segments": [{"text": NASTY + "w" * 300, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
-    (one / "trajectories/step-00000001.jsonl").write_text(sample_line() + sample_line(**nasty))
+    nasty = {"segments": [{"text": NASTY + "w" * 3000, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
+    (one / "trajectories/step-00000001.jsonl").write_text(sample_line())
+    (one / "trajectories/step-00000002.jsonl").write_text(sample_line(2, **nasty))
     ahead = [asynchronous_row(step) for step in (1, 2, 3)]
     two = write_run(folder / "demo" / "two", ahead, config="algorithm: grpo\nactor: {backend: 'archon:d1', lr: 1.0}\n")
     page = html.escape(render_page(read_runs([one, two])))
@@ -124,11 +145,35 @@ def test_nothing_leaves_the_screen_of_a_phone(looked):
         assert found[width]["widthOpened"] <= int(width)
 
 
+def test_a_long_prompt_leaves_room_for_its_completion(looked):
+    for one in looked[0].values():
+        assert 0 < one["prompt"] <= 140
+
+
 def test_charts_are_drawn(looked):
     for one in looked[0].values():
         assert one["paths"] == 2
         assert one["areas"] == 6 + 10, "phases of two runs, and five charts of the second"
         assert one["heat"] == [[4, 2, True], [6, 4, True]]
+        assert one["axes"] == [
+            "Rows: layers 0 to 1, from the top. Columns: experts 0 to 3.",
+            "Rows: experts 0 to 3, from the top. Columns: optimizer steps 1 to 6.",
+        ]
+
+
+def test_the_texts_of_an_axis_differ_and_have_round_numbers(looked):
+    for one in looked[0].values():
+        assert one["times"], "of 39 steps of 400 seconds"
+        assert all(re.fullmatch(r"\d h", text) for text in one["times"])
+        assert len(one["narrow"]) > 1
+        assert len(set(one["narrow"])) == len(one["narrow"])
+        assert one["zero"] == ["0", "0.2", "0.4", "0.6", "0.8", "1.0"], "no negative shares"
+
+
+def test_a_tap_shows_values(looked):
+    for one in looked[0].values():
+        assert "step " in one["tapped"]
+        assert one["picked"] == '"a": log-probability -0.500, trainer -0.500, gap +0.000'
 
 
 def test_controls_change_what_is_shown(looked):

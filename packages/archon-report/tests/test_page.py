@@ -101,7 +101,7 @@ def test_every_part_of_a_run_is_on_the_page_and_nothing_is_loaded(full):
         assert f"{text}" in page.text
     assert "demo/full" in page.text
     assert "loss is not finite at step 2" in page.text
-    assert "GPipe, optimizer step 2, 1 micro-batches" in page.text
+    assert "actor: GPipe, optimizer step 2, 1 micro-batch" in page.text
     assert "Measured: 5500.0 ms, bubble 144% of the work" in page.text
     assert "rank-0.trace.json.gz" in page.text
     assert "2.5 KB" in page.text
@@ -170,6 +170,68 @@ def test_a_token_has_its_gap_as_colour_and_title(full):
     assert "mean gap 0.62" in html
 
 
+def test_tokens_without_a_gap_have_no_colour_beside_others_with_one(full):
+    known, unknown = sample_line(), sample_line(trainer_logprobs=[])
+    (full / "trajectories/step-00000001.jsonl").write_text(known)
+    (full / "trajectories/step-00000003.jsonl").write_text(unknown)
+    html = render_page([read_run(full)])
+    assert 'data-colours="gap"' in html
+    assert '<span class="t0" title="log-probability -1.000">b</span>' in html
+    (full / "trajectories/step-00000001.jsonl").write_text(unknown)
+    html = render_page([read_run(full)])
+    assert 'data-colours="surprise"' in html
+    assert '<span class="t2" title="log-probability -1.000">b</span>' in html
+
+
+def test_tokens_without_text_are_shown_and_shift_no_others(full):
+    """Two versions and a turn of the environment, with tokens that have no text in the first segment."""
+    line = sample_line(
+        segments=[{"text": t, "version": v} for t, v in (("p", None), ("ab", 4), ("c", 5), ("tool", None), ("d", 5))],
+        token_ids=[7, 1, 2, 3, 4, 5, 8, 6],
+        loss_mask=[0, 1, 1, 1, 1, 1, 0, 1],
+        logprobs=[0.0, -0.1, -0.2, -0.3, -0.4, -0.5, 0.0, -0.6],
+        versions=[-1, 4, 4, 4, 4, 5, -1, 5],
+        pieces=[["", 1], ["a", 1], ["", 1], ["b", 1], ["c", 1], ["d", 1]],
+        trainer_logprobs=[],
+    )
+    for name in ("1", "3"):
+        (full / f"trajectories/step-0000000{name}.jsonl").write_text(line)
+    html = render_page([read_run(full)])
+    found = re.findall(r'title="log-probability -(0.\d)00, version (\d)">(.)<', html)
+    assert found[:6] == [(f"0.{n}", v, text) for n, v, text in zip("123456", "444455", "∅a∅bcd", strict=True)]
+    assert html.index(">c<") < html.index("tool") < html.index(">d<")
+
+
+def test_planned_and_measured_timelines_have_one_scale(full):
+    html = render_page([read_run(full)])
+    planned, measured = re.findall(r'<div class="axis">(.*?)</div>', html)
+    assert planned == measured
+    assert planned.count("<span") == 6, "0, 1000, ... 5000 ms"
+
+
+def test_a_profiled_step_shows_its_pipeline_if_no_other_was_recorded(full):
+    recorded = (full / "pipeline-actor.json").rename(full / "profile/step-000002/pipeline-actor.json")
+    page = Reader(render_page([read_run(full)]))
+    assert "actor, while profiled: GPipe, optimizer step 2, 1 micro-batch" in page.text
+    (full / "pipeline-actor.json").write_text(recorded.read_text())
+    assert "while profiled: GPipe" not in Reader(render_page([read_run(full)])).text
+
+
+def test_steps_that_a_profiler_slowed_do_not_count_for_the_mean_speed(tmp_path):
+    rows = [step_row(1, profiled=1, tokens_per_second=1.0), step_row(2), step_row(3, loss="NaN")]
+    page = Reader(render_page([read_run(write_run(tmp_path / "run", rows))]))
+    assert "tokens/s, mean500" in page.text
+    assert "a profiler slowed step 1;" in page.text
+    assert "lossnot finite" in page.text
+
+
+def test_held_out_rewards_of_several_samples_are_shown(tmp_path):
+    rows = [step_row(1, **{"eval/reward_avg@4": 0.5, "eval/pass@4": 0.75})]
+    page = Reader(render_page([read_run(write_run(tmp_path / "run", rows))]))
+    assert "held-out reward avg@40.5" in page.text
+    assert "held-out pass@40.75" in page.text
+
+
 def test_runs_share_charts_and_differing_options_are_marked(tmp_path, full):
     other = write_run(tmp_path / "demo" / "other", config="algorithm: grpo\nactor: {backend: 'archon:p2', lr: 1.0}\n")
     page = Reader(render_page(read_runs([full, other])))
@@ -177,6 +239,7 @@ def test_runs_share_charts_and_differing_options_are_marked(tmp_path, full):
     metrics = [panel["metric"] for panel in page.data["panels"]]
     assert metrics.count("reward") == 1
     assert "only differences" in page.text
+    assert "demo/fulldemo/otherstatestopped after step 3;" in page.text, "a column for each run"
     html = render_page(read_runs([full, other]))
     assert re.search(r'<tr class="marked"><td>actor.lr</td><td>0.5</td><td>1.0</td></tr>', html)
     assert "<tr><td>actor.backend</td>" in html
@@ -198,6 +261,8 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
         ("starts.json", '{"a": 1}', "found damaged content"),
         ("pipeline-actor.json", "{}", "found format None"),
         ("expert_load-actor.jsonl", "[]\n{}\n", "line 1: found '[]'"),
+        ("expert_load-actor.jsonl", '{"step": 1, "layers": {}}\n', "line 1: found"),
+        ("expert_load-actor.jsonl", '{"step": 1, "layers": {"0": []}}\n', "line 1: found"),
         ("trajectories/step-00000001.jsonl", '{"step": 1}\n', "line 1: found"),
     ],
 )
@@ -209,6 +274,21 @@ def test_a_damaged_file_is_named_and_the_rest_is_shown(full, name, content, prob
     page = Reader(render_page([run]))
     assert problem in page.text
     assert "Samples" in page.text
+
+
+def test_rows_around_damaged_lines_are_shown(tmp_path, capsys):
+    folder = write_run(tmp_path / "run")
+    first, second, third = (folder / "metrics.jsonl").read_text().splitlines()
+    (folder / "metrics.jsonl").write_text(f'{first}\n{second[:30]}\n{{"step": 2, "loss": null}}\n{third}\n')
+    run = read_run(folder)
+    assert [row["step"] for row in run.rows] == [1, 3]
+    [problem] = run.problems
+    assert problem.startswith(f"metrics.jsonl, line 2: found '{second[:30]}'; every line must be")
+    assert problem.endswith("(damaged lines in all: 2)")
+    report([folder])
+    assert f"cannot read {problem}" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match=r"run/metrics\.jsonl, line 2: found"):
+        report([folder], as_json=True)
 
 
 def test_a_half_written_last_line_is_skipped(tmp_path):
@@ -244,6 +324,16 @@ def test_the_state_says_how_a_run_ended(tmp_path, ending, error, text):
     with (folder / ".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         assert read_run(folder).state.kind == "running"
+
+
+def test_a_killed_and_resumed_run_lists_both_starts(tmp_path):
+    folder = write_run(tmp_path / "run")
+    killed = Start("2026-01-01T00:00:00+00:00")
+    resumed = Start("2026-01-01T01:00:00+00:00", 2, ended="2026-01-01T02:00:00+00:00", ending="finished")
+    (folder / "starts.json").write_text(render_starts([killed, resumed]))
+    text = Reader(render_page([read_run(folder)])).text
+    assert "start 12026-01-01T00:00:00+00:00, new; left no record of its end" in text
+    assert "start 22026-01-01T01:00:00+00:00, from step 2; finished 2026-01-01T02:00:00+00:00" in text
 
 
 def test_the_command_writes_the_page_into_the_run_folder_or_where_it_is_told_to(tmp_path, monkeypatch, capsys):

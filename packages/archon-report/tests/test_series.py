@@ -32,12 +32,20 @@ def test_thinning_keeps_spikes_both_ends_and_values_that_are_not_finite():
 
 
 def test_phases_of_long_runs_are_means_over_intervals():
-    rows = [{"step": n, "time/step": 3.0, "time/rollout": n % 2 * 2.0, "time/update": 2.0} for n in range(1, 301)]
+    rows = [{"step": n, "time/step": 3.0, "time/rollout": n % 2 * 2.0, "time/logprobs": 2.0} for n in range(1, 301)]
     split = time_split([*rows, {"step": 300, "time/eval": 50.0}], most=150)
     assert split is not None
     assert split.steps == tuple(range(1, 301, 2))
-    assert split.parts == {"rollout": (1.0,) * 150, "update": (2.0,) * 150}
+    assert split.parts == {"rollout": (1.0,) * 150, "log-probabilities": (2.0,) * 150}
     assert time_split([{"step": 1, "loss": 1.0}]) is None
+
+
+def test_phases_that_the_first_steps_lack_stand_where_a_step_runs_them():
+    first = {"step": 1, "time/rollout": 1.0, "time/publish": 1.0, "time/step": 2.0}
+    later = {"step": 2, "time/rollout": 1.0, "time/update": 1.0, "time/publish": 1.0, "time/step": 3.0}
+    split = time_split([first, later])
+    assert split is not None
+    assert list(split.parts) == ["rollout", "update", "publication"]
 
 
 def test_sums_skip_what_is_not_finite():
@@ -51,6 +59,15 @@ def test_every_metric_has_one_panel_and_quiet_ones_stand_aside():
     assert sorted(panel.metric for panel in panels) == sorted(metrics)
     aside = [panel.metric for panel in panels if panel.group == OTHERS]
     assert aside == ["own/metric", "skipped_updates"]
+
+
+def test_metrics_that_usually_are_zero_stand_aside_unless_their_zero_says_something():
+    metrics = ["clip_fraction", "dropped/left_out", "dropped/no_reward", "memory/peak_gb"]
+    panels = {panel.metric: panel for panel in panels_of(metrics, zero=metrics[:2])}
+    assert panels["clip_fraction"].group == "Stability"
+    assert panels["dropped/left_out"].group == OTHERS
+    assert panels["dropped/no_reward"].title == "dropped groups: no reward"
+    assert panels["memory/peak_gb"].title == "peak memory, GB"
 
 
 def test_a_heat_map_has_loads_as_multiples_of_their_layer_s_mean(monkeypatch):

@@ -33,6 +33,14 @@ def test_a_synchronous_run_has_no_columns_of_sampling_ahead(show):
     assert second == ["2", "0.500", "-0.0100", "2.0", "50", "0.250"]
 
 
+def test_held_out_numbers_of_other_runs_have_columns_too(show):
+    output = show({"step": 1, **STEP, "eval/reward_avg@4": 0.25}, {"step": 2, **STEP, "eval/loss": 2.0})
+    heading, first, second = output.splitlines()
+    assert heading.split()[-4:] == ["held", "out", "held-out", "loss"]
+    assert first.split()[-1] == "0.250"
+    assert second.split()[-1] == "2.0000"
+
+
 def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
     """The shares of a step count by its trained tokens: 40 and 120, whatever prompts and dropped groups have."""
     later = {"trained_tokens": 120, "staleness/0": 1.0, "staleness/1": 0.0, "stale_prompts": 0, "dropped/no_reward": 1}
@@ -44,6 +52,14 @@ def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
         "dropped groups: 3 no reward, 1 stale",
         "versions of the servers: 127.0.0.1:7 6",
     ]
+
+
+def test_a_narrow_terminal_shows_the_columns_that_fit(show, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    output = show({"step": 1, **STEP, **AHEAD, "eval/reward": 0.25})
+    assert output.splitlines()[0].split()[:6] == ["step", "reward", "loss", "seconds", "tokens/s", "stale"]
+    assert "held" in output.splitlines()[0]
+    assert "running" not in output.splitlines()[0]
 
 
 def test_steps_that_left_out_every_group_have_no_shares(show):

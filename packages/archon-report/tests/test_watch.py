@@ -5,6 +5,8 @@ from __future__ import annotations
 import fcntl
 import io
 import math
+import re
+from pathlib import Path
 
 import pytest
 import typer
@@ -13,8 +15,10 @@ from rich.console import Console
 
 from archon_core.errors import ConfigError
 from archon_core.run_files.starts import Start, render_starts
+from archon_report.run import read_run
 from archon_report.watch_cli import follow, look, watch
-from archon_report.watch_view import Watched, draw, seconds_left, sparkline
+from archon_report.watch_rows import draw_fitting
+from archon_report.watch_view import draw, seconds_left, sparkline
 
 
 def text_of(runs, width=120) -> str:
@@ -36,6 +40,27 @@ def test_a_run_shows_its_numbers_and_the_time_left(tmp_path):
         assert part in text
     assert "updates were skipped, last at step 2" in text
     assert "running" in text
+
+
+def test_a_panel_has_memory_held_out_rewards_of_several_samples_and_many_servers(tmp_path):
+    servers = {f"server_version/a:{n}": 4 + n // 5 for n in range(6)}
+    folder = write_run(tmp_path / "run", [step_row(1, **servers, **{"memory/peak_gb": 1.5, "eval/pass@8": 0.25})])
+    words = " ".join(text_of(look([folder]), 80).split())
+    for part in ("peak memory, GB 1.5", "held-out pass@8 0.25", "servers 6, versions 4 to 5"):
+        assert part in words
+
+
+def test_steps_that_a_profiler_slowed_do_not_count_for_the_time_left(tmp_path):
+    rows = [step_row(1, profiled=1, **{"time/step": 100.0}), step_row(2)]
+    folder = write_run(tmp_path / "run", rows, config="trainer: {max_steps: 12}\n")
+    assert seconds_left(read_run(folder)) == pytest.approx(20.0)
+    write_run(folder, rows[:1])
+    assert seconds_left(read_run(folder)) == pytest.approx(200.0)
+
+
+def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
+    folders = [write_run(tmp_path / place / "demo" / "grpo") for place in "ab"]
+    assert [watched.run.name for watched in look(folders)] == [str(folder) for folder in folders]
 
 
 def test_the_time_left_of_epochs_comes_from_the_steps_that_the_trainer_counted(tmp_path):
@@ -60,6 +85,7 @@ def test_the_time_left_of_epochs_comes_from_the_steps_that_the_trainer_counted(t
 def test_a_metric_that_is_not_finite_is_a_warning(tmp_path):
     [watched] = look([write_run(tmp_path / "run", [step_row(1), step_row(2, loss="NaN")])])
     assert "loss is not finite" in text_of([watched])
+    assert re.search(r"loss +not finite ", text_of([watched])), "on one line"
     assert sparkline([1.0, math.nan, 3.0], 8) == "▁!█"
     assert sparkline([2.0, 2.0], 8) == "▁▁"
     assert sparkline([math.inf], 8) == "!"
@@ -68,6 +94,28 @@ def test_a_metric_that_is_not_finite_is_a_warning(tmp_path):
 def test_runs_stand_side_by_side_where_there_is_room(tmp_path):
     runs = look([write_run(tmp_path / name) for name in ("a", "b")])
     assert len(text_of(runs, 120).splitlines()) < len(text_of(runs, 60).splitlines())
+    assert len(text_of(runs, 100).splitlines()[0].rstrip()) == 72, "one above the other, they have more room"
+
+
+def test_runs_whose_panels_do_not_fit_the_screen_have_a_row_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    low = Console(file=io.StringIO(), width=80, height=20, force_terminal=True, color_system=None)
+    high = Console(file=io.StringIO(), width=80, height=60, force_terminal=True, color_system=None)
+    rows = [step_row(1), step_row(2, staleness=1.5)]
+    folders = [write_run(Path("demo") / name, rows, config="trainer: {max_steps: 12}\n") for name in "ab"]
+    with (folders[0] / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        runs = look([*folders, Path("late")])
+    for console in (low, high):
+        console.print(draw_fitting(runs, console))
+    assert [line.split() for line in low.file.getvalue().splitlines()] == [
+        ["run", "step", "reward", "loss", "tokens/s", "stale", "left"],
+        ["demo/a", "2/12", "0.2", "0.5", "500", "1.5", "0:00:20"],
+        ["demo/b", "2/12", "0.2", "0.5", "500", "1.5", "stopped"],
+        ["late"],
+        ["late:", "waiting", "for", "the", "run", "to", "start"],
+    ]
+    assert "gradient norm" in high.file.getvalue()
 
 
 def test_a_resumed_run_says_which_steps_were_dropped(tmp_path):
@@ -112,13 +160,20 @@ def test_once_prints_the_state_and_says_by_its_exit_code_if_a_run_has_not_starte
 
 def test_a_damaged_file_does_not_end_the_view(tmp_path):
     folder = write_run(tmp_path / "run")
-    (folder / "metrics.jsonl").write_text("broken\n{}\n")
-    assert "found 'broken'" in " ".join(text_of(look([folder])).split())
-    file = tmp_path / "file"
-    file.touch()
-    assert look([file]) == [Watched(file, None, "not a folder")]
+    (folder / "metrics.jsonl").write_text('broken\n{"step": 2}\n')
+    assert "cannot read metrics.jsonl, line 1: found 'broken'" in " ".join(text_of(look([folder])).split())
+    assert "step 2" in " ".join(text_of(look([folder])).split()), "the rows around the line are shown"
+
+
+def test_a_folder_of_runs_is_not_waited_for_without_a_word(tmp_path):
+    for name in ("one", "two"):
+        write_run(tmp_path / name)
+    assert look([tmp_path])[0].note == "waiting for the run to start; there are runs in this folder: one, two"
 
 
 def test_wrong_input_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(ConfigError, match="file: found a file; allowed is the folder of a run"):
+        watch([tmp_path / "file"])
     with pytest.raises(ConfigError, match="--every: found 0"):
         watch([tmp_path], every=0)

@@ -161,4 +161,4 @@ def _versions(steps: Sequence[Row]) -> Iterator[str]:
             for server, pairs in seen.items()
         ]
         yield "<h4>Versions of the weights</h4>"
-        yield draw_table(("server", "first version", "last version", "most versions behind"), table)
+        yield draw_table(("server", "first", "last", "most behind"), table)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from archon_core.cli.console import print_json, print_remark, print_table, print_text
 from archon_core.errors import ConfigError
@@ -57,7 +58,7 @@ def report(
 def _refuse_unreadable(run: Run) -> None:
     problems = [problem for problem in run.problems if problem.startswith(METRICS)]
     if problems:
-        raise ConfigError(problems[0].removeprefix(f"{METRICS}: "))
+        raise ConfigError(f"{run.folder}/{problems[0]}")
 
 
 def _shown(run: Run, last: int) -> list[dict[str, float]]:
@@ -72,7 +73,7 @@ def _print_steps(run: Run, last: int, *, named: bool) -> None:
         print_remark(problem, label="cannot read ")
     shown = _shown(run, last)
     if shown:
-        print_table(*table_of(shown))
+        print_table(*table_of(shown, Console().width))
         totals = totals_of(shown)
         for line in ["", *totals] if totals else []:
             print_text(line)

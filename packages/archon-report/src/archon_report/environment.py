@@ -19,6 +19,8 @@ def draw_environment(runs: Sequence[Run]) -> Iterator[str]:
         for number, start in enumerate(run.starts, start=1):
             began = f"from step {start.resumed_from}" if start.resumed_from is not None else "new"
             end = f"{start.ending} {start.ended}" if start.ending else ""
+            if not end and (number < len(run.starts) or run.state.kind == "stopped"):
+                end = "left no record of its end"
             error = f": {start.error}" if start.error else ""
             column[f"start {number}"] = f"{start.time}, {began}" + (f"; {end}{error}" if end else "")
         columns.append(column)

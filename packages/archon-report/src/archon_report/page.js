@@ -30,8 +30,13 @@
     if (size < 1e-3) return value.toExponential(1).replace("e-", "e−");
     return String(+value.toPrecision(4));
   };
+  const UNITS = { // of axes: the size from which a unit is used, the unit, its name
+    seconds: [[7200, 3600, " h"], [120, 60, " min"], [0, 1, " s"]],
+    share: [[0, 0.01, "%"]],
+    step: [[0, 1, ""]],
+    count: [[1e10, 1e9, "B"], [1e7, 1e6, "M"], [1e4, 1e3, "k"], [0, 1, ""]],
+  };
   const duration = (s) => (s >= 3600 ? `${+(s / 3600).toPrecision(3)} h` : s >= 60 ? `${+(s / 60).toPrecision(3)} min` : `${+s.toPrecision(3)} s`);
-  const axisText = (x) => (view.axis === "seconds" ? duration(x) : view.axis === "step" ? String(Math.round(x)) : format(x));
 
   // The smallest of 1, 2, 5 times a power of ten that gives at most `most` intervals.
   const ticks = (low, high, most, whole) => {
@@ -42,6 +47,18 @@
     const found = [];
     for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(+(n * step).toPrecision(12));
     return found;
+  };
+  // Round values of an axis and their texts, which have the digits in which neighbours differ.
+  const axisTicks = (low, high, most, kind) => {
+    const [, unit, name] = UNITS[kind].find(([from]) => Math.max(Math.abs(low), Math.abs(high)) >= from);
+    const at = ticks(low / unit, high / unit, most, kind === "step");
+    const power = Math.floor(Math.log10(at.length > 1 ? at[1] - at[0] : Math.abs(at[0]) || 1) + 1e-9);
+    const text = (v) => {
+      if (v === 0) return kind === "count" ? "0" : `0${name}`;
+      if (power < -4) return v.toExponential(Math.max(0, Math.floor(Math.log10(Math.abs(v)) + 1e-9) - power)).replace("e-", "e−");
+      return v.toFixed(Math.max(0, -power)) + name;
+    };
+    return at.map((v) => [v * unit, text(v)]);
   };
   const powers = (low, high) => {
     const found = [];
@@ -59,11 +76,15 @@
     const axis = run.axes[view.axis];
     if (!axis) return null;
     let place = -1;
-    const x = steps.map((step) => {
+    const found = { x: [], y: [], steps: [] };
+    steps.forEach((step, n) => {
       while (place + 1 < axis[0].length && axis[0][place + 1] <= step) place++;
-      return place < 0 ? 0 : axis[1][place];
+      if (step < 0) return; // of a supervised start, whose tokens and times are not counted
+      found.x.push(place < 0 ? 0 : axis[1][place]);
+      found.y.push(values[n]);
+      found.steps.push(step);
     });
-    return { x, y: values, steps };
+    return found.x.length ? found : null;
   };
   const smoothed = (values) => {
     // Weighted by 1 - a^n, so the first values are not pulled to zero.
@@ -104,24 +125,34 @@
     html("b", {}, row, value);
   };
 
-  const HEIGHT = 190, LEFT = 46, RIGHT = 8, TOP = 8, BOTTOM = 22;
-  const frame = (figure, box, low, high, fy, yTicks, label, xLow, xHigh) => {
+  const HEIGHT = 190, RIGHT = 8, TOP = 8, BOTTOM = 22;
+  const frame = (figure, box, fy, yTicks, xLow, xHigh, axis) => {
     const width = Math.max(220, figure.clientWidth - 24);
+    const left = Math.max(46, 10 + 6.2 * Math.max(0, ...yTicks.map(([, text]) => text.length)));
     box.replaceChildren();
     box.setAttribute("viewBox", `0 0 ${width} ${HEIGHT}`);
     box.setAttribute("height", HEIGHT);
-    const fx = (x) => LEFT + ((x - xLow) / (xHigh - xLow || 1)) * (width - LEFT - RIGHT);
-    for (const tick of yTicks) {
+    const fx = (x) => left + ((x - xLow) / (xHigh - xLow || 1)) * (width - left - RIGHT);
+    for (const [tick, text] of yTicks) {
       const y = fy(tick);
-      svg("line", { class: "rule", x1: LEFT, x2: width - RIGHT, y1: y, y2: y }, box);
-      svg("text", { x: LEFT - 6, y: y + 4, "text-anchor": "end" }, box).textContent = label(tick);
+      svg("line", { class: "rule", x1: left, x2: width - RIGHT, y1: y, y2: y }, box);
+      svg("text", { x: left - 6, y: y + 4, "text-anchor": "end" }, box).textContent = text;
     }
-    for (const tick of ticks(xLow, xHigh, Math.max(2, width / 90), view.axis === "step")) {
+    for (const [tick, text] of axisTicks(xLow, xHigh, Math.max(2, width / 70), axis)) {
       const x = fx(tick);
-      const anchor = x > width - 24 ? "end" : x < LEFT + 8 ? "start" : "middle";
-      svg("text", { x: Math.min(x, width - 2), y: HEIGHT - 6, "text-anchor": anchor }, box).textContent = axisText(tick);
+      const anchor = x > width - 24 ? "end" : x < left + 8 ? "start" : "middle";
+      svg("text", { x: Math.min(x, width - 2), y: HEIGHT - 6, "text-anchor": anchor }, box).textContent = text;
     }
-    return { fx, width };
+    const valueAt = (clientX) => {
+      const bounds = box.getBoundingClientRect();
+      return xLow + (((clientX - bounds.left) * (width / bounds.width) - left) / (width - left - RIGHT)) * (xHigh - xLow);
+    };
+    return { fx, valueAt };
+  };
+  // A finger that only taps does not move.
+  const onPointer = (node, show, hide) => {
+    for (const type of ["pointerdown", "pointermove"]) node.addEventListener(type, show);
+    node.addEventListener("pointerleave", hide);
   };
 
   const chart = (panel, parent) => {
@@ -132,6 +163,8 @@
     const log = html("button", { type: "button", "aria-pressed": "false", title: "logarithmic scale" }, head, "log");
     const box = svg("svg", { role: "img", "aria-label": `${panel.title} over steps` }, figure);
     const tip = tipOf(figure);
+    const isTime = /^time\/|(^|[/_])seconds$|(?<!per)_s$/.test(panel.metric);
+    const written = (value) => (isTime && value !== null ? duration(value) : format(value));
     let scale = null, cross = null;
     const draw = () => {
       const lines = runs.filter((run) => run.shown).map((run) => ({ run, found: points(run, panel.metric) })).filter((one) => one.found);
@@ -144,6 +177,7 @@
       let low = Infinity, high = -Infinity;
       for (const v of all) { low = Math.min(low, to(v)); high = Math.max(high, to(v)); }
       if (!all.length) { low = 0; high = 1; }
+      if (low === 0 && high === 0) high = 1;
       if (high - low < 1e-12 * Math.max(1, Math.abs(high))) { const pad = Math.abs(high) * 0.1 || 1; low -= pad; high += pad; }
       const pad = (high - low) * 0.06;
       if (!(low === 0 && !isLog)) low -= pad;
@@ -153,8 +187,10 @@
       if (!lines.length) { xLow = 0; xHigh = 1; }
       if (xLow === xHigh) { xLow -= 1; xHigh += 1; }
       const fy = (v) => TOP + (1 - (v - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-      const yTicks = isLog ? powers(low, high) : ticks(low, high, 4, false);
-      const { fx, width } = frame(figure, box, low, high, fy, yTicks, (t) => format(isLog ? +(10 ** t).toPrecision(2) : t), xLow, xHigh);
+      const yTicks = isLog
+        ? powers(low, high).map((t) => [t, format(+(10 ** t).toPrecision(2))])
+        : axisTicks(low, high, 6, isTime ? "seconds" : "count");
+      const { fx, valueAt } = frame(figure, box, fy, yTicks, xLow, xHigh, view.axis === "tokens" ? "count" : view.axis);
       for (const { run, found, smooth } of lines) {
         const y = (values) => values.map((v) => (v === null ? null : to(v)));
         if (view.smooth > 0) svg("path", { class: "raw", d: path(found.x, y(found.y), fx, fy), style: `stroke:${run.colour}` }, box);
@@ -165,29 +201,28 @@
           if (v === null) svg("text", { x: fx(found.x[n]), y: HEIGHT - BOTTOM - 2, "text-anchor": "middle", style: "fill:var(--mark)" }, box).textContent = "×";
         });
       }
-      last.textContent = lines.length === 1 ? format(lines[0].found.y.at(-1)) : "";
+      last.textContent = lines.length === 1 ? written(lines[0].found.y.at(-1)) : "";
       cross = svg("line", { class: "cross", y1: TOP, y2: HEIGHT - BOTTOM, visibility: "hidden" }, box);
-      scale = { lines, fx, width, xLow, xHigh };
+      scale = { lines, fx, valueAt };
       tip.hidden = true;
     };
-    box.addEventListener("pointermove", (event) => {
+    const show = (event) => {
       if (!scale || !scale.lines.length) return;
-      const bounds = box.getBoundingClientRect();
-      const x = scale.xLow + (((event.clientX - bounds.left) * (scale.width / bounds.width) - LEFT) / (scale.width - LEFT - RIGHT)) * (scale.xHigh - scale.xLow);
+      const x = scale.valueAt(event.clientX);
       tip.replaceChildren();
       let at = null;
       for (const { run, found, smooth } of scale.lines) {
         const n = nearest(found.x, x);
         if (at === null || Math.abs(found.x[n] - x) < Math.abs(at - x)) at = found.x[n];
-        const value = view.smooth > 0 ? `${format(found.y[n])} (${format(smooth[n])})` : format(found.y[n]);
+        const value = view.smooth > 0 ? `${written(found.y[n])} (${written(smooth[n])})` : written(found.y[n]);
         line(tip, run.colour, runs.length > 1 ? `${run.name}, step ${found.steps[n]}` : `step ${found.steps[n]}`, value);
       }
       cross.setAttribute("visibility", "visible");
       cross.setAttribute("x1", scale.fx(at));
       cross.setAttribute("x2", scale.fx(at));
       place(tip, figure, event.clientX - figure.getBoundingClientRect().left, 36);
-    });
-    box.addEventListener("pointerleave", () => { tip.hidden = true; cross?.setAttribute("visibility", "hidden"); });
+    };
+    onPointer(box, show, () => { tip.hidden = true; cross?.setAttribute("visibility", "hidden"); });
     log.addEventListener("click", () => { log.setAttribute("aria-pressed", String(log.getAttribute("aria-pressed") !== "true")); draw(); });
     drawn.push({ figure, draw });
   };
@@ -211,11 +246,9 @@
     const width = steps.length > 1 ? (steps.at(-1) - steps[0]) / (steps.length - 1) : 1;
     let scale = null;
     const draw = () => {
-      const axis = view.axis;
-      view.axis = "step";
       const high = unit === "share" ? 1 : Math.max(...tops.at(-1)) * 1.05 || 1, xLow = steps[0] - width / 2, xHigh = steps.at(-1) + width / 2;
       const fy = (v) => TOP + (1 - v / high) * (HEIGHT - TOP - BOTTOM);
-      const { fx, width: pixels } = frame(figure, box, 0, high, fy, ticks(0, high, 4, false), label, xLow, xHigh);
+      const { fx, valueAt } = frame(figure, box, fy, axisTicks(0, high, 6, unit), xLow, xHigh, "step");
       names.forEach((name, n) => {
         const up = [], down = [];
         steps.forEach((step, i) => {
@@ -225,19 +258,16 @@
         });
         svg("path", { d: `M${[...up, ...down].join("L")}Z`, style: `fill:${phaseColour(n)};stroke:none` }, box);
       });
-      view.axis = axis;
-      scale = { xLow, xHigh, pixels };
+      scale = { valueAt };
     };
-    box.addEventListener("pointermove", (event) => {
-      const bounds = box.getBoundingClientRect();
-      const x = scale.xLow + (((event.clientX - bounds.left) * (scale.pixels / bounds.width) - LEFT) / (scale.pixels - LEFT - RIGHT)) * (scale.xHigh - scale.xLow);
-      const n = nearest(steps, x);
+    const show = (event) => {
+      const n = nearest(steps, scale.valueAt(event.clientX));
       tip.replaceChildren();
       html("div", {}, tip, `step ${steps[n]}${unit === "share" ? "" : `: ${label(tops.at(-1)[n])}`}`);
       [...names.entries()].reverse().forEach(([i, name]) => line(tip, phaseColour(i), name, label(parts[name][n] ?? 0)));
       place(tip, figure, event.clientX - figure.getBoundingClientRect().left, 40);
-    });
-    box.addEventListener("pointerleave", () => { tip.hidden = true; });
+    };
+    onPointer(box, show, () => { tip.hidden = true; });
     drawn.push({ figure, draw });
   };
 
@@ -247,16 +277,18 @@
     const bytes = Uint8Array.from(atob(map.cells), (one) => one.charCodeAt(0));
     const nLayers = map.layers.length, nExperts = map.experts, nSteps = map.steps.length;
     const load = (step, layer, expert) => bytes[(step * nLayers + layer) * nExperts + expert] / map.scale;
+    const span = (names) => (names.length > 1 ? `${names[0]} to ${names.at(-1)}` : names[0]);
+    const experts = span([...Array(nExperts).keys()]);
     const bar = html("div", { class: "bar-line" }, figure);
     const text = html("span", {}, bar);
     const slider = html("input", { type: "range", min: 0, max: nSteps - 1, value: nSteps - 1, "aria-label": "step" }, bar);
-    html("p", { class: "note" }, figure, "Rows: layers. Columns: experts.");
+    html("p", { class: "note" }, figure, `Rows: layers ${span(map.layers)}, from the top. Columns: experts ${experts}.`);
     const byLayer = html("canvas", { role: "img", "aria-label": "load per layer and expert" }, figure);
     const choice = html("div", { class: "bar-line" }, figure);
     const label = html("label", {}, choice, "layer ");
     const select = html("select", {}, label);
     map.layers.forEach((name, n) => html("option", { value: n }, select, name));
-    html("span", { class: "note" }, choice, "Rows: experts. Columns: steps.");
+    html("span", { class: "note" }, choice, `Rows: experts ${experts}, from the top. Columns: optimizer steps ${span(map.steps)}.`);
     const bySteps = html("canvas", { role: "img", "aria-label": "load per expert over steps" }, figure);
     const legend = html("div", { class: "bar-line note" }, figure);
     html("span", {}, legend, "0.25 x the mean");
@@ -285,14 +317,14 @@
       paint(bySteps, nExperts, nSteps, (r, c) => load(c, layer, r), 360);
     };
     const hover = (canvas, rows, columns, describe) => {
-      canvas.addEventListener("pointermove", (event) => {
+      const show = (event) => {
         const bounds = canvas.getBoundingClientRect(), outer = figure.getBoundingClientRect();
         const c = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - bounds.left) / bounds.width) * columns)));
         const r = Math.min(rows - 1, Math.max(0, Math.floor(((event.clientY - bounds.top) / bounds.height) * rows)));
         tip.textContent = describe(r, c);
         place(tip, figure, event.clientX - outer.left, event.clientY - outer.top + 14);
-      });
-      canvas.addEventListener("pointerleave", () => { tip.hidden = true; });
+      };
+      onPointer(canvas, show, () => { tip.hidden = true; });
     };
     hover(byLayer, nLayers, nExperts, (r, c) => `layer ${map.layers[r]}, expert ${c}: ${load(+slider.value, r, c).toFixed(2)} x the mean`);
     hover(bySteps, nExperts, nSteps, (r, c) => `step ${map.steps[c]}, expert ${r}: ${load(c, +select.value, r).toFixed(2)} x the mean`);
@@ -327,6 +359,19 @@
   });
 
   redraw();
+
+  // Titles need a mouse; on a phone, a tap shows them below the sample.
+  for (const sample of document.querySelectorAll(".sample")) {
+    const note = html("p", { class: "note picked", hidden: "" }, sample);
+    sample.addEventListener("click", (event) => {
+      const token = event.target.closest("[title]");
+      if (!token) return;
+      sample.querySelector("[data-picked]")?.removeAttribute("data-picked");
+      token.setAttribute("data-picked", "");
+      note.textContent = `${JSON.stringify(token.textContent)}: ${token.title}`;
+      note.hidden = false;
+    });
+  }
 
   for (const options of document.querySelectorAll(".options")) {
     const search = options.querySelector("input[type=search]"), only = options.querySelector("[data-differing]");

@@ -45,17 +45,26 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
         "Stability",
         (
             ("gradient_norm", "gradient norm"),
-            ("approx_kl", "KL to the start of the step"),
-            ("kl_ref", "KL to the reference"),
-            ("rollout_kl_ref", "KL of the rollout to the reference"),
+            ("approx_kl", "KL to the start of the step, nats"),
+            ("kl_ref", "KL to the reference, nats"),
+            ("rollout_kl_ref", "KL of the rollout to the reference, nats"),
             ("clip_fraction", "clip fraction"),
-            ("entropy", "entropy"),
-            ("ratio", "ratio"),
-            ("rollout_logprob_gap", "log-probability gap of sampler and trainer"),
+            ("entropy", "entropy, nats"),
+            ("ratio", "ratio to the start of the step"),
+            ("rollout_logprob_gap", "log-probability gap of sampler and trainer, nats"),
             ("learning_rate", "learning rate"),
             ("skipped_updates", "skipped updates"),
-            ("critic/explained_variance", "critic: explained variance"),
-            ("critic/value_loss", "critic: value loss"),
+        ),
+    ),
+    (
+        "Critic",
+        (
+            ("critic/explained_variance", "explained variance"),
+            ("critic/value_loss", "value loss"),
+            ("critic/gradient_norm", "gradient norm"),
+            ("critic/value_clip_fraction", "clip fraction"),
+            ("critic/values", "mean value"),
+            ("critic/returns", "mean return"),
         ),
     ),
     (
@@ -65,6 +74,7 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
             ("truncated", "share cut at the length limit"),
             ("selected", "share of completions trained on"),
             ("reward/failed", "completions without a reward"),
+            (r"dropped/(.+)", "dropped groups: {}"),
             (r"workflow/.+", ""),
         ),
     ),
@@ -72,20 +82,24 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
         "Speed",
         (
             ("tokens_per_second", "tokens/s"),
-            ("time/step", "seconds per step"),
+            ("time/step", "time per step"),
             ("tokens", "tokens per step"),
+            ("memory/peak_gb", "peak memory, GB"),
             (r"(.*/)?memory[/_].+", ""),
-            ("publish/seconds", "publication of weights, seconds"),
+            ("publish/seconds", "publication of weights"),
         ),
     ),
     (
         "Staleness",
         (
-            ("staleness", "staleness"),
-            ("staleness_max", "staleness, largest"),
+            ("staleness", "staleness, steps"),
+            ("staleness_max", "largest staleness, steps"),
+            ("behave_weight", "weight against the sampler"),
+            ("behave_clamped", "share of weights clamped"),
+            ("behave_masked", "share of tokens masked"),
             ("collector/waiting", "groups that wait"),
             ("collector/running", "groups in flight"),
-            ("collector/server_idle", "share of idle server time"),
+            ("collector/server_idle", "idle share of server time"),
             ("stale_prompts", "prompts dropped as too old"),
         ),
     ),
@@ -93,16 +107,17 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
         "Experts",
         (
             ("moe/expert_load_max_over_mean", "largest load over mean"),
+            ("moe/expert_load_max", "largest load over mean, of any layer"),
             ("moe/expert_load_min_over_mean", "smallest load over mean"),
             ("moe/experts_unused", "share of unused experts"),
-            ("moe/router_entropy", "router entropy"),
+            ("moe/router_entropy", "router entropy, nats"),
             ("moe/aux_loss", "balancing loss"),
         ),
     ),
 )
 
 
-USUALLY_ZERO = ("skipped_updates", "reward/failed", "stale_prompts", "clip_fraction", "truncated")
+USUALLY_ZERO = re.compile(r"skipped_updates|reward/failed|stale_prompts|truncated|dropped/.+")
 """Metrics that stand among the others while they are zero all the time."""
 
 
@@ -114,12 +129,13 @@ def panels_of(metrics: Iterable[str], *, zero: Collection[str] = ()) -> list[Pan
         zero: the ones that are zero in every run all the time.
     """
     names = sorted(metrics)
-    quiet = [name for name in names if name in zero and name in USUALLY_ZERO]
+    quiet = [name for name in names if name in zero and USUALLY_ZERO.fullmatch(name)]
     left = [name for name in names if name not in quiet]
     found = []
     for group, known in _GROUPS:
         for pattern, title in known:
-            for metric in [name for name in left if re.fullmatch(pattern, name)]:
-                left.remove(metric)
-                found.append(Panel(metric, title or metric, group))
+            for match in [match for name in left if (match := re.fullmatch(pattern, name))]:
+                left.remove(match[0])
+                words = [word.replace("_", " ") for word in match.groups(default="")]
+                found.append(Panel(match[0], title.format(*words) or match[0], group))
     return found + [Panel(metric, metric, OTHERS) for metric in sorted([*left, *quiet])]

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from archon_core.errors import ArchonError, ConfigError
+from archon_core.errors import ArchonError, ConfigError, DataError
 from archon_core.run_files.expert_load import ExpertLoad, find_loads, read_loads
 from archon_core.run_files.lock import is_held
 from archon_core.run_files.metrics import METRICS, read_metrics
@@ -95,17 +95,15 @@ def read_run(folder: Path, name: str = "", *, only_metrics: bool = False) -> Run
             "run, such as runs/demo/grpo; give the folder that archon train names when it starts"
         )
     if not (folder / METRICS).is_file() and not (folder / "config.yaml").is_file():
-        inside = sorted(child.name for child in folder.iterdir() if (child / METRICS).is_file())
-        advice = (
-            f"give one of its runs: {', '.join(inside[:8])}" if inside else "give the folder of a run that has started"
-        )
+        inside = runs_inside(folder)
+        advice = f"give one of its runs: {inside}" if inside else "give the folder of a run that has started"
         raise ConfigError(f"{folder}: found no {METRICS} and no config.yaml; {advice}")
-    reader = _Reader()
+    reader = _Reader(folder)
     file = folder / METRICS
     run = Run(
         folder=folder,
         name=name or "/".join(folder.resolve().parts[-2:]),
-        rows=reader(METRICS, lambda: read_metrics(file), []),
+        rows=reader(METRICS, lambda: read_metrics(file, on_damage=reader.damaged.append), []),
         config=reader("config.yaml", lambda: _read_config(folder / "config.yaml"), {}),
         starts=reader(STARTS, lambda: read_starts(folder), []),
         held=is_held(folder),
@@ -114,7 +112,7 @@ def read_run(folder: Path, name: str = "", *, only_metrics: bool = False) -> Run
         run = replace(
             run,
             decisions=reader("decisions.json", lambda: _read_decisions(folder / "decisions.json"), []),
-            recordings=_each(find_recordings(folder), read_recording, reader),
+            recordings=_each(_find_recordings(folder), read_recording, reader),
             loads=_each(find_loads(folder), read_loads, reader),
             lines=_each(_some(steps_in(folder)), lambda path: list(read_step(path)), reader),
             files={
@@ -123,26 +121,54 @@ def read_run(folder: Path, name: str = "", *, only_metrics: bool = False) -> Run
                 if path.is_file()
             },
         )
-    return replace(run, problems=tuple(reader.problems))
+    return replace(run, problems=reader.problems)
+
+
+def runs_inside(folder: Path) -> str:
+    """Names of runs in a folder, such as an experiment's, for messages."""
+    found = sorted(child.name for child in folder.glob("*") if (child / METRICS).is_file())
+    return ", ".join(found[:8]) + (", ..." if len(found) > 8 else "")
 
 
 class _Reader:
-    """Reads files; remembers the ones that it could not read."""
+    """Reads files of a run; remembers the ones that it could not read, and damaged lines."""
 
-    def __init__(self) -> None:
-        self.problems: list[str] = []
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._problems: list[str] = []
+        self.damaged: list[DataError] = []
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """Sentences that name the files. All damaged lines are one problem, so that a page stays readable."""
+        more = f" (damaged lines in all: {len(self.damaged)})" if len(self.damaged) > 1 else ""
+        return (*(self._named(METRICS, error) + more for error in self.damaged[:1]), *self._problems)
 
     def __call__(self, name: str, read: Callable[[], Read], otherwise: Read) -> Read:
         try:
             return read()
         except (ArchonError, OSError, UnicodeDecodeError, RecursionError) as error:
-            self.problems.append(f"{name}: {str(error).removeprefix(f'{name}: ')}")
+            self._problems.append(self._named(name, error))
             return otherwise
+
+    def _named(self, name: str, error: Exception) -> str:
+        text = str(error).replace(f"{self._folder}/", "", 1)
+        return text if name in text.partition(":")[0] else f"{name}: {text}"
 
 
 def _each(found: Mapping[Any, Path], read: Callable[[Path], Any], reader: _Reader) -> dict[Any, Any]:
     values = {key: reader(path.name, lambda path=path: read(path), None) for key, path in found.items()}
     return {key: value for key, value in values.items() if value}
+
+
+def _find_recordings(folder: Path) -> dict[str, Path]:
+    """Role -> recording. A role without one has that of the last profiled step."""
+    found = find_recordings(folder)
+    profiled: dict[str, Path] = {}
+    for step in sorted((folder / "profile").glob("step-*")):
+        recorded = find_recordings(step).items()
+        profiled |= {f"{role}, while profiled": path for role, path in recorded if role not in found}
+    return found | profiled
 
 
 def _some(steps: Mapping[int, Path]) -> dict[int, Path]:
@@ -187,8 +213,10 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
     for place, folder in enumerate(real):
         if folder in real[:place]:
             raise ConfigError(f"{folders[place]}: found the same run twice; give every run once")
-    names = ["/".join(folder.parts[-2:]) for folder in real]
-    return [
-        read_run(folder, name if names.count(name) == 1 else str(folder))
-        for folder, name in zip(folders, names, strict=True)
-    ]
+    return [read_run(folder, name) for folder, name in zip(folders, names_of(folders), strict=True)]
+
+
+def names_of(folders: Sequence[Path]) -> list[str]:
+    """A unique name for each run folder: the last two parts of its path, or its path where others share them."""
+    short = ["/".join(folder.resolve().parts[-2:]) for folder in folders]
+    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from itertools import accumulate, groupby
 
 from archon_core.run_files.trajectories import Line
 
@@ -14,6 +15,12 @@ MOST_SAMPLES = 8
 MOST_TOKENS = 600
 MOST_CHARACTERS = 4000
 """Longest prompt and longest completion without pieces that a page shows."""
+
+LONG_PROMPT = 500
+"""A prompt of more characters scrolls in a box, so that its completion stays in sight."""
+
+NO_TEXT = "\u2205"
+"""Stands for a token without text, such as one that the tokenizer does not know."""
 
 GAPS = (0.01, 0.05, 0.2, 0.5, 1.0)
 """Bounds of the colours: distance of the sampler's log-probability to the trainer's, in nats."""
@@ -40,18 +47,25 @@ def draw_samples(steps: Mapping[int, Sequence[Line]]) -> Iterator[str]:
     """The completions of all steps, and a legend."""
     chosen = {step: choose(lines) for step, lines in steps.items()}
     everything = [line for lines in chosen.values() for line in lines]
-    if any(line.trainer_logprobs for line in everything):
-        yield _legend("gap", GAPS, "Colours: distance of the sampler's log-probability to the trainer's, in nats.")
+    by_gap = any(line.trainer_logprobs for line in everything)
+    if by_gap:
+        what = "distance of the sampler's log-probability to the trainer's before the step"
+        yield _legend("gap", GAPS, f"Colours: {what}, in nats.")
     else:
         yield _legend("surprise", SURPRISES, "Colours: negative log-probability under the sampler, in nats.")
     for step, lines in chosen.items():
         shown = f", {len(lines)} of {len(steps[step])} by reward" if len(lines) < len(steps[step]) else ""
         yield f"<h4>Step {step}{shown}</h4>"
-        yield f'<div class="grid">{"".join(map(draw_sample, lines))}</div>'
+        yield f'<div class="grid">{"".join(draw_sample(line, by_gap=by_gap) for line in lines)}</div>'
 
 
-def draw_sample(line: Line) -> str:
-    """One completion, below its prompt."""
+def draw_sample(line: Line, *, by_gap: bool) -> str:
+    """One completion, after its prompt.
+
+    Args:
+        line: the trajectory.
+        by_gap: colours are gaps; a token whose gap is unknown then has none. Otherwise they are log-probabilities.
+    """
     gap = mean_gap(line)
     facts = [f"reward <b>{line.reward:.4g}</b>", f"group {line.group}", f"{sum(line.loss_mask)} tokens"]
     if gap is not None:
@@ -62,7 +76,8 @@ def draw_sample(line: Line) -> str:
         facts.append("cut at the length limit")
     if line.dropped:
         facts.append(f"not trained on: {escape(line.dropped)}")
-    return f'<article class="sample"><header>{" · ".join(facts)}</header><p>{"".join(_body(line))}</p></article>'
+    text = "".join(_body(line, by_gap))
+    return f'<article class="sample"><header>{" · ".join(facts)}</header><p>{text}</p></article>'
 
 
 def mean_gap(line: Line) -> float | None:
@@ -79,44 +94,53 @@ def _gaps(line: Line) -> list[float | None]:
     return [ours - theirs if sampled else None for ours, theirs, sampled in both]
 
 
-def _body(line: Line) -> Iterator[str]:
-    pieces = iter(line.pieces if sum(n for _, n in line.pieces) == sum(line.loss_mask) else ())
-    gaps, place, drawn = _gaps(line), 0, 0
-    for segment in line.segments:
+def _body(line: Line, by_gap: bool) -> Iterator[str]:
+    sampled = [place for place, mine in enumerate(line.loss_mask) if mine]
+    ends = _segment_ends(line)
+    if len(ends) != len(line.segments) or sum(n for _, n in line.pieces) != len(sampled):
+        ends = []
+    pieces, gaps, drawn = iter(line.pieces), _gaps(line) if by_gap else None, 0
+    for number, segment in enumerate(line.segments):
         if segment.version is None:
-            yield f'<span class="prompt">{escape(_cut(segment.text))}</span>'
-            continue
-        if not line.pieces:
-            yield f'<span class="whole">{escape(_cut(segment.text))}</span>'
-            continue
-        length = 0
-        while length < len(segment.text):
-            text, n_tokens = next(pieces, (segment.text[length:], 0))
-            while place < len(line.loss_mask) and not line.loss_mask[place]:
-                place += 1
-            if drawn < MOST_TOKENS:
-                yield _token(line, gaps, place, n_tokens, text)
-            place, drawn, length = place + n_tokens, drawn + max(1, n_tokens), length + max(1, len(text))
+            long = " long" if len(segment.text) > LONG_PROMPT else ""
+            yield f'<span class="prompt{long}">{escape(_cut(segment.text))}</span>'
+        elif not ends:
+            yield f'<span class="whole">{escape(_cut(segment.text)) or NO_TEXT}</span>'
+        else:
+            # By tokens, not by characters: tokens may have no text.
+            while drawn < len(sampled) and sampled[drawn] < ends[number]:
+                text, n_tokens = next(pieces, ("", 1))
+                if drawn < MOST_TOKENS:
+                    yield _token(line, gaps, sampled[drawn : drawn + n_tokens], text)
+                drawn += n_tokens
     if drawn > MOST_TOKENS:
         yield f'<span class="note"> … {drawn - MOST_TOKENS} more tokens</span>'
 
 
-def _token(line: Line, gaps: Sequence[float | None], place: int, n_tokens: int, text: str) -> str:
-    mine = range(place, min(place + n_tokens, len(line.logprobs)))
-    if not mine:
-        return escape(text)
+def _segment_ends(line: Line) -> list[int]:
+    """Where the tokens of each segment end: a segment is a run of tokens that one version sampled, or that none did.
+
+    Empty if the lists of the trajectory differ in length.
+    """
+    if not len(line.versions) == len(line.loss_mask) == len(line.logprobs):
+        return []
+    origins = [v if mine else None for v, mine in zip(line.versions, line.loss_mask, strict=True)]
+    return list(accumulate(len(list(run)) for _, run in groupby(origins)))
+
+
+def _token(line: Line, gaps: Sequence[float | None] | None, mine: Sequence[int], text: str) -> str:
     logprob = sum(line.logprobs[i] for i in mine)
-    known = [gaps[i] for i in mine if gaps[i] is not None]
     title = f"log-probability {logprob:.3f}"
-    if known:
-        gap = sum(known, 0.0)
-        title += f", trainer {logprob - gap:.3f}, gap {gap:+.3f}"
-        shade = _shade(abs(gap), GAPS)
-    else:
+    if gaps is None:
         shade = _shade(-logprob, SURPRISES)
+    else:
+        gap = sum((gaps[i] or 0.0 for i in mine), 0.0)
+        shade = _shade(abs(gap), GAPS)
+        if all(gaps[i] is not None for i in mine):
+            title += f", trainer {logprob - gap:.3f}, gap {gap:+.3f}"
     if len({line.versions[i] for i in mine}) == 1 and len(line.weights) > 1:
-        title += f", version {line.versions[place]}"
-    visible = text.replace("\n", "\u21b5\n")
+        title += f", version {line.versions[mine[0]]}"
+    visible = text.replace("\n", "\u21b5\n") or NO_TEXT
     return f'<span class="t{shade}" title="{escape(title)}">{escape(visible)}</span>'
 
 

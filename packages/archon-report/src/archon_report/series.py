@@ -18,6 +18,11 @@ Row = Mapping[str, float]
 
 PHASE = "time/"
 STEP_TIME = "time/step"
+PHASE_NAMES = {"logprobs": "log-probabilities", "publish": "publication", "dump": "trajectory files"}
+"""Phases whose names in the metrics are abbreviations."""
+
+PROFILED = "profiled"
+"""In the row of a step that a profiler has slowed."""
 
 
 @dataclass(frozen=True)
@@ -101,17 +106,21 @@ class Split:
     parts: Mapping[str, tuple[float, ...]]
 
 
+def phase_name(metric: str) -> str:
+    """The phase that a ``time/...`` metric measures, for readers."""
+    phase = metric.removeprefix(PHASE)
+    return PHASE_NAMES.get(phase, phase)
+
+
 def time_split(rows: Sequence[Mapping[str, float]], most: int = MOST_COLUMNS) -> Split | None:
     """The phases of training steps, in the order in which a step runs them; ``None`` without phases."""
     steps = [row for row in rows if STEP_TIME in row]
-    names = list(
-        dict.fromkeys(
-            name for row in steps for name in row if name.startswith(PHASE) and name not in (STEP_TIME, "time/eval")
-        )
-    )
+    found = [[name for name in row if name.startswith(PHASE) and name not in (STEP_TIME, "time/eval")] for row in steps]
+    # The first steps may lack phases, such as updates while a critic warms up, so a complete step gives the order.
+    names = list(dict.fromkeys(name for row in sorted(found, key=len, reverse=True) for name in row))
     if not names:
         return None
-    phases = {name.removeprefix(PHASE): lambda row, name=name: row.get(name, 0.0) for name in names}
+    phases = {phase_name(name): lambda row, name=name: row.get(name, 0.0) for name in names}
     return split_of(steps, phases, most)
 
 

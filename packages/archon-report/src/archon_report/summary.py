@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 
 from archon_core.page.charts import draw_table
-from archon_core.page.parts import paragraph, tiles
+from archon_core.page.parts import paragraph, remark, tiles
 from archon_report.run import Run
-from archon_report.series import cumulated
+from archon_report.series import PROFILED, cumulated
+
+HELD_OUT = re.compile(r"eval/(reward|accuracy|loss|reward_avg@\d+|pass@\d+)")
+SPEED = "tokens_per_second"
 
 
 def draw_summary(runs: Sequence[Run]) -> Iterator[str]:
-    """Tiles of one run, or a table of several, and problems below it."""
+    """Tiles of one run, or a table with a column for each of several, and problems below it."""
     if len(runs) == 1:
         [run] = runs
         yield f'<p class="state {run.state.kind}">{escape(run.state.text)}</p>'
@@ -21,19 +25,24 @@ def draw_summary(runs: Sequence[Run]) -> Iterator[str]:
     else:
         columns = [{"state": run.state.text, **_facts(run)} for run in runs]
         names = list(dict.fromkeys(name for column in columns for name in column))
-        rows = [
-            [run.name, *(column.get(name, "") for name in names)] for run, column in zip(runs, columns, strict=True)
-        ]
-        yield draw_table(["run", *names], rows)
+        rows = [[name, *(column.get(name, "") for column in columns)] for name in names]
+        table = draw_table(["", *(run.name for run in runs)], rows)
+        yield table.replace('"scroll"', '"scroll texts"', 1)  # a state may be a long sentence
     for run in runs:
         for problem in run.problems:
-            yield f'<p class="bad">{escape(f"{run.name}: {problem}")}</p>'
+            yield f'<p class="bad">{escape(f"{run.name}: cannot read {problem}")}</p>'
         if not run.rows:
             yield paragraph(f"{run.name}: no step is finished yet.")
+        if profiled := [int(row["step"]) for row in run.rows if row.get(PROFILED)]:
+            steps = f"step{'s' if len(profiled) > 1 else ''} {_listed(profiled)}"
+            yield remark(f"{run.name}: a profiler slowed {steps}; the mean of tokens/s leaves profiled steps out.")
         for name, series in run.series.items():
             if places := series.not_finite:
-                steps = ", ".join(map(str, places[:8])) + (", …" if len(places) > 8 else "")
-                yield f'<p class="bad">{escape(f"{run.name}: {name} is not finite at step {steps}")}</p>'
+                yield f'<p class="bad">{escape(f"{run.name}: {name} is not finite at step {_listed(places)}")}</p>'
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return ", ".join(map(str, steps[:8])) + (", …" if len(steps) > 8 else "")
 
 
 def _facts(run: Run) -> dict[str, str]:
@@ -41,13 +50,11 @@ def _facts(run: Run) -> dict[str, str]:
     facts = {"steps": f"{run.step:,}" if run.total is None else f"{run.step:,} of {run.total:,}"}
     for metric, title in (("reward", "reward"), ("loss", "loss")):
         if metric in series:
-            facts[title] = f"{series[metric].last:.4g}"
-    for metric in ("eval/reward", "eval/accuracy", "eval/loss"):
-        if metric in series:
-            facts[f"held-out {metric.removeprefix('eval/')}"] = f"{series[metric].last:.4g}"
-    if "tokens_per_second" in series:
-        finite = [value for value in series["tokens_per_second"].values if math.isfinite(value)]
-        facts["tokens/s, mean"] = f"{sum(finite) / max(1, len(finite)):,.0f}"
+            facts[title] = _number(series[metric].last)
+    for metric in filter(HELD_OUT.fullmatch, series):
+        facts[f"held-out {metric.removeprefix('eval/').replace('_', ' ')}"] = _number(series[metric].last)
+    if speeds := _speeds(run):
+        facts["tokens/s, mean"] = f"{sum(speeds) / len(speeds):,.0f}"
     if (seconds := cumulated(series.get("time/step"))) is not None:
         facts["time in steps"] = _duration(seconds.last)
     actor = run.config.get("actor")
@@ -58,6 +65,16 @@ def _facts(run: Run) -> dict[str, str]:
         if isinstance(value, str):
             facts[title] = value
     return facts
+
+
+def _number(value: float) -> str:
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
+
+
+def _speeds(run: Run) -> list[float]:
+    """Tokens per second of all steps that no profiler slowed; of all steps if there are no others."""
+    rows = [row for row in run.rows if math.isfinite(row.get(SPEED, math.nan))]
+    return [row[SPEED] for row in rows if not row.get(PROFILED)] or [row[SPEED] for row in rows]
 
 
 def _duration(seconds: float) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+
+from archon_core.cli.console import fit_columns
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("reward", "{:.3f}"),
@@ -16,17 +19,43 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
     "idle": ("collector/server_idle", "{:.0%}"),
     "reward s": ("collector/reward_seconds", "{:.2f}"),
     "held out": ("eval/reward", "{:.3f}"),
+    "held-out loss": ("eval/loss", "{:.4f}"),
 }
 """Heading -> metric, format. A column without a value in any row is left out."""
+
+SAMPLED_OFTEN = re.compile(r"eval/reward_avg@\d+")
+"""The held-out reward of a run that samples several completions of every held-out record."""
 
 AGE, DROPPED, VERSION, STALE = "staleness/", "dropped/", "server_version/", "stale_prompts"
 TRAINED = "trained_tokens"
 """Weight of a step's shares of tokens by staleness."""
 
 
-def table_of(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the steps."""
+LEFT_OUT_FIRST = ("reward s", "running", "queue", "idle", "waited s")
+"""Columns that a narrow terminal lacks; the page has all."""
+
+
+def table_of(rows: Sequence[Mapping[str, float]], width: int | None = None) -> tuple[list[str], list[list[str]]]:
+    """Headings and cells of the steps.
+
+    Args:
+        rows: of the steps.
+        width: of the terminal, in characters; columns that do not fit are left out. ``None`` for all columns.
+    """
+    rows = [_with_held_out_reward(row) for row in rows]
     columns = {name: one for name, one in COLUMNS.items() if any(one[0] in row for row in rows)}
+    found = _cells(rows, columns)
+    for name in LEFT_OUT_FIRST:
+        if width is None or fit_columns([found[0], *found[1]], width) is not None:
+            break
+        columns.pop(name, None)
+        found = _cells(rows, columns)
+    return found
+
+
+def _cells(
+    rows: Sequence[Mapping[str, float]], columns: Mapping[str, tuple[str, str]]
+) -> tuple[list[str], list[list[str]]]:
     cells = [
         [
             str(row["step"]),
@@ -35,6 +64,11 @@ def table_of(rows: Sequence[Mapping[str, float]]) -> tuple[list[str], list[list[
         for row in rows
     ]
     return ["step", *columns], cells
+
+
+def _with_held_out_reward(row: Mapping[str, float]) -> Mapping[str, float]:
+    name = next(filter(SAMPLED_OFTEN.fullmatch, row), None)
+    return row if name is None else {"eval/reward": row[name], **row}
 
 
 def totals_of(rows: Sequence[Mapping[str, float]]) -> list[str]:

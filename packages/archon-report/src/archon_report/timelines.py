@@ -8,27 +8,32 @@ from html import escape
 from archon_core.contracts.pipeline import PIPELINE, PipelineSpec, TimedActions
 from archon_core.contracts.spec import load_target
 from archon_core.errors import ArchonError
-from archon_core.page.charts import draw_pipeline
+from archon_core.page.charts import draw_pipeline, end_of
 from archon_core.page.parts import remark
 from archon_core.plugins import registry
 from archon_core.run_files.pipeline import RecordedStep
 
 
 def draw_timelines(recordings: Mapping[str, RecordedStep]) -> Iterator[str]:
-    """The timelines of all roles."""
+    """The timelines of all roles. The planned and the measured one of a step have the same scale."""
     for role, recorded in recordings.items():
+        number = recorded.n_micro_batches
         yield (
             f"<h4>{escape(role)}: {escape(recorded.schedule)}, optimizer step {recorded.step}, "
-            f"{recorded.n_micro_batches} micro-batches</h4>"
+            f"{number} micro-{'batch' if number == 1 else 'batches'}</h4>"
         )
         planned = replay(recorded)
+        measured = _in_milliseconds(recorded.ranks)
+        scale = end_of(measured)
         if isinstance(planned, str):
             yield remark(planned)
         else:
+            drawn = _in_milliseconds(planned)
+            scale = max(scale, end_of(drawn))
             yield remark(f"Planned, with the mean measured time of each kind of action: {_numbers(planned)}.")
-            yield draw_pipeline(_in_milliseconds(planned), recorded.rank_of, "ms")
+            yield draw_pipeline(drawn, recorded.rank_of, "ms", scale=scale)
         yield remark(f"Measured: {_numbers(recorded.ranks)}.")
-        yield draw_pipeline(_in_milliseconds(recorded.ranks), recorded.rank_of, "ms")
+        yield draw_pipeline(measured, recorded.rank_of, "ms", scale=scale)
 
 
 def replay(recorded: RecordedStep) -> TimedActions | str:
@@ -47,7 +52,7 @@ def replay(recorded: RecordedStep) -> TimedActions | str:
 
 
 def _numbers(timed: TimedActions) -> str:
-    end = max((stop for rank in timed for _, _, stop in rank), default=0.0)
+    end = end_of(timed)
     busy = sum(stop - start for rank in timed for _, start, stop in rank)
     bubble = (len(timed) * end - busy) / busy if busy else 0.0
     return f"{1000 * end:.1f} ms, bubble {bubble:.0%} of the work"

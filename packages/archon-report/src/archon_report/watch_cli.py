@@ -11,7 +11,8 @@ import typer
 
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.run_files.metrics import METRICS
-from archon_report.run import Run, read_run
+from archon_report.run import Run, names_of, read_run, runs_inside
+from archon_report.watch_rows import draw_fitting
 from archon_report.watch_view import Watched, draw
 
 if TYPE_CHECKING:
@@ -31,6 +32,9 @@ def watch(
     """
     if not every > 0:
         raise ConfigError(f"--every: found {every:g}; allowed are seconds above 0")
+    for folder in runs:
+        if folder.is_file():
+            raise ConfigError(f"{folder}: found a file; allowed is the folder of a run, such as runs/demo/grpo")
     from rich.console import Console
 
     console = Console()
@@ -58,9 +62,9 @@ def follow(runs: Sequence[Path], console: Console, every: float, wait: Wait = ti
     from rich.live import Live
 
     found = look(runs)
-    with Live(draw(found, console.width), console=console, auto_refresh=False, transient=False) as live:
+    with Live(draw_fitting(found, console), console=console, auto_refresh=False, transient=False) as live:
         while True:
-            live.update(draw(found, console.width), refresh=True)
+            live.update(draw_fitting(found, console), refresh=True)
             if all(one.has_ended for one in found):
                 return
             wait(every)
@@ -75,14 +79,16 @@ def look(folders: Sequence[Path], before: Sequence[Watched] = ()) -> list[Watche
         before: what the last look found; what has happened since becomes a note.
     """
     earlier = list(before) or [Watched(folder) for folder in folders]
-    return [one.after(_read(one.folder)) for one in earlier]
+    names = names_of([one.folder for one in earlier])
+    return [one.after(_read(one.folder, name)) for one, name in zip(earlier, names, strict=True)]
 
 
-def _read(folder: Path) -> Run | str:
+def _read(folder: Path, name: str) -> Run | str:
     """The run, or why it cannot be read."""
     if not (folder / METRICS).is_file() and not (folder / "config.yaml").is_file():
-        return "not a folder" if folder.is_file() else "waiting for the run to start"
+        inside = runs_inside(folder)
+        return "waiting for the run to start" + (f"; there are runs in this folder: {inside}" if inside else "")
     try:
-        return read_run(folder, only_metrics=True)
+        return read_run(folder, name, only_metrics=True)
     except ArchonError as error:
         return str(error)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_report.run import Run
-from archon_report.series import PHASE, STEP_TIME
+from archon_report.series import PHASE, PROFILED, STEP_TIME, Series, phase_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -19,12 +20,19 @@ NOT_FINITE = "!"
 RECENT = 20
 """Steps that the time left is estimated from."""
 
+MOST_SERVERS = 4
+"""Most servers that a panel lists."""
+
 WIDTH = 56
-"""Columns of a panel."""
+"""Columns of a panel that has others beside it."""
+
+WIDE = 72
+"""Columns of a panel that has a line to itself."""
 
 SHOWN: Mapping[str, str] = {
     "reward": "reward",
-    "eval/reward": "held-out reward",
+    r"eval/reward(_avg@\d+)?": "held-out reward",
+    r"eval/(pass@\d+)": "held-out {}",
     "eval/loss": "held-out loss",
     "loss": "loss",
     "gradient_norm": "gradient norm",
@@ -33,9 +41,10 @@ SHOWN: Mapping[str, str] = {
     "entropy": "entropy",
     "completion_tokens": "completion tokens",
     "tokens_per_second": "tokens/s",
+    "memory/peak_gb": "peak memory, GB",
     "staleness": "staleness",
 }
-"""Metric -> label, in order; a metric that the run lacks is left out."""
+"""Pattern of a metric -> label, in order; a metric that the run lacks is left out."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,9 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 def seconds_left(run: Run) -> float | None:
     """The time that the remaining steps need at the speed of the recent ones; ``None`` if unknown."""
-    recent = [row[STEP_TIME] + row.get("time/eval", 0.0) for row in run.rows if STEP_TIME in row][-RECENT:]
+    timed = [row for row in run.rows if STEP_TIME in row]
+    timed = [row for row in timed if not row.get(PROFILED)] or timed
+    recent = [row[STEP_TIME] + row.get("time/eval", 0.0) for row in timed][-RECENT:]
     if run.total is None or not recent or not all(map(math.isfinite, recent)):
         return None
     return max(0, run.total - run.step) * sum(recent) / len(recent)
@@ -103,7 +114,8 @@ def draw(runs: Sequence[Watched], width: int) -> RenderableType:
     """
     from rich.columns import Columns
 
-    panel = min(width, WIDTH if len(runs) > 1 else max(WIDTH, 72))
+    side_by_side = len(runs) > 1 and width >= 2 * WIDTH
+    panel = WIDTH if side_by_side else min(width, WIDE)
     return Columns([draw_run(run, panel) for run in runs], padding=(0, 0))
 
 
@@ -118,31 +130,57 @@ def draw_run(watched: Watched, width: int) -> RenderableType:
         return Panel(Text(watched.note or "waiting"), title=Text(str(watched.folder)), width=width, title_align="left")
     table = Table.grid(padding=(0, 1))
     table.add_column(max_width=18)
-    table.add_column(justify="right", width=9)
+    table.add_column(justify="right", width=10)
     table.add_column()
-    table.add_row("step", str(run.step) if run.total is None else f"{run.step}/{run.total}", Text(_left(run)))
-    for metric, label in SHOWN.items():
-        if metric in run.series:
-            series = run.series[metric]
-            table.add_row(label, _number(series.last), Text(sparkline(series.values, max(8, width - 34)), "cyan"))
+    table.add_row("step", progress(run), Text(_left(run)))
+    for label, series in _shown(run):
+        table.add_row(label, number(series.last), Text(sparkline(series.values, max(8, width - 35)), "cyan"))
     for label, value in _more(run):
         table.add_row(label, "", Text(value))
     parts: list[Any] = [table]
-    ended = run.starts[-1].error if run.starts and run.state.kind == "failed" else ""
-    parts += [Text(text, "yellow") for text in (watched.note, *run.problems, *_not_finite(run), ended) if text]
+    parts += [Text(text, "yellow") for text in remarks(watched)]
     from rich.console import Group
 
-    styles = {"running": "blue", "finished": "green"}
-    state = run.state
+    state, style = run.state, style_of(run)
     return Panel(
         Group(*parts),
         title=Text(run.name, "bold"),
         title_align="left",
-        subtitle=Text(state.text, styles.get(state.kind, "red")),
+        subtitle=Text(state.text, style),
         subtitle_align="left",
         width=width,
-        border_style=styles.get(state.kind, "red"),
+        border_style=style,
     )
+
+
+def style_of(run: Run) -> str:
+    """The colour of its state."""
+    return {"running": "blue", "finished": "green"}.get(run.state.kind, "red")
+
+
+def remarks(watched: Watched) -> list[str]:
+    """What is unusual about a run, as sentences."""
+    run = watched.run
+    if run is None:
+        return [watched.note] if watched.note else []
+    problems = [f"cannot read {problem}" for problem in run.problems]
+    ended = run.starts[-1].error if run.starts and run.state.kind == "failed" else ""
+    return [text for text in (watched.note, *problems, *_not_finite(run), ended) if text]
+
+
+def progress(run: Run) -> str:
+    """The steps that are done, of how many."""
+    return str(run.step) if run.total is None else f"{run.step}/{run.total}"
+
+
+def _shown(run: Run) -> list[tuple[str, Series]]:
+    """The labels and the values of the metrics in the panel of a run."""
+    return [
+        (label.format(*match.groups()), run.series[name])
+        for pattern, label in SHOWN.items()
+        for name in run.series
+        if (match := re.fullmatch(pattern, name))
+    ]
 
 
 def _left(run: Run) -> str:
@@ -154,12 +192,18 @@ def _left(run: Run) -> str:
     left = seconds_left(run)
     if left is None:
         return "time left: known after the first step" if run.step == 0 else "time left: no times of steps recorded"
-    minutes, seconds = divmod(round(left), 60)
+    return f"{clock(left)} left"
+
+
+def clock(seconds: float) -> str:
+    """A duration as hours, minutes and seconds."""
+    minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d} left"
+    return f"{hours}:{minutes:02d}:{rest:02d}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A value with four digits."""
     return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
@@ -167,7 +211,7 @@ def _more(run: Run) -> list[tuple[str, str]]:
     """The time of the last step by phase, and the versions of servers."""
     row = next((row for row in reversed(run.rows) if STEP_TIME in row), {})
     phases = {
-        name.removeprefix(PHASE): value
+        phase_name(name): value
         for name, value in row.items()
         if name.startswith(PHASE) and name not in (STEP_TIME, "time/eval") and value > 0.01 * row[STEP_TIME]
     }
@@ -176,7 +220,11 @@ def _more(run: Run) -> list[tuple[str, str]]:
         total = sum(phases.values())
         found.append(("time", ", ".join(f"{name} {value / total:.0%}" for name, value in phases.items())))
     servers = {name.removeprefix("server_version/"): int(v) for name, v in row.items() if name.startswith("server_v")}
-    if servers:
+    if len(servers) > MOST_SERVERS:
+        oldest, newest = min(servers.values()), max(servers.values())
+        versions = f"version {newest}" if oldest == newest else f"versions {oldest} to {newest}"
+        found.append(("servers", f"{len(servers)}, {versions}"))
+    elif servers:
         found.append(("servers", ", ".join(f"{name} version {version}" for name, version in servers.items())))
     if row.get("publish/failed"):
         found.append(("servers", f"{row['publish/failed']:.0f} did not take the last weights"))

@@ -95,7 +95,9 @@ class TestResuming:
             log.log(2, {"loss": 2.0})
         assert [row["step"] for row in read_metrics(folder.metrics)] == [1, 2]
 
-    @pytest.mark.parametrize("line", ["not json", "[1]", '{"loss": 1.0}', '{"step": "one"}'])
+    @pytest.mark.parametrize(
+        "line", ["not json", "[1]", '{"loss": 1.0}', '{"step": "one"}', '{"step": 2, "loss": null}']
+    )
     def test_a_damaged_line_is_an_error_with_its_number(self, folder, line):
         folder.metrics.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
         with pytest.raises(DataError, match=r"metrics\.jsonl, line 2"):

@@ -147,23 +147,30 @@ def round_step(least: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9))
 
 
-def draw_pipeline(timed: TimedActions, rank_of: Sequence[int], unit: str = "s") -> str:
+def end_of(timed: TimedActions) -> float:
+    """When the last action of a pipeline ends; 0 without actions."""
+    return max((stop for rank in timed for _, _, stop in rank), default=0.0)
+
+
+def draw_pipeline(timed: TimedActions, rank_of: Sequence[int], unit: str = "s", *, scale: float = 0.0) -> str:
     """The timeline of a pipeline: one lane per pipeline rank. Of a long step, its start and its end.
 
     Args:
         timed: the actions with their starts and ends.
         rank_of: for each stage, the rank that holds it.
         unit: of the times.
+        scale: time that is as wide as the page, to compare timelines; at least that of the whole step.
     """
-    end = max((stop for rank in timed for _, _, stop in rank), default=0.0)
+    end = end_of(timed)
     assert end > 0, "a pipeline that does something takes time"
+    scale = max(scale, end)
     longest = max(map(len, timed))
     kinds = {action.kind for rank in timed for action, _, _ in rank}
     parts = [draw_legend({name: first for kind, (name, first, _) in KINDS.items() if kind in kinds})]
     if longest <= MOST_ACTIONS:
-        parts += _lanes(timed, rank_of, 0.0, end, unit)
+        parts += _lanes(timed, rank_of, 0.0, scale, unit)
     else:
-        window = end * MOST_ACTIONS / 2 / longest
+        window = min(end, scale * MOST_ACTIONS / 2 / longest)
         parts += ["<p class=note>Its start:</p>", *_lanes(timed, rank_of, 0.0, window, unit)]
         parts += ["<p class=note>Its end:</p>", *_lanes(timed, rank_of, end - window, end, unit)]
     if len(rank_of) > len(timed):

@@ -49,4 +49,6 @@ def read_loads(path: Path) -> list[ExpertLoad]:
 
 def _load(data: Any) -> ExpertLoad:
     layers = {str(name): tuple(map(int, counts)) for name, counts in data["layers"].items()}
+    if not layers or not all(layers.values()):
+        raise ValueError("no layer, or one without experts")
     return ExpertLoad(int(data["step"]), layers)
