@@ -62,6 +62,7 @@ def test_texts_are_escaped() -> None:
     charts = (
         draw_bars([Bar(text, {text: 1.0}, text)]),
         draw_table((text,), [(text,)]),
+        draw_table((text,), [(text,)], texts=True),
         draw_lane(text, [Span("#000000", 0.0, 1.0, text)], 0.0, 1.0),
         draw_columns({text: 1.0}, {text: text}),
         draw_axis(0.0, 1.0, text),

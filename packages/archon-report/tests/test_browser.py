@@ -47,6 +47,14 @@ const look = (frame) => {
   found.times = texts('reward').filter((text) => text.endsWith(' h'));
   found.narrow = texts('entropy').filter((text) => text.startsWith('12.'));
   found.zero = texts('clip_fraction').filter((text) => !text.endsWith(' h'));
+  const marks = (metric) => texts(metric).filter((text) => !text.endsWith(' h'));
+  found.close = [marks('own/count'), marks('own/wait_s')];
+  one('[data-metric="own/near"] button').click();
+  one('[data-metric="own/wide"] button').click();
+  found.log = [marks('own/near'), marks('own/wide')];
+  axis.value = 'tokens';
+  axis.dispatchEvent(new view.Event('change'));
+  found.once = texts('own/once');
   const smooth = one('#smooth');
   smooth.value = '0.9';
   smooth.dispatchEvent(new view.Event('input'));
@@ -56,10 +64,25 @@ const look = (frame) => {
   const at = { clientX: box.left + 60, clientY: box.top + 40 };
   one('[data-metric="reward"] svg').dispatchEvent(new view.PointerEvent('pointermove', at));
   found.tip = one('[data-metric="reward"] .tip').textContent;
-  one('[data-metric="loss"] svg').dispatchEvent(new view.PointerEvent('pointerdown', at));
-  found.tapped = one('[data-metric="loss"] .tip').textContent;
-  one('.sample [title]').click();
-  found.picked = one('.sample .picked').textContent;
+  // What a browser dispatches for a tap: the finger leaves when it is lifted.
+  const point = (node, types, pointerType) => {
+    for (const type of types) node.dispatchEvent(new view.PointerEvent(type, { ...at, pointerType, bubbles: true }));
+  };
+  const tap = (node) => point(node, ['pointerdown', 'pointerup', 'pointerout', 'pointerleave'], 'touch');
+  const shown = () => [...page.querySelectorAll('.tip')].filter((tip) => !tip.hidden).map((tip) => tip.textContent);
+  const loss = one('[data-metric="loss"] svg');
+  point(one('[data-metric="reward"] svg'), ['pointerout', 'pointerleave'], 'mouse');
+  found.left = shown();
+  found.tapped = [loss, one('.split svg'), one('.heat canvas')].map((node) => { tap(node); return shown(); });
+  tap(one('h1'));
+  found.tappedElsewhere = shown();
+  point(loss, ['pointerdown', 'pointercancel', 'pointerout', 'pointerleave'], 'touch');
+  found.scrolled = shown();
+  found.picked = [...page.querySelectorAll('.sample [title]')].slice(0, 2).map((token) => {
+    tap(token);
+    token.click();
+    return one('.sample .picked').textContent;
+  });
   const paper = () => view.getComputedStyle(page.body).backgroundColor;
   const light = paper();
   one('#theme').click();
@@ -101,6 +124,8 @@ def looked(tmp_path_factory):
                 entropy=12.3451 + 1e-5 * step,
                 clip_fraction=0.0,
                 **{"own/metric": -step, "time/step": 400.0},
+                **{"own/count": 20_000_000 + 100 * (step % 2), "own/wait_s": 130.001 + 0.001 * (step % 2)},
+                **{"own/near": 100.1 + 0.3 * (step % 2), "own/wide": 1.5 + 70 * (step % 2)},
             )
             for step in range(1, 40)
         ],
@@ -109,9 +134,10 @@ def looked(tmp_path_factory):
     (one / "expert_load-actor.jsonl").write_text("".join(json.dumps(load) + "\n" for load in loads))
     (one / "trajectories").mkdir()
     nasty = {"segments": [{"text": NASTY + "w" * 3000, "version": None}, {"text": NASTY, "version": 1}], "pieces": []}
-    (one / "trajectories/step-00000001.jsonl").write_text(sample_line())
+    pieces = [["a", 1], ["€\n", 2], ["b", 1]]
+    (one / "trajectories/step-00000001.jsonl").write_text(sample_line(pieces=pieces))
     (one / "trajectories/step-00000002.jsonl").write_text(sample_line(2, **nasty))
-    ahead = [asynchronous_row(step) for step in (1, 2, 3)]
+    ahead = [asynchronous_row(1, tokens=20_000_000, **{"own/once": 1.0}), *map(asynchronous_row, (2, 3))]
     two = write_run(folder / "demo" / "two", ahead, config="algorithm: grpo\nactor: {backend: 'archon:d1', lr: 1.0}\n")
     page = html.escape(render_page(read_runs([one, two])))
     frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{page}"></iframe>' for width in (375, 1280))
@@ -170,10 +196,35 @@ def test_the_texts_of_an_axis_differ_and_have_round_numbers(looked):
         assert one["zero"] == ["0", "0.2", "0.4", "0.6", "0.8", "1.0"], "no negative shares"
 
 
+def test_the_texts_of_an_axis_have_a_unit_that_suits_their_distance(looked):
+    for one in looked[0].values():
+        count, wait = one["close"]
+        assert count == ["20000.00k", "20000.02k", "20000.04k", "20000.06k", "20000.08k", "20000.10k"]
+        assert wait == ["130.0010 s", "130.0012 s", "130.0014 s", "130.0016 s", "130.0018 s", "130.0020 s"]
+        assert {"18M", "20M", "22M"} <= set(one["once"]), "around the tokens of the only step"
+
+
+def test_the_texts_of_a_logarithmic_axis_differ(looked):
+    for one in looked[0].values():
+        assert one["log"] == [["100.1", "100.2", "100.3", "100.4"], ["2", "5", "10", "20", "50"]]
+
+
 def test_a_tap_shows_values(looked):
     for one in looked[0].values():
-        assert "step " in one["tapped"]
-        assert one["picked"] == '"a": log-probability -0.500, trainer -0.500, gap +0.000'
+        chart, areas, heat = one["tapped"]
+        assert [len(tips) for tips in one["tapped"]] == [1, 1, 1], "a tap hides what the last one has shown"
+        assert all("step " in tips[0] for tips in (chart, areas))
+        assert "x the mean" in heat[0]
+        assert one["tappedElsewhere"] == []
+        assert one["picked"] == [
+            '"a": log-probability -0.500, trainer -0.500, gap +0.000',
+            '"€↵": log-probability -0.500, trainer -1.000, gap +0.500',
+        ]
+
+
+def test_a_mouse_that_leaves_and_a_finger_that_scrolls_hide_the_values(looked):
+    for one in looked[0].values():
+        assert one["left"] == one["scrolled"] == []
 
 
 def test_controls_change_what_is_shown(looked):

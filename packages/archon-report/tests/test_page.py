@@ -108,6 +108,7 @@ def test_every_part_of_a_run_is_on_the_page_and_nothing_is_loaded(full):
     assert "perfetto" in page.text
     assert "torch" in page.text
     assert [one for one in page.attributes if one[1] in ("src", "srcset", "action")] == []
+    assert "(?<" not in html, "Safari before 16.4 refuses a script with lookbehind"
     assert {value for _, name, value in page.attributes if name == "href" and value[:1] != "#"} == {"data:,"}
     style = html[html.index("<style>") : html.index("</style>")]
     assert not re.search(r"url\(|@import", style)
@@ -223,6 +224,9 @@ def test_steps_that_a_profiler_slowed_do_not_count_for_the_mean_speed(tmp_path):
     assert "tokens/s, mean500" in page.text
     assert "a profiler slowed step 1;" in page.text
     assert "lossnot finite" in page.text
+    page = Reader(render_page([read_run(write_run(tmp_path / "run", rows[:1]))]))
+    assert "tokens/s, mean1" in page.text
+    assert "slowed step 1; the mean of tokens/s includes profiled steps, because there are no others." in page.text
 
 
 def test_held_out_rewards_of_several_samples_are_shown(tmp_path):
@@ -245,6 +249,14 @@ def test_runs_share_charts_and_differing_options_are_marked(tmp_path, full):
     assert "<tr><td>actor.backend</td>" in html
 
 
+def test_many_runs_have_a_row_each_in_the_summary(tmp_path):
+    folders = [write_run(tmp_path / "demo" / f"r{n}") for n in range(7)]
+    few, many = (Reader(render_page(read_runs(some))).text for some in (folders[:6], folders))
+    assert "demo/r0demo/r1demo/r2demo/r3demo/r4demo/r5state" in few
+    assert "statestepsrewardloss" in many
+    assert "demo/r6finished3 of 3" in many
+
+
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
     runs = read_runs([write_run(tmp_path / place / "demo" / "grpo") for place in "ab"])
     assert [run.name for run in runs] == [str(run.folder) for run in runs]
@@ -264,6 +276,9 @@ def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
         ("expert_load-actor.jsonl", '{"step": 1, "layers": {}}\n', "line 1: found"),
         ("expert_load-actor.jsonl", '{"step": 1, "layers": {"0": []}}\n', "line 1: found"),
         ("trajectories/step-00000001.jsonl", '{"step": 1}\n', "line 1: found"),
+        ("trajectories/step-00000001.jsonl", sample_line(token_ids=[7, 1]), "loss_mask has 5 values, token_ids 2"),
+        ("trajectories/step-00000001.jsonl", sample_line(logprobs=[0.0]), "logprobs has 1 values, token_ids 5"),
+        ("trajectories/step-00000001.jsonl", sample_line(trainer_logprobs=[0.0]), "trainer_logprobs has 1 values"),
     ],
 )
 def test_a_damaged_file_is_named_and_the_rest_is_shown(full, name, content, problem):

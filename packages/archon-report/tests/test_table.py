@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 from made_runs import AHEAD
+from rich.console import Console
 
 from archon_core.errors import ConfigError
 from archon_report.cli import report
@@ -14,15 +16,18 @@ STEP = {"reward": 0.5, "loss": -0.01, "time/step": 2.0, "tokens_per_second": 50.
 
 
 @pytest.fixture
-def show(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
-
-    def run(*rows, last=20, as_json=False) -> str:
+def printed(tmp_path, capsys):
+    def run(*rows, last=20, as_json=False):
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         report([tmp_path], last=last, as_json=as_json)
-        return capsys.readouterr().out
+        return capsys.readouterr()
 
     return run
+
+
+@pytest.fixture
+def show(printed):
+    return lambda *rows, **options: printed(*rows, **options).out
 
 
 def test_a_synchronous_run_has_no_columns_of_sampling_ahead(show):
@@ -54,12 +59,24 @@ def test_an_asynchronous_run_shows_queue_idle_time_and_totals(show):
     ]
 
 
-def test_a_narrow_terminal_shows_the_columns_that_fit(show, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    output = show({"step": 1, **STEP, **AHEAD, "eval/reward": 0.25})
-    assert output.splitlines()[0].split()[:6] == ["step", "reward", "loss", "seconds", "tokens/s", "stale"]
-    assert "held" in output.splitlines()[0]
-    assert "running" not in output.splitlines()[0]
+def test_a_narrow_terminal_shows_the_columns_that_fit_and_names_the_others(printed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(Console, "is_terminal", True)
+    output = printed({"step": 1, **STEP, **AHEAD, "eval/reward": 0.25})
+    heading = re.sub(r"\x1b\[\d*m", "", output.out.splitlines()[0])
+    assert heading.split()[:6] == ["step", "reward", "loss", "seconds", "tokens/s", "stale"]
+    assert "held" in heading
+    assert "running" not in heading
+    assert output.err.startswith("left out reward s, running, queue, idle: the terminal is too narrow")
+
+
+def test_a_file_or_a_pipe_has_all_columns_and_a_line_per_step(printed, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    output = printed({"step": 1, **STEP, **AHEAD, "eval/reward": 0.25})
+    lines = output.out.splitlines()
+    assert lines[0].split()[-9:] == ["running", "queue", "waited", "s", "idle", "reward", "s", "held", "out"]
+    assert lines[1].split() == ["1", "0.500", "-0.0100", "2.0", "50", "0.75", "3", "4", "0.5", "12%", "0.25", "0.250"]
+    assert "left out" not in output.err
 
 
 def test_steps_that_left_out_every_group_have_no_shares(show):

@@ -6,6 +6,7 @@ import fcntl
 import io
 import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,8 +18,8 @@ from archon_core.errors import ConfigError
 from archon_core.run_files.starts import Start, render_starts
 from archon_report.run import read_run
 from archon_report.watch_cli import follow, look, watch
-from archon_report.watch_rows import draw_fitting
-from archon_report.watch_view import draw, seconds_left, sparkline
+from archon_report.watch_rows import draw_fitting, draw_whole
+from archon_report.watch_view import Watched, draw, seconds_left, sparkline
 
 
 def text_of(runs, width=120) -> str:
@@ -54,8 +55,10 @@ def test_steps_that_a_profiler_slowed_do_not_count_for_the_time_left(tmp_path):
     rows = [step_row(1, profiled=1, **{"time/step": 100.0}), step_row(2)]
     folder = write_run(tmp_path / "run", rows, config="trainer: {max_steps: 12}\n")
     assert seconds_left(read_run(folder)) == pytest.approx(20.0)
-    write_run(folder, rows[:1])
-    assert seconds_left(read_run(folder)) == pytest.approx(200.0)
+    write_run(folder, rows[:1], config="trainer: {max_steps: 3}\n")
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert "0:03:20 left, from profiled steps" in text_of(look([folder]), 80), "there are no others"
 
 
 def test_runs_of_one_name_are_told_apart_by_their_paths(tmp_path):
@@ -116,6 +119,36 @@ def test_runs_whose_panels_do_not_fit_the_screen_have_a_row_each(tmp_path, monke
         ["late:", "waiting", "for", "the", "run", "to", "start"],
     ]
     assert "gradient norm" in high.file.getvalue()
+
+
+def test_the_rows_of_running_and_failed_runs_come_first_where_the_terminal_is_too_low(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    low = Console(file=io.StringIO(), width=80, height=7, force_terminal=True, color_system=None)
+    run = look([write_run(Path("demo") / "one", [step_row(1)])])[0].run
+    error = "actor.lr: found -1; " * 9
+    states = ["finished"] * 20 + ["stopped", "running", "failed", "running"] + ["finished"] * 40
+    runs = [
+        Watched(Path(f"{n}"), replace(run, name=f"{kind}-{n}", held=kind == "running", starts=_starts(kind, error)))
+        for n, kind in enumerate(states)
+    ]
+    low.print(draw_fitting([*runs, Watched(Path("late"))], low))
+    assert [line.split()[0] for line in low.file.getvalue().splitlines()] == [
+        "run",
+        "failed-22",
+        "running-21",
+        "running-23",
+        "stopped-20",
+        "failed-22:",
+        "and",
+    ]
+    assert low.file.getvalue().endswith("…\nand 61 more: 1 waiting, 60 finished\n")
+    follow_console = Console(file=io.StringIO(), width=80, height=7, force_terminal=True, color_system=None)
+    assert len(follow_console.render_lines(draw_whole(runs, follow_console))) > 64, "what stays at the end has all"
+
+
+def _starts(kind: str, error: str) -> list[Start]:
+    ended = kind in ("failed", "finished")
+    return [Start("", ending=kind, error=error if kind == "failed" else "")] if ended else []
 
 
 def test_a_resumed_run_says_which_steps_were_dropped(tmp_path):

@@ -91,7 +91,8 @@ def test_a_resumed_run_leaves_no_file_of_a_later_step(tmp_path):
 def test_a_damaged_line_is_named(tmp_path):
     write_step(tmp_path, 1, [line(step=1)])
     file = steps_in(tmp_path)[1]
-    for wrong in ("{", "[]", "{}", json.dumps({**asdict(line()), "reward": "x"})):
+    short = json.dumps({**asdict(line()), "versions": [3]})
+    for wrong in ("{", "[]", "{}", json.dumps({**asdict(line()), "reward": "x"}), short):
         file.write_text(json.dumps(asdict(line())) + "\n" + wrong + "\n")
         with pytest.raises(DataError, match=r"step-00000001\.jsonl, line 2: found .*dump_to_file=true wrote"):
             list(read_step(file))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import webbrowser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -73,7 +73,7 @@ def _print_steps(run: Run, last: int, *, named: bool) -> None:
         print_remark(problem, label="cannot read ")
     shown = _shown(run, last)
     if shown:
-        print_table(*table_of(shown, Console().width))
+        _print_table(shown)
         totals = totals_of(shown)
         for line in ["", *totals] if totals else []:
             print_text(line)
@@ -81,6 +81,15 @@ def _print_steps(run: Run, last: int, *, named: bool) -> None:
         print_text(f"{run.folder / METRICS}: no step is finished yet")
     if named:
         print_text("")
+
+
+def _print_table(rows: Sequence[Mapping[str, float]]) -> None:
+    """Print the columns that fit the terminal; into a file or a pipe, all, with a line per step."""
+    console = Console()
+    table = table_of(rows, console.width if console.is_terminal else None)
+    print_table(table.headings, table.rows, wraps=console.is_terminal)
+    if table.left_out:
+        print_remark(f"{', '.join(table.left_out)}: the terminal is too narrow; the page has them", label="left out ")
 
 
 def _write(file: Path, runs: Sequence[Run], show: bool) -> None:

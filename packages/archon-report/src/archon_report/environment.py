@@ -32,7 +32,7 @@ def draw_files(run: Run) -> Iterator[str]:
     if not run.files:
         return
     rows = [[name, _bytes(size), _how_to_open(name)] for name, size in run.files.items()]
-    yield draw_table(("file", "size", "open it with"), rows).replace('"scroll"', '"scroll texts"', 1)
+    yield draw_table(("file", "size", "open it with"), rows, texts=True)
 
 
 def _bytes(size: int) -> str:

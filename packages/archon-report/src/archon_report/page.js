@@ -39,32 +39,44 @@
   const duration = (s) => (s >= 3600 ? `${+(s / 3600).toPrecision(3)} h` : s >= 60 ? `${+(s / 60).toPrecision(3)} min` : `${+s.toPrecision(3)} s`);
 
   // The smallest of 1, 2, 5 times a power of ten that gives at most `most` intervals.
-  const ticks = (low, high, most, whole) => {
+  const tickStep = (low, high, most, whole) => {
     const least = (high - low) / most || 1;
     const power = 10 ** Math.floor(Math.log10(least));
-    let step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= least * 0.999999);
-    if (whole) step = Math.max(1, Math.round(step));
-    const found = [];
-    for (let n = Math.ceil(low / step - 1e-9); n * step <= high + step * 1e-9; n++) found.push(+(n * step).toPrecision(12));
-    return found;
+    const step = [1, 2, 5, 10].map((f) => f * power).find((s) => s >= least * 0.999999);
+    return whole ? Math.max(1, Math.round(step)) : step;
   };
   // Round values of an axis and their texts, which have the digits in which neighbours differ.
   const axisTicks = (low, high, most, kind) => {
-    const [, unit, name] = UNITS[kind].find(([from]) => Math.max(Math.abs(low), Math.abs(high)) >= from);
-    const at = ticks(low / unit, high / unit, most, kind === "step");
-    const power = Math.floor(Math.log10(at.length > 1 ? at[1] - at[0] : Math.abs(at[0]) || 1) + 1e-9);
+    const size = Math.max(Math.abs(low), Math.abs(high));
+    const steps = UNITS[kind].filter(([from]) => size >= from).map(([, unit, name]) => [tickStep(low / unit, high / unit, most, kind === "step"), unit, name]);
+    // 20 million that change by one would be 20.000001M: a unit that needs more than two digits after the point is too large.
+    const [step, unit, name] = steps.find(([step]) => step >= 0.01) ?? steps.at(-1);
+    const power = Math.floor(Math.log10(step) + 1e-9);
     const text = (v) => {
       if (v === 0) return kind === "count" ? "0" : `0${name}`;
-      if (power < -4) return v.toExponential(Math.max(0, Math.floor(Math.log10(Math.abs(v)) + 1e-9) - power)).replace("e-", "e−");
-      return v.toFixed(Math.max(0, -power)) + name;
+      if (power >= -4 || size / unit >= 1e-3) return v.toFixed(Math.max(0, -power)) + name;
+      return v.toExponential(Math.max(0, Math.floor(Math.log10(Math.abs(v)) + 1e-9) - power)).replace("e-", "e−") + name;
     };
-    return at.map((v) => [v * unit, text(v)]);
-  };
-  const powers = (low, high) => {
     const found = [];
-    for (let e = Math.floor(low); e <= Math.ceil(high); e++) if (e >= low - 1e-9 && e <= high + 1e-9) found.push(e);
-    if (found.length >= 2) return found.filter((_, n) => n % Math.ceil(found.length / 5) === 0);
-    return ticks(low, high, 3, false);
+    for (let n = Math.ceil(low / unit / step - 1e-9); n * step <= high / unit + step * 1e-9; n++) {
+      const v = +(n * step).toPrecision(15);
+      found.push([v * unit, text(v)]);
+    }
+    return found;
+  };
+  // Likewise of a logarithmic axis, from the logarithms of its ends: powers of ten, with 2 and 5 times these if they are
+  // few, and round values where the ends are less than a factor of five apart.
+  const logTicks = (low, high, kind) => {
+    if (high - low < Math.log10(5)) return axisTicks(10 ** low, 10 ** high, 6, kind).map(([v, text]) => [Math.log10(v), text]);
+    const few = high - low < 2.5, found = [];
+    for (let e = Math.floor(low); e <= high; e++) {
+      for (const factor of few ? [1, 2, 5] : [1]) {
+        const at = e + Math.log10(factor);
+        if (at >= low - 1e-9 && at <= high + 1e-9) found.push(at);
+      }
+    }
+    const shown = few ? found : found.filter((_, n) => n % Math.ceil(found.length / 5) === 0);
+    return shown.map((at) => [at, format(+(10 ** at).toPrecision(1)) + (kind === "seconds" ? " s" : "")]);
   };
 
   // Values over the chosen axis; a step without an entry takes the last one before it.
@@ -149,10 +161,13 @@
     };
     return { fx, valueAt };
   };
-  // A finger that only taps does not move.
+  // A finger that only taps does not move, and leaves when it is lifted: its values stay until a tap elsewhere. A finger
+  // that scrolls the page is cancelled.
   const onPointer = (node, show, hide) => {
     for (const type of ["pointerdown", "pointermove"]) node.addEventListener(type, show);
-    node.addEventListener("pointerleave", hide);
+    node.addEventListener("pointerleave", (event) => { if (event.pointerType === "mouse") hide(); });
+    node.addEventListener("pointercancel", hide);
+    document.addEventListener("pointerdown", (event) => { if (!node.contains(event.target)) hide(); });
   };
 
   const chart = (panel, parent) => {
@@ -163,7 +178,9 @@
     const log = html("button", { type: "button", "aria-pressed": "false", title: "logarithmic scale" }, head, "log");
     const box = svg("svg", { role: "img", "aria-label": `${panel.title} over steps` }, figure);
     const tip = tipOf(figure);
-    const isTime = /^time\/|(^|[/_])seconds$|(?<!per)_s$/.test(panel.metric);
+    // Two tests: lookbehind is a syntax error in Safari before 16.4.
+    const isTime = /^time\/|(^|[/_])seconds$/.test(panel.metric) || (/_s$/.test(panel.metric) && !/per_s$/.test(panel.metric));
+    const kind = isTime ? "seconds" : "count";
     const written = (value) => (isTime && value !== null ? duration(value) : format(value));
     let scale = null, cross = null;
     const draw = () => {
@@ -185,11 +202,9 @@
       let xLow = Infinity, xHigh = -Infinity;
       for (const { found } of lines) { xLow = Math.min(xLow, found.x[0]); xHigh = Math.max(xHigh, found.x.at(-1)); }
       if (!lines.length) { xLow = 0; xHigh = 1; }
-      if (xLow === xHigh) { xLow -= 1; xHigh += 1; }
+      if (xLow === xHigh) { const pad = view.axis === "step" ? 1 : Math.abs(xLow) * 0.1 || 1; xLow -= pad; xHigh += pad; }
       const fy = (v) => TOP + (1 - (v - low) / (high - low)) * (HEIGHT - TOP - BOTTOM);
-      const yTicks = isLog
-        ? powers(low, high).map((t) => [t, format(+(10 ** t).toPrecision(2))])
-        : axisTicks(low, high, 6, isTime ? "seconds" : "count");
+      const yTicks = isLog ? logTicks(low, high, kind) : axisTicks(low, high, 6, kind);
       const { fx, valueAt } = frame(figure, box, fy, yTicks, xLow, xHigh, view.axis === "tokens" ? "count" : view.axis);
       for (const { run, found, smooth } of lines) {
         const y = (values) => values.map((v) => (v === null ? null : to(v)));
@@ -294,7 +309,6 @@
     html("span", {}, legend, "0.25 x the mean");
     const scale = html("span", { class: "scale" }, legend);
     html("span", {}, legend, "4 x");
-    const tip = tipOf(figure);
     const paint = (canvas, rows, columns, value, most) => {
       const style = getComputedStyle(document.documentElement);
       const [low, high] = ["--h-low", "--h-high"].map((name) => style.getPropertyValue(name).split(",").map(Number));
@@ -317,6 +331,7 @@
       paint(bySteps, nExperts, nSteps, (r, c) => load(c, layer, r), 360);
     };
     const hover = (canvas, rows, columns, describe) => {
+      const tip = tipOf(figure);
       const show = (event) => {
         const bounds = canvas.getBoundingClientRect(), outer = figure.getBoundingClientRect();
         const c = Math.min(columns - 1, Math.max(0, Math.floor(((event.clientX - bounds.left) / bounds.width) * columns)));
@@ -368,7 +383,7 @@
       if (!token) return;
       sample.querySelector("[data-picked]")?.removeAttribute("data-picked");
       token.setAttribute("data-picked", "");
-      note.textContent = `${JSON.stringify(token.textContent)}: ${token.title}`;
+      note.textContent = `${JSON.stringify(token.textContent.replaceAll("↵\n", "↵"))}: ${token.title}`;
       note.hidden = false;
     });
   }

@@ -194,7 +194,7 @@ def _options(runs: Sequence[Run]) -> Iterator[str]:
 def _decisions(run: Run) -> Iterator[str]:
     if run.decisions:
         rows = [[one["option"], one["requested"], one["effective"], one["reason"]] for one in run.decisions]
-        yield draw_table(("option", "asked", "in effect", "reason"), rows).replace('"scroll"', '"scroll texts"', 1)
+        yield draw_table(("option", "asked", "in effect", "reason"), rows, texts=True)
 
 
 def _each(runs: Sequence[Run], draw: Any) -> Iterator[str]:

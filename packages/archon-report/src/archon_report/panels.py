@@ -6,6 +6,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
+from archon_report.series import HELD_OUT_REWARD
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -29,7 +31,7 @@ _GROUPS: Sequence[tuple[str, Sequence[tuple[str, str]]]] = (
         "Learning",
         (
             ("reward", "reward"),
-            (r"eval/reward(_avg@\d+)?", "held-out reward"),
+            (HELD_OUT_REWARD, "held-out reward"),
             (r"eval/pass@\d+", ""),
             ("loss", "loss"),
             ("eval/loss", "held-out loss"),

@@ -88,7 +88,7 @@ def mean_gap(line: Line) -> float | None:
 
 def _gaps(line: Line) -> list[float | None]:
     """Per token, the sampler's log-probability minus the trainer's; ``None`` for tokens that were not sampled."""
-    if len(line.trainer_logprobs) != len(line.token_ids):
+    if not line.trainer_logprobs:
         return [None] * len(line.token_ids)
     both = zip(line.logprobs, line.trainer_logprobs, line.loss_mask, strict=True)
     return [ours - theirs if sampled else None for ours, theirs, sampled in both]
@@ -118,12 +118,7 @@ def _body(line: Line, by_gap: bool) -> Iterator[str]:
 
 
 def _segment_ends(line: Line) -> list[int]:
-    """Where the tokens of each segment end: a segment is a run of tokens that one version sampled, or that none did.
-
-    Empty if the lists of the trajectory differ in length.
-    """
-    if not len(line.versions) == len(line.loss_mask) == len(line.logprobs):
-        return []
+    """Where the tokens of each segment end: a segment is a run of tokens that one version sampled, or that none did."""
     origins = [v if mine else None for v, mine in zip(line.versions, line.loss_mask, strict=True)]
     return list(accumulate(len(list(run)) for _, run in groupby(origins)))
 

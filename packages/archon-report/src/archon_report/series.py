@@ -24,6 +24,9 @@ PHASE_NAMES = {"logprobs": "log-probabilities", "publish": "publication", "dump"
 PROFILED = "profiled"
 """In the row of a step that a profiler has slowed."""
 
+HELD_OUT_REWARD = r"eval/reward(?:_avg@\d+)?"
+"""Pattern of the held-out reward: of one completion per record, or the mean of several."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -59,6 +62,16 @@ def series_of(rows: Sequence[Mapping[str, float]]) -> dict[str, Series]:
         name: Series(tuple(sorted(points)), tuple(points[step] for step in sorted(points)))
         for name, points in found.items()
     }
+
+
+def unprofiled(rows: Sequence[Row]) -> list[Row]:
+    """The rows of steps that no profiler slowed; all rows if there are no others."""
+    return [row for row in rows if not row.get(PROFILED)] or list(rows)
+
+
+def number(value: float) -> str:
+    """A value with four digits, for readers."""
+    return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
 def thin(series: Series, most: int = MOST_POINTS) -> Series:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from archon_core.cli.console import fit_columns
+from archon_report.series import HELD_OUT_REWARD
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
     "reward": ("reward", "{:.3f}"),
@@ -23,9 +25,6 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 }
 """Heading -> metric, format. A column without a value in any row is left out."""
 
-SAMPLED_OFTEN = re.compile(r"eval/reward_avg@\d+")
-"""The held-out reward of a run that samples several completions of every held-out record."""
-
 AGE, DROPPED, VERSION, STALE = "staleness/", "dropped/", "server_version/", "stale_prompts"
 TRAINED = "trained_tokens"
 """Weight of a step's shares of tokens by staleness."""
@@ -35,8 +34,23 @@ LEFT_OUT_FIRST = ("reward s", "running", "queue", "idle", "waited s")
 """Columns that a narrow terminal lacks; the page has all."""
 
 
-def table_of(rows: Sequence[Mapping[str, float]], width: int | None = None) -> tuple[list[str], list[list[str]]]:
-    """Headings and cells of the steps.
+@dataclass(frozen=True)
+class StepTable:
+    """The steps as a table.
+
+    Attributes:
+        headings: of the columns.
+        rows: one per step, with a cell per column.
+        left_out: headings of columns that did not fit.
+    """
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    left_out: Sequence[str] = ()
+
+
+def table_of(rows: Sequence[Mapping[str, float]], width: int | None = None) -> StepTable:
+    """The table of the steps.
 
     Args:
         rows: of the steps.
@@ -44,30 +58,29 @@ def table_of(rows: Sequence[Mapping[str, float]], width: int | None = None) -> t
     """
     rows = [_with_held_out_reward(row) for row in rows]
     columns = {name: one for name, one in COLUMNS.items() if any(one[0] in row for row in rows)}
-    found = _cells(rows, columns)
-    for name in LEFT_OUT_FIRST:
-        if width is None or fit_columns([found[0], *found[1]], width) is not None:
+    left_out: list[str] = []
+    cells = _cells(rows, columns)
+    for name in filter(columns.__contains__, LEFT_OUT_FIRST):
+        if width is None or fit_columns([["step", *columns], *cells], width) is not None:
             break
-        columns.pop(name, None)
-        found = _cells(rows, columns)
-    return found
+        left_out.append(name)
+        del columns[name]
+        cells = _cells(rows, columns)
+    return StepTable(["step", *columns], cells, left_out)
 
 
-def _cells(
-    rows: Sequence[Mapping[str, float]], columns: Mapping[str, tuple[str, str]]
-) -> tuple[list[str], list[list[str]]]:
-    cells = [
+def _cells(rows: Sequence[Mapping[str, float]], columns: Mapping[str, tuple[str, str]]) -> list[list[str]]:
+    return [
         [
             str(row["step"]),
             *(layout.format(row[metric]) if metric in row else "" for metric, layout in columns.values()),
         ]
         for row in rows
     ]
-    return ["step", *columns], cells
 
 
 def _with_held_out_reward(row: Mapping[str, float]) -> Mapping[str, float]:
-    name = next(filter(SAMPLED_OFTEN.fullmatch, row), None)
+    name = next((name for name in row if re.fullmatch(HELD_OUT_REWARD, name)), None)
     return row if name is None else {"eval/reward": row[name], **row}
 
 

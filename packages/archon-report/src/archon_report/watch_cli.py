@@ -12,7 +12,7 @@ import typer
 from archon_core.errors import ArchonError, ConfigError
 from archon_core.run_files.metrics import METRICS
 from archon_report.run import Run, names_of, read_run, runs_inside
-from archon_report.watch_rows import draw_fitting
+from archon_report.watch_rows import draw_fitting, draw_whole
 from archon_report.watch_view import Watched, draw
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ def follow(runs: Sequence[Path], console: Console, every: float, wait: Wait = ti
         while True:
             live.update(draw_fitting(found, console), refresh=True)
             if all(one.has_ended for one in found):
+                live.update(draw_whole(found, console))  # what stays on the screen may scroll
                 return
             wait(every)
             found = look(runs, found)

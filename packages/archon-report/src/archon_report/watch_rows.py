@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from archon_report.run import Run
-from archon_report.watch_view import Watched, clock, draw, number, progress, remarks, seconds_left, style_of
+from archon_report.series import number
+from archon_report.watch_view import Watched, clock, draw, progress, remarks, seconds_left, style_of
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -14,17 +16,58 @@ if TYPE_CHECKING:
 COLUMNS = (("reward", "reward"), ("loss", "loss"), ("tokens/s", "tokens_per_second"), ("stale", "staleness"))
 """Heading, metric."""
 
+FIRST = ("failed", "running", "stopped", "interrupted", "waiting", "finished")
+"""States in the order of their rows where the terminal is too low for all runs."""
+
 
 def draw_fitting(runs: Sequence[Watched], console: Console) -> RenderableType:
-    """Panels; rows if there are several runs and the terminal is too low for their panels, whose end it would cut."""
+    """All runs if the terminal has enough lines, otherwise the ones that matter most, and how many others there are."""
+    view = draw_whole(runs, console)
+    if len(runs) == 1 or _fits(view, console):
+        return view
+    ordered = sorted(runs, key=lambda watched: FIRST.index(_state(watched)))
+    # By bisection: drawing hundreds of runs hundreds of times would take longer than the time between two looks.
+    n_shown, too_many = 1, len(runs)
+    while too_many - n_shown > 1:
+        middle = (n_shown + too_many) // 2
+        if _fits(_draw_first(ordered, middle), console):
+            n_shown = middle
+        else:
+            too_many = middle
+    return _draw_first(ordered, n_shown)
+
+
+def draw_whole(runs: Sequence[Watched], console: Console) -> RenderableType:
+    """Panels; rows if there are several runs and the terminal is too low for their panels."""
     panels = draw(runs, console.width)
-    if len(runs) > 1 and console.is_terminal and len(console.render_lines(panels)) > console.height:
-        return draw_rows(runs)
-    return panels
+    return panels if len(runs) == 1 or _fits(panels, console) else draw_rows(runs)
 
 
-def draw_rows(runs: Sequence[Watched]) -> RenderableType:
-    """A table of runs, and remarks below it."""
+def _fits(view: RenderableType, console: Console) -> bool:
+    return not console.is_terminal or len(console.render_lines(view)) <= console.height
+
+
+def _draw_first(runs: Sequence[Watched], n_shown: int) -> RenderableType:
+    """The first rows, and how many more there are of each state."""
+    from rich.console import Group
+    from rich.text import Text
+
+    rest = Counter(_state(watched) for watched in runs[n_shown:])
+    states = ", ".join(f"{rest[state]} {state}" for state in FIRST if rest[state])
+    return Group(draw_rows(runs[:n_shown], one_line=True), Text(f"and {rest.total()} more: {states}"))
+
+
+def _state(watched: Watched) -> str:
+    return watched.run.state.kind if watched.run else "waiting"
+
+
+def draw_rows(runs: Sequence[Watched], *, one_line: bool = False) -> RenderableType:
+    """A table of runs, and remarks below it.
+
+    Args:
+        runs: to show.
+        one_line: the remarks about a run take one line, which is cut at its end.
+    """
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -37,7 +80,13 @@ def draw_rows(runs: Sequence[Watched]) -> RenderableType:
     for watched in runs:
         name = watched.run.name if watched.run else str(watched.folder)
         table.add_row(*(Text(name), *_cells(watched.run)), style=style_of(watched.run) if watched.run else "")
-        below += [Text(f"{name}: {remark}", "yellow") for remark in remarks(watched)]
+        found = remarks(watched)
+        if one_line and found:
+            # How a run ended is the last remark, and would be cut.
+            text = " ".join(f"{name}: {'; '.join(reversed(found))}".split())
+            below.append(Text(text, "yellow", no_wrap=True, overflow="ellipsis"))
+        elif not one_line:
+            below += [Text(f"{name}: {remark}", "yellow") for remark in found]
     return Group(table, *below)
 
 

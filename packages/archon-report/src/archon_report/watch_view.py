@@ -10,7 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from archon_report.run import Run
-from archon_report.series import PHASE, PROFILED, STEP_TIME, Series, phase_name
+from archon_report.series import (
+    HELD_OUT_REWARD,
+    PHASE,
+    PROFILED,
+    STEP_TIME,
+    Row,
+    Series,
+    number,
+    phase_name,
+    unprofiled,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,7 +41,7 @@ WIDE = 72
 
 SHOWN: Mapping[str, str] = {
     "reward": "reward",
-    r"eval/reward(_avg@\d+)?": "held-out reward",
+    HELD_OUT_REWARD: "held-out reward",
     r"eval/(pass@\d+)": "held-out {}",
     "eval/loss": "held-out loss",
     "loss": "loss",
@@ -96,13 +106,18 @@ def sparkline(values: Sequence[float], width: int) -> str:
 
 
 def seconds_left(run: Run) -> float | None:
-    """The time that the remaining steps need at the speed of the recent ones; ``None`` if unknown."""
-    timed = [row for row in run.rows if STEP_TIME in row]
-    timed = [row for row in timed if not row.get(PROFILED)] or timed
-    recent = [row[STEP_TIME] + row.get("time/eval", 0.0) for row in timed][-RECENT:]
+    """The time that the remaining steps need at the speed of the recent ones; ``None`` if unknown.
+
+    Steps that a profiler slowed count only if there are no others.
+    """
+    recent = [row[STEP_TIME] + row.get("time/eval", 0.0) for row in unprofiled(_timed(run))][-RECENT:]
     if run.total is None or not recent or not all(map(math.isfinite, recent)):
         return None
     return max(0, run.total - run.step) * sum(recent) / len(recent)
+
+
+def _timed(run: Run) -> list[Row]:
+    return [row for row in run.rows if STEP_TIME in row]
 
 
 def draw(runs: Sequence[Watched], width: int) -> RenderableType:
@@ -192,7 +207,8 @@ def _left(run: Run) -> str:
     left = seconds_left(run)
     if left is None:
         return "time left: known after the first step" if run.step == 0 else "time left: no times of steps recorded"
-    return f"{clock(left)} left"
+    slowed = all(row.get(PROFILED) for row in _timed(run))
+    return f"{clock(left)} left" + (", from profiled steps" if slowed else "")
 
 
 def clock(seconds: float) -> str:
@@ -200,11 +216,6 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}"
-
-
-def number(value: float) -> str:
-    """A value with four digits."""
-    return f"{value:.4g}" if math.isfinite(value) else "not finite"
 
 
 def _more(run: Run) -> list[tuple[str, str]]:

@@ -19,7 +19,11 @@ GAP = "  "
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str | Text]], *, details: Iterable[Sequence[str]] = ()
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str | Text]],
+    *,
+    details: Iterable[Sequence[str]] = (),
+    wraps: bool = True,
 ) -> None:
     """Print a table that fits the terminal without breaking a word.
 
@@ -29,11 +33,13 @@ def print_table(
         columns: headings.
         rows: one cell per column.
         details: per row, indented lines to print below it.
+        wraps: ``False`` for files and pipes, which have no width: each row is one line, however long.
     """
     cells = [[Text(cell) if isinstance(cell, str) else cell for cell in row] for row in rows]
     under = [*details] or [()] * len(cells)
-    console = Console()
-    widths = fit_columns([list(columns), *([cell.plain for cell in row] for row in cells)], console.width)
+    plain = [list(columns), *([cell.plain for cell in row] for row in cells)]
+    console = Console() if wraps else Console(width=_natural_width(plain))
+    widths = fit_columns(plain, console.width)
     if widths is None:
         indent = max(map(len, columns)) + len(GAP)
         for row, lines in zip(cells, under, strict=True):
@@ -70,6 +76,12 @@ def fit_columns(rows: Sequence[Sequence[str]], width: int) -> list[int] | None:
         widest = max((n for n in range(len(widths)) if widths[n] > least[n]), key=lambda n: widths[n])
         widths[widest] -= 1
     return widths
+
+
+def _natural_width(rows: Sequence[Sequence[str]]) -> int:
+    """The width of the columns if no cell wraps, with the gaps between them."""
+    widths = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
 def _print_details(lines: Sequence[str]) -> None:

@@ -114,20 +114,24 @@ def draw_legend(entries: Mapping[str, str]) -> str:
     return f'<ul class="legend">{items}</ul>'
 
 
-def draw_table(head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None) -> str:
+def draw_table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, marked: int | None = None, texts: bool = False
+) -> str:
     """A table that scrolls sideways where the screen is narrow. Columns after the first are aligned to the right.
 
     Args:
         head: titles of the columns.
         rows: texts.
         marked: number of a row to set apart.
+        texts: the cells are sentences: they wrap, and are aligned to the left.
     """
     titles = "".join(f"<th>{escape(title)}</th>" for title in head)
     body = "".join(
         f"<tr{' class=marked' if number == marked else ''}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>"
         for number, row in enumerate(rows)
     )
-    return f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
+    scroll = "scroll texts" if texts else "scroll"
+    return f'<div class="{scroll}"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def draw_axis(start: float, end: float, unit: str) -> str:

@@ -44,6 +44,8 @@ table { border-collapse: collapse; font-size: 13px; font-variant-numeric: tabula
 th, td { padding: 4px 10px; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--faint); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; padding-left: 0; }
+.scroll.texts th, .scroll.texts td { text-align: left; white-space: normal; overflow-wrap: anywhere;
+  vertical-align: top; min-width: 90px; max-width: 520px; }
 td.wide { white-space: normal; text-align: left; min-width: 180px; }
 tr.marked td { background: var(--row); }
 .lane { display: grid; grid-template-columns: 56px 1fr; gap: 8px; align-items: center; margin: 3px 0; }

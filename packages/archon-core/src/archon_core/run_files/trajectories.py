@@ -111,4 +111,8 @@ def _read_line(data: Any) -> Line:
     line = Line(**values)
     if not isinstance(line.step, int) or not isinstance(line.reward, int | float):
         raise TypeError("step and reward are numbers")
+    for name in ("loss_mask", "logprobs", "versions", "trainer_logprobs"):
+        count = len(getattr(line, name))
+        if count != len(line.token_ids) and (count or name not in ADDED):
+            raise ValueError(f"{name} has {count} values, token_ids {len(line.token_ids)}")
     return line
