@@ -67,7 +67,7 @@ def test_a_narrow_terminal_shows_the_columns_that_fit_and_names_the_others(print
     assert heading.split()[:6] == ["step", "reward", "loss", "seconds", "tokens/s", "stale"]
     assert "held" in heading
     assert "running" not in heading
-    assert output.err.startswith("left out reward s, running, queue, idle: the terminal is too narrow")
+    assert "reward s, running, queue, idle, waited s: the terminal is too narrow" in output.err
 
 
 def test_a_file_or_a_pipe_has_all_columns_and_a_line_per_step(printed, monkeypatch):

@@ -18,7 +18,7 @@ from archon_core.errors import ConfigError
 from archon_core.run_files.starts import Start, render_starts
 from archon_report.run import read_run
 from archon_report.watch_cli import follow, look, watch
-from archon_report.watch_rows import draw_fitting, draw_whole
+from archon_report.watch_rows import draw_fitting
 from archon_report.watch_view import Watched, draw, seconds_left, sparkline
 
 
@@ -142,8 +142,15 @@ def test_the_rows_of_running_and_failed_runs_come_first_where_the_terminal_is_to
         "and",
     ]
     assert low.file.getvalue().endswith("…\nand 61 more: 1 waiting, 60 finished\n")
-    follow_console = Console(file=io.StringIO(), width=80, height=7, force_terminal=True, color_system=None)
-    assert len(follow_console.render_lines(draw_whole(runs, follow_console))) > 64, "what stays at the end has all"
+
+
+def test_all_rows_stay_on_the_screen_when_the_last_run_has_ended(tmp_path):
+    console = Console(file=io.StringIO(), width=200, height=7, force_terminal=True, color_system=None)
+    folders = [write_run(tmp_path / f"run-{n}", [step_row(3)]) for n in range(9)]
+    follow(folders, console, 1.0)
+    before, _, after = console.file.getvalue().rpartition("and 4 more: 4 finished")
+    assert "run-8" not in before
+    assert [f"run-{n}" in after for n in range(9)] == [True] * 9
 
 
 def _starts(kind: str, error: str) -> list[Start]:

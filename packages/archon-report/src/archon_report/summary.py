@@ -15,7 +15,7 @@ from archon_report.series import HELD_OUT_REWARD, PROFILED, Row, cumulated, numb
 HELD_OUT = re.compile(rf"{HELD_OUT_REWARD}|eval/(?:accuracy|loss|pass@\d+)")
 SPEED = "tokens_per_second"
 
-MOST_COLUMNS = 6
+MOST_SIDE_BY_SIDE = 6
 """Most runs that have a column each in the table of several; of more, each has a row."""
 
 
@@ -45,7 +45,7 @@ def _side_by_side(runs: Sequence[Run]) -> str:
     facts = [{"state": run.state.text, **_facts(run)} for run in runs]
     names = list(dict.fromkeys(name for one in facts for name in one))
     table = [["", *(run.name for run in runs)], *([name, *(one.get(name, "") for one in facts)] for name in names)]
-    if len(runs) > MOST_COLUMNS:
+    if len(runs) > MOST_SIDE_BY_SIDE:
         table = list(map(list, zip(*table, strict=True)))
     return draw_table(table[0], table[1:], texts=True)  # a state may be a long sentence
 
