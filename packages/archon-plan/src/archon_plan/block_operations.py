@@ -164,7 +164,7 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         yield from scored_attention(s, given)
     else:
         normaliser = T * s.query_heads * FP32
-        masks = b * T * c * s.masked_pairs
+        masks = b * s.mask_elements
         yield Operation(
             "attended",
             attended,
@@ -180,6 +180,11 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
+    if not all(part.ends for part in s.masked) and not s.sinks:
+        # Rows of parts, head by head, then the heads of a token side by side.
+        yield Operation("attended.parts", outputs, (joined,), eager=True)
+        yield Operation("attended.rows", outputs, ("attended.parts",), eager=True)
+        joined = "attended.rows"
     if groups > 1 or (s.path_keys and s.on_cpu):
         # Two blocks of a rank, or first and further samples, are attended apart. On a CPU, the second block also has a
         # mask, left out here.
