@@ -183,7 +183,7 @@ FOUND = {
     "forgotten-norm": (PARITY, ["critic"], "values differ from transformers' by"),
     "leaking-positions": (PACKING, ["untied"], r"sequence 2 \(20 tokens\) in a pack differ"),
     "ignored-cache": (GENERATION, [], "0 of 4 layers use the cache"),
-    "queries-unsent": (GENERATION, [], "0 of 4 layers call PackedAttention.send_queries, and .*sends_queries=True in 4"),
+    "queries-unsent": (GENERATION, [], "0 of 4 layers call PackedAttention.send_queries.*=True in 4"),
 }
 
 

@@ -1,8 +1,7 @@
-"""The parts in which ``archon_engine``'s ``sdpa`` backend attends with masks: a mask has few rows, and only the keys that
-some of them see.
+"""The parts in which a CPU attends with masks (``archon_engine.nn.attention_backends.sdpa``): a mask has few rows, and
+only the keys that some of them see.
 
-Masks are needed by attention with sinks, by windows that hide keys, and by samples that share the tokens of a prompt.
-A CPU attends by this backend.
+Attention with sinks has masks, and so have windows that hide keys, and samples that share the tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class MaskedPart(NamedTuple):
 
 
 def masked_parts(attention: AttentionAnatomy, tokens: Tokens) -> tuple[MaskedPart, ...]:
-    """The parts of a micro-batch in their order; none if a causal kernel needs no mask. All samples but the first of each
-    prompt are attended together, and so are the first ones."""
+    """The parts of a micro-batch in their order; none if a causal kernel needs no mask. All samples but the first of
+    each prompt are attended together, and so are the first ones."""
     window, whole = attention.window, min(tokens.sequence, tokens.per_micro_batch)
     prompt, samples = (0, 1.0) if tokens.shared is None else (tokens.shared.tokens, tokens.shared.samples)
     of_prompt = 1 / (prompt + samples * (whole - prompt))

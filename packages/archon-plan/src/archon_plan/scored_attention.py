@@ -1,8 +1,8 @@
 """The operations of attention that has all scores of its queries in memory, as ``archon_engine``'s ``sdpa`` backend
 computes it for sinks, which torch's kernel lacks, line by line (``sdpa._by_scores``).
 
-Long sequences are attended in parts (``masked_parts``). Autograd keeps the weights of all parts, while temporaries exist
-for one at a time.
+Long sequences are attended in parts (``masked_parts``). Autograd keeps the weights of all parts, while temporaries
+exist for one at a time.
 
 Legend: T tokens of a tensor region, Q queries of a part and K keys of it, in all sequences, h query heads of this rank.
 """
@@ -19,12 +19,13 @@ from archon_plan.masked_parts import MaskedPart
 _eager = partial(Operation, eager=True)
 
 
-def scored_attention(s: BlockSizes, given: tuple[str, ...]) -> Iterator[Operation]:
+def scored_attention(s: BlockSizes, given: tuple[str, ...], *, holds: tuple[str, ...] = ()) -> Iterator[Operation]:
     """Scores, mask, sinks, softmax and mixed values of every part; the last operation is ``attended``.
 
     Args:
         s: sizes of the block.
         given: names of queries, keys and values, or of fewer results that contain them.
+        holds: names of other results that exist until the last operation has run.
     """
     outputs = s.value_bytes * s.region_tokens * s.query_heads * s.value_dim
     parts = [f".{number}" for number in range(len(s.masked))] if len(s.masked) > 1 else [""]
@@ -35,7 +36,7 @@ def scored_attention(s: BlockSizes, given: tuple[str, ...]) -> Iterator[Operatio
         yield _eager("attended.parts", outputs, heads)
     joined = heads if len(heads) == 1 else ("attended.parts",)
     # The arguments, and a list of the results of parts, exist until the functions return.
-    yield _eager("attended", outputs, joined, holds=(*given, *heads))
+    yield _eager("attended", outputs, joined, holds=(*holds, *given, *heads))
 
 
 def _part(s: BlockSizes, part: MaskedPart, given: tuple[str, ...], name: str) -> Iterator[Operation]:

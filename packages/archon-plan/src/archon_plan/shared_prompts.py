@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MOST_TOKENS = 2**20
 """Largest tree to build for the assignment of its sequences; longer sequences are measured in several tokens."""
 
+
 def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> tuple[tuple[int, ...], ...]:
     """The micro-batches of a data rank: indices of its sequences, neighbours of which share prompts.
 

@@ -58,8 +58,8 @@ class PlainCache:
 
 @torch.no_grad()
 def check_generation(model: BuiltModel) -> None:
-    """Compare the distributions of a prompt and of every token after it with those of one pass, which also shows whether
-    the anatomy is right about ``sends_queries``."""
+    """Compare the distributions of a prompt and of every token after it with those of one pass. That pass also shows
+    whether the anatomy is right about ``sends_queries``."""
     ids = model.ids(N_TOKENS)
     with sent_queries_checked(model):
         whole = model.run(ids, (N_TOKENS,), "logits")["logits"].log_softmax(-1)

@@ -1,5 +1,5 @@
-"""Checks that a model's anatomy says which layers hand over their queries first: ``archon plan`` counts two exchanges of
-heads for them, and one for other layers."""
+"""Checks that a model's anatomy says whether layers hand over their queries first: ``archon plan`` then counts two
+exchanges of heads for a layer, and otherwise one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def sent_queries_checked(model: BuiltModel) -> Iterator[None]:
     require(
         found == sum(planned),
         f"{found} of {len(cores)} layers call PackedAttention.send_queries, and the anatomy has sends_queries=True in "
-        f"{sum(planned)}: set AttentionAnatomy.sends_queries as the layers do, or call send_queries before keys and values "
-        "are projected",
+        f"{sum(planned)}: correct AttentionAnatomy.sends_queries, or call send_queries before keys and values are "
+        "projected",
     )
 
 
