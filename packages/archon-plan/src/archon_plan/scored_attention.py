@@ -50,7 +50,7 @@ def _part(s: BlockSizes, part: MaskedPart, given: tuple[str, ...], name: str) ->
     # these copies are summed over the query heads of a key head.
     keys, values = b * K * h * s.key_dim, b * K * h * s.value_dim
     grouped = h != s.key_heads
-    alone = sequences * s.context_ranks <= 1
+    alone = round(sequences * s.context_ranks, 6) <= 1
     views = (given[0],) if alone else ()
     copies = (0.0 if alone else queries) + keys
     raw, wide = b * scores, FP32 * scores
