@@ -13,6 +13,7 @@ PLUGIN = """
 from archon_core.plugins import ModelSpec, hookimpl
 
 ARCHON_PLUGIN_API = "1.0"
+QWEN = "archon_models_qwen."
 PARTS = {
     "wrong-role": {"parallel_plan": "broken_models.parts:plan_with_a_wrong_role"},
     "missing-role": {"parallel_plan": "broken_models.parts:plan_without_a_role"},
@@ -24,8 +25,8 @@ PARTS = {
     "leaking-positions": {"target": "broken_models.parts:CountingThroughThePack"},
     "forgotten-norm": {"target": "broken_models.parts:WithoutTheLastNorm"},
     "no-tie": {"target": "broken_models.parts:NeverTied"},
+    "queries-unsent": {"target": "broken_models.parts:KeepingQueries", "anatomy": QWEN + "anatomy:anatomy"},
 }
-QWEN = "archon_models_qwen."
 
 
 @hookimpl
@@ -55,6 +56,7 @@ import torch
 
 from archon_core.models.weight_map import WeightMap
 from archon_core.models.weight_rules import Rename
+from archon_engine.nn.grouped_attention import GroupedQueryAttention
 from archon_models_qwen.decoder import QwenDecoder
 from archon_models_qwen.parallel_plan import parallel_plan
 from archon_models_qwen.weight_map import weight_map
@@ -119,6 +121,23 @@ class WithoutTheLastNorm(QwenDecoder):
             self.norm.register_forward_hook(lambda module, args, output: args[0] + 0.0 * output)
 
 
+class ProjectingFirst(GroupedQueryAttention):
+    def forward(self, x, rotation, packed):
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        q, k = rotation.apply(self.q_norm(q)), rotation.apply(self.k_norm(k))
+        return self.o_proj(self.core(q, k, v, packed).flatten(-2))
+
+
+class KeepingQueries(QwenDecoder):
+    """Right numbers, but queries wait for keys and values, which the anatomy does not say."""
+
+    def __init__(self, arguments, stage=None):
+        super().__init__(arguments, stage)
+        for module in self.modules():
+            if isinstance(module, GroupedQueryAttention):
+                module.__class__ = ProjectingFirst
+
+
 class NeverTied(QwenDecoder):
     def __init__(self, arguments, stage=None):
         super().__init__(replace(arguments, tied=False), stage)
@@ -164,6 +183,7 @@ FOUND = {
     "forgotten-norm": (PARITY, ["critic"], "values differ from transformers' by"),
     "leaking-positions": (PACKING, ["untied"], r"sequence 2 \(20 tokens\) in a pack differ"),
     "ignored-cache": (GENERATION, [], "0 of 4 layers use the cache"),
+    "queries-unsent": (GENERATION, [], "0 of 4 layers call PackedAttention.send_queries.*=True in 4"),
 }
 
 

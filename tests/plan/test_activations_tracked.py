@@ -86,6 +86,9 @@ SINKS = {
 }
 """Sinks in attention, a window in one of two layers, and experts with biases and a clamped gate."""
 
+WINDOWS = {**DENSE, "num_hidden_layers": 2, "use_sliding_window": True, "sliding_window": 128, "max_window_layers": 1}
+"""A window in one of two layers."""
+
 DATA = ParallelDims(dp_shard=8)
 TENSOR = ParallelDims(dp_shard=4, tp=2)
 CONTEXT = ParallelDims(dp_shard=4, cp=2)
@@ -205,6 +208,17 @@ def test_axes_shard_what_is_kept_and_recomputed(entries, dims, mode):
 @pytest.mark.parametrize(("mode", "every"), EVERY_MODE)
 def test_scores_with_sinks_are_in_memory_on_a_cpu(mode, every):
     check(SINKS, DATA, mode, every)
+
+
+@pytest.mark.wide
+@pytest.mark.parametrize("mode", ["none", "full"])
+def test_long_sequences_with_sinks_are_attended_in_parts(mode):
+    check(SINKS, DATA, mode, tokens=2048, sequence=2048)
+
+
+@pytest.mark.wide
+def test_long_sequences_with_a_window_are_attended_in_parts():
+    check(WINDOWS, DATA, "none", tokens=2048, sequence=2048)
 
 
 @pytest.mark.wide

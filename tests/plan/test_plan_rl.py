@@ -22,8 +22,8 @@ from archon_plan.publishing import publication_parts, publication_seconds
 from archon_plan.rl import Pass, RLRun, plan_rl
 from archon_plan.sampling import Samples
 from archon_plan.server import Server
-from archon_plan.setting import Setting
-from archon_plan.splits import divide_devices, scaled_setting
+from archon_plan.setting import Setting, Tokens
+from archon_plan.splits import divide_devices, scaled_setting, searched_passes
 from archon_plan.timing import step_time
 
 H100 = find_device("h100")
@@ -180,6 +180,29 @@ def test_a_layout_that_does_not_divide_the_devices_is_searched_for(run: RLRun) -
         ]
         assert tokens[0] == pytest.approx(SAMPLES.sequences * LENGTH, rel=0.15)
         assert tokens[1] == pytest.approx(tokens[0], rel=0.1)
+
+
+def test_searched_divisions_keep_the_micro_batches_of_the_run(run: RLRun) -> None:
+    """Groups of 3 sequences, and a multiple of 3 micro-batches."""
+
+    def tokens(devices: int, **options: int) -> Tokens:
+        found = searched_passes(replace(run, passes=run.passes[:1], **options), H100, devices)
+        assert found is not None
+        return found[0].setting.tokens
+
+    assert tokens(8).per_micro_batch % (3 * LENGTH)
+    assert tokens(8, granularity=3).per_micro_batch % (3 * LENGTH) == 0
+    assert tokens(8).n_micro_batches % 3
+    assert tokens(8, divisor=3).n_micro_batches % 3 == 0
+
+
+def test_searched_divisions_of_a_strict_run_pad_as_it_says(run: RLRun) -> None:
+    update = run.passes[0]
+    passes = (replace(update, setting=replace(update.setting, aligned_to=5)),)
+    for strict in (False, True):
+        found = searched_passes(replace(run, passes=passes, strict=strict), H100, 6)
+        assert found is not None
+        assert (found[0].setting.token_multiple == 5) == strict
 
 
 def data_ranks(setting: Setting) -> int:

@@ -62,6 +62,13 @@ def test_lengths_are_assumed_with_a_note_or_as_measured() -> None:
         read("archon_qwen3_8b.yaml", measured=Measured(completion_tokens=2000.0))
 
 
+def test_a_search_for_divisions_knows_how_the_actor_splits_its_batch() -> None:
+    options = ("mb_spec.granularity=8", "mb_spec.n_mbs_divisor=3", "archon.strict=true")
+    found = read("archon_qwen3_8b.yaml", *(f"actor.{option}" for option in options))
+    assert found is not None
+    assert (found.run.granularity, found.run.divisor, found.run.strict) == (8, 3, True)
+
+
 def test_a_step_trains_on_its_tokens_once() -> None:
     """Mini-batches divide the batch; forward passes take all of it."""
     found = read("archon_qwen3_8b.yaml", "actor.ppo_n_minibatches=4", measured=Measured(500.0, 500.0))

@@ -13,9 +13,7 @@ from archon_core.models.anatomy import AttentionAnatomy
 from archon_core.models.parallel_plan import HeadCounts
 from archon_core.plugins import registry
 from archon_engine.data.prefix_tree import PrefixTree, build_prefix_tree
-from archon_engine.data.tree_micro_batch import pack_tree
 from archon_engine.data.tree_packing import plan_tree_micro_batches
-from archon_engine.nn.attention_backends import sdpa
 from archon_plan import shared_prompts
 from archon_plan.constraints import check_engine
 from archon_plan.engine_plan import EnginePlan, plan_engine
@@ -23,7 +21,7 @@ from archon_plan.flops import keys_of
 from archon_plan.parts import Sequences
 from archon_plan.request import request_run
 from archon_plan.setting import SharedPrompt, Tokens
-from archon_plan.shared_prompts import apart, masked_pairs, path_keys, samples_together, tree_bins, tree_tokens
+from archon_plan.shared_prompts import apart, path_keys, samples_together, tree_bins, tree_tokens
 
 RUN = Path(__file__).parents[2] / "examples/archon_qwen3_moe.yaml"
 
@@ -45,20 +43,6 @@ def test_tokens_of_a_tree_see_the_keys_of_their_paths(window, samples, prompt, c
     seen = sum(min(int(depth) + 1, window or tree.n_tokens) for depth in tree.depths)
     assert keys_of(attention(window), tokens) * tree.n_tokens == pytest.approx(seen)
     assert path_keys(tokens) * tree.n_tokens == pytest.approx(sum(map(len, tree.paths)))
-
-
-@pytest.mark.parametrize("window", [None, 100, 4000])
-def test_masks_are_those_of_the_calls_for_segments(window, monkeypatch):
-    made = []
-    monkeypatch.setattr(sdpa, "_mask", lambda rows, keys, *_: made.append(rows * keys))
-    monkeypatch.setattr(sdpa, "_attend_masked", lambda q, *_, **__: q)
-    tree = tree_of(2, 3, 1500, 1200)
-    settings = sdpa.AttentionSettings(scale=1.0, window=window)
-    q = sdpa.torch.empty(tree.n_tokens, 4, 1)
-    sdpa.attend(q, q, q, pack_tree(tree, [2700] * 6, 0), settings)
-    tokens = Tokens(tree.n_tokens, sequence=2700, shared=SharedPrompt(1500, 3))
-    assert masked_pairs(attention(window), tokens) * tree.n_tokens == pytest.approx(sum(made))
-    assert shared_prompts.MASKED_QUERIES == sdpa.MOST_MASKED_QUERIES
 
 
 @pytest.mark.parametrize("algorithm", ["ffd", "kk"])

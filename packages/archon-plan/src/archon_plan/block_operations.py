@@ -76,12 +76,12 @@ def _attention(s: BlockSizes, source: str, result: str) -> Iterator[Operation]:
         yield from latent_heads(s, source)
         yield from _core(s, ("q.rotated", "k.rotated", "kv"), result)
         return
-    value = yield from _heads(s, source)
-    yield from _core(s, ("q.rotated", "k.rotated", value), result)
+    key, value = yield from _heads(s, source)
+    yield from _core(s, ("q.rotated", "k.rotated", value), result, holds=(key,))
 
 
-def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
-    """Queries ``q.rotated``, keys ``k.rotated`` and values, whose name is returned."""
+def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, tuple[str, str]]:
+    """Queries ``q.rotated``, keys ``k.rotated`` and values. Returns the names of keys before rotation and of values."""
     T, b = s.region_tokens, s.value_bytes
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
@@ -116,11 +116,11 @@ def _heads(s: BlockSizes, source: str) -> Generator[Operation, None, str]:
         # The product of a tile with the sines.
         turned = b * tile_of(T, size / T, s)[0]
         yield Operation(name, b * size, (given,), beside=turned, behind=turned)
-    return value
+    return key, value
 
 
-def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operation]:
-    """Core attention and the output projection."""
+def _core(s: BlockSizes, given: tuple[str, ...], result: str, *, holds: tuple[str, ...] = ()) -> Iterator[Operation]:
+    """Core attention and the output projection. ``holds`` are results that the caller has names for."""
     T, b, c, groups = s.region_tokens, s.value_bytes, s.head_ranks, s.key_ranks
     queries = T * s.query_heads * s.key_dim
     keys, values = T * s.key_heads * s.key_dim, T * s.key_heads * s.value_dim
@@ -161,10 +161,10 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
         given = (*given, "v.padded") if c > 1 or groups > 1 or s.path_keys else (*given[:-1], "v.padded")
     attended = b * T * s.query_heads * max(s.value_dim, s.key_dim)
     if s.sinks and s.on_cpu:
-        yield from scored_attention(s, given)
+        yield from scored_attention(s, given, holds=holds)
     else:
         normaliser = T * s.query_heads * FP32
-        masks = b * T * c * s.masked_pairs
+        masks = b * s.mask_elements
         yield Operation(
             "attended",
             attended,
@@ -180,6 +180,11 @@ def _core(s: BlockSizes, given: tuple[str, ...], result: str) -> Iterator[Operat
     if s.value_dim < s.key_dim:
         yield Operation("attended.values", outputs, ("attended",), behind=attended, eager=True)
         joined = "attended.values"
+    if not all(part.ends for part in s.masked) and not s.sinks:
+        # Rows of parts, head by head, then the heads of a token side by side.
+        yield Operation("attended.parts", outputs, (joined,), eager=True)
+        yield Operation("attended.rows", outputs, ("attended.parts",), eager=True)
+        joined = "attended.rows"
     if groups > 1 or (s.path_keys and s.on_cpu):
         # Two blocks of a rank, or first and further samples, are attended apart. On a CPU, the second block also has a
         # mask, left out here.

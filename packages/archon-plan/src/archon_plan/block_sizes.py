@@ -6,8 +6,9 @@ from math import lcm
 from typing import NamedTuple
 
 from archon_core.models.anatomy import LatentAnatomy, LayerAnatomy
+from archon_plan.masked_parts import MaskedPart, masked_parts
 from archon_plan.setting import Setting
-from archon_plan.shared_prompts import masked_pairs, path_keys
+from archon_plan.shared_prompts import path_keys
 
 FP32, INT64 = 4, 8
 """Bytes of a number."""
@@ -58,9 +59,8 @@ class BlockSizes(NamedTuple):
         segments: sequences on this rank.
         chunk: tokens of a chunk of Gated DeltaNet, and ``chunks``, their number.
         sinks: whether query heads have sinks.
-        attended: tokens of a sequence in attention, on all context ranks together.
         path_keys: keys along the paths of a prefix tree over its tokens; 0 if sequences share nothing.
-        masked_pairs: elements of a CPU's masks over these paths, over the tokens.
+        masked: parts in which a CPU attends with masks.
         sends_queries: whether context ranks exchange queries apart from keys and values.
     """
 
@@ -89,9 +89,8 @@ class BlockSizes(NamedTuple):
     chunk: int = 0
     chunks: float = 0
     sinks: bool = False
-    attended: int = 0
     path_keys: float = 0.0
-    masked_pairs: float = 0.0
+    masked: tuple[MaskedPart, ...] = ()
     sends_queries: bool = True
 
     @property
@@ -103,6 +102,11 @@ class BlockSizes(NamedTuple):
     def region_tokens(self) -> int:
         """T, tokens inside a tensor region."""
         return self.tokens * self.tensor_ranks
+
+    @property
+    def mask_elements(self) -> float:
+        """Elements of a CPU's masks. Ranks that gather keys have masks for their own queries."""
+        return sum(part.pairs for part in self.masked) / self.key_ranks
 
     @property
     def input_bytes(self) -> float:
@@ -164,8 +168,7 @@ def block_sizes(setting: Setting, layer: LayerAnatomy, imbalance: float, on_cpu:
         chunk=chunk,
         chunks=segments * -(-length // chunk),
         sinks=attention.sinks,
-        attended=min(setting.tokens.sequence, tokens * dims.cp),
         path_keys=path_keys(setting.tokens),
-        masked_pairs=masked_pairs(attention, setting.tokens) if on_cpu else 0.0,
+        masked=masked_parts(attention, setting.tokens) if on_cpu else (),
         sends_queries=attention.sends_queries,
     )

@@ -54,16 +54,15 @@ def without_checkpointing(operations: Operations, input_bytes: float) -> Usage:
         half=backward_peak(operations, input_bytes, is_half=True, frees=False),
         second=sum(saved.values()) + _weights(operations),
         deferred=_deferred(operations),
-        forward=forward_peak(operations, input_bytes, stay=saved, exist={}),
+        forward=forward_peak(operations, input_bytes, keeps="saved"),
         keeps_input=INPUT in saved,
     )
 
 
 def fully_recomputed(operations: Operations, input_bytes: float) -> Usage:
     """Memory of a block of which only the input stays."""
-    saved = saved_by_autograd(operations, input_bytes)
     lasting = _lasting(operations)
-    again = operations[-1].bytes + forward_peak(recomputed(operations), input_bytes, stay=saved, exist={})
+    again = operations[-1].bytes + forward_peak(recomputed(operations), input_bytes, keeps="saved")
     return Usage(
         kept=input_bytes + lasting,
         dispatched=lasting,
@@ -71,7 +70,7 @@ def fully_recomputed(operations: Operations, input_bytes: float) -> Usage:
         half=lasting + max(again, backward_peak(operations, input_bytes, held=(INPUT,), is_half=True)),
         second=lasting + again - operations[-1].bytes + _weights(operations),
         deferred=_deferred(operations),
-        forward=forward_peak(operations, input_bytes, stay={}, exist={}),
+        forward=forward_peak(operations, input_bytes, keeps="nothing"),
     )
 
 
@@ -83,7 +82,7 @@ def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
     """
     ran, lasting = recomputed(operations), _lasting(operations)
     rest, cached = _kept_selectively(operations)
-    again = forward_peak(ran, input_bytes, stay=saved_by_autograd(operations, input_bytes), exist=cached)
+    again = forward_peak(ran, input_bytes, keeps="saved", exist=cached)
     back = backward_peak(operations, input_bytes, held=(INPUT,))
     peak = rest + max(operations[-1].bytes + again, back)
     return Usage(
@@ -93,7 +92,7 @@ def selectively_recomputed(operations: Operations, input_bytes: float) -> Usage:
         half=peak,
         second=peak,
         deferred=_deferred(operations),
-        forward=rest + forward_peak(operations, input_bytes, stay=cached, exist={}),
+        forward=rest + forward_peak(operations, input_bytes, keeps="kept"),
     )
 
 

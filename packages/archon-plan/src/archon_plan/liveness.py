@@ -11,7 +11,8 @@ Each ``Operation`` states the size of its result and what autograd saves for its
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 
 class Operation(NamedTuple):
@@ -113,29 +114,35 @@ def recomputed(operations: Operations) -> Operations:
     return ()
 
 
+Keeps = Literal["nothing", "saved", "kept"]
+"""What of a forward pass stays to its end: nothing, what autograd saves, or what selective checkpointing keeps."""
+
+
 def forward_peak(
-    operations: Operations, input_bytes: float, *, stay: Mapping[str, float], exist: Mapping[str, float]
+    operations: Operations, input_bytes: float, *, keeps: Keeps, exist: Mapping[str, float] = MappingProxyType({})
 ) -> float:
     """Peak of a forward pass, its input included.
 
     Args:
-        stay: by the name of a result, how much of it stays to the end.
-        exist: by name, how much of it exists from the start.
+        keeps: what stays to the end.
+        exist: by the name of a result, how much of it exists from the start.
     """
     sizes = result_sizes(operations, input_bytes)
     last_read = {name: place for place, operation in enumerate(operations) for name in _used(operation)}
-    # Of other results in ``stay``, only the ``extra`` stays.
-    whole = {name for operation in operations for name in operation.saves}
-    whole |= {operation.name for operation in operations if operation.kept}
+    stay: set[str] = set()
+    if keeps == "saved":
+        stay = {name for operation in operations for name in operation.saves}
+    elif keeps == "kept":
+        stay = {operation.name for operation in operations if operation.kept}
     live = peak = input_bytes + sum(exist.values())
     for place, operation in enumerate(operations):
         made = operation.bytes + operation.extra
         live += made - exist.get(operation.name, 0.0)
         peak = max(peak, live + operation.beside)
-        if operation.name not in stay:
-            live -= operation.extra
+        if keeps != "saved":
+            live -= operation.extra - (operation.extra_kept if keeps == "kept" else 0.0)
         for name in _used(operation):
-            if last_read[name] == place and name != INPUT and (name not in stay or name not in whole):
+            if last_read[name] == place and name != INPUT and name not in stay:
                 live -= sizes[name]
     return peak
 

@@ -56,6 +56,9 @@ class RLRun:
         transport: of the weights.
         refills: whether servers prefill running sequences again after a publication.
         server_device: of the servers, if not that of the trainer.
+        granularity: ``actor.mb_spec.granularity``.
+        divisor: ``actor.mb_spec.n_mbs_divisor``.
+        strict: ``actor.archon.strict``.
     """
 
     passes: tuple[Pass, ...]
@@ -69,6 +72,9 @@ class RLRun:
     transport: Transport = "gloo"
     refills: bool = True
     server_device: Device | None = None
+    granularity: int = 1
+    divisor: int = 1
+    strict: bool = False
 
     @property
     def actor(self) -> Setting:

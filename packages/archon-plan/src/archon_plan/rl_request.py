@@ -76,6 +76,7 @@ def request_rl(answer: Answer, registry: Registry, measured: Measured | None = N
 class _Reader:
     def __init__(self, answer: Answer, config: Any, rollout: Layout, registry: Registry, measured: Measured) -> None:
         self._answer, self._config, self._rollout, self._registry = answer, config, rollout, registry
+        self._engines = {engine.plan.role: engine for engine in answer.engines}
         self._notes: list[str] = []
         self._samples = self._read_samples(measured)
 
@@ -83,7 +84,7 @@ class _Reader:
         config, rollout = self._config, self._rollout
         passes = tuple(self._passes())
         colocated = rollout.on_trainer_ranks
-        actor = passes[0].setting
+        actor, options = passes[0].setting, self._engines["actor"].plan.request.config
         run = RLRun(
             passes=passes,
             samples=self._samples,
@@ -94,6 +95,9 @@ class _Reader:
             concurrent=config.rollout.max_concurrent_rollouts,
             queue_size=config.rollout.queue_size,
             transport="gloo" if colocated else self._transport(),
+            granularity=options.mb_spec.granularity,
+            divisor=options.mb_spec.n_mbs_divisor,
+            strict=options.archon.strict,
         )
         return RLRequest(run, tuple(dict.fromkeys(self._notes)))
 
@@ -116,7 +120,7 @@ class _Reader:
         return Samples(config.data.batch_size, generation.n_samples, prompt, lengths)
 
     def _passes(self) -> Iterator[Pass]:
-        engines = {engine.plan.role: engine for engine in self._answer.engines}
+        engines = self._engines
         actor, options = engines["actor"], self._config.actor
         yield self._update("update of the actor", actor, options.ppo_n_minibatches)
         if "critic" in engines:

@@ -13,7 +13,6 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from archon_core.contracts.engine_config import MicroBatchSpec
-from archon_core.models.anatomy import AttentionAnatomy
 from archon_plan.setting import Tokens
 
 if TYPE_CHECKING:
@@ -21,9 +20,6 @@ if TYPE_CHECKING:
 
 MOST_TOKENS = 2**20
 """Largest tree to build for the assignment of its sequences; longer sequences are measured in several tokens."""
-
-MASKED_QUERIES = 1024
-"""``archon_engine.nn.attention_backends.sdpa``'s most rows of a mask over a path."""
 
 
 def tree_bins(number: int, sequences: Sequences, spec: MicroBatchSpec) -> tuple[tuple[int, ...], ...]:
@@ -132,24 +128,3 @@ def apart(tokens: Tokens) -> Tokens:
         return tokens
     prompt, samples = tokens.shared.tokens, tokens.shared.samples
     return replace(tokens, sequence=max(1, round(tokens.sequence - prompt + prompt / samples)), shared=None)
-
-
-def masked_pairs(attention: AttentionAnatomy, tokens: Tokens) -> float:
-    """Elements of the masks over paths that a CPU's kernel needs, over the tokens of a micro-batch. All samples but the
-    first of each prompt share a mask, and so do the first ones if a window hides keys."""
-    if tokens.shared is None:
-        return 0.0
-    prompt, samples, whole = tokens.shared.tokens, tokens.shared.samples, tokens.sequence
-    has_window = attention.window is not None and attention.window < whole
-    first = _mask_of_path(whole, whole, attention.window) if has_window else 0
-    others = _mask_of_path(whole - prompt, whole, attention.window) if samples > 1 else 0
-    return (first + others) / tokens.per_micro_batch
-
-
-def _mask_of_path(queries: int, keys: int, window: int | None) -> int:
-    elements = 0
-    for first in range(0, queries, MASKED_QUERIES):
-        rows = min(MASKED_QUERIES, queries - first)
-        end = keys - queries + first + rows
-        elements += rows * (end - max(0, end - rows - (window or keys) + 1))
-    return elements

@@ -139,6 +139,9 @@ def searched_passes(run: RLRun, device: Device, devices: int) -> tuple[Pass, ...
         most_tokens=tokens.per_micro_batch,
         modes=tuple(dict.fromkeys((update.setting.checkpointing, "full"))),
         schedules=(update.setting.schedule.name if update.setting.schedule else ArchonOptions().pp_schedule,),
+        granularity=run.granularity,
+        divisor=run.divisor,
+        strict=run.strict,
     )
     candidates = search(sought, devices, best=1).candidates
     if not candidates:

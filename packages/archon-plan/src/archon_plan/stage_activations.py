@@ -31,7 +31,8 @@ class StageUsage:
     Attributes:
         kept: by blocks, from forward to backward, with the stage's input and output.
         dispatched: the part of ``kept`` that is rows for experts.
-        running: the most that a running block adds in backward while the blocks before it still keep theirs.
+        running: the most that a running block adds to ``kept``, forward or in backward, while the blocks before it keep
+            theirs.
         half: likewise in the first half of a split backward pass.
         deferred: gradients that the first half leaves to the second.
         head: the final norm and the head; ``None`` on a stage without.
@@ -108,8 +109,10 @@ def _running(blocks: list[Usage]) -> tuple[float, float]:
     """What running blocks add at most, in whole and in split backward passes."""
     running = half = after = deferred = 0.0
     for block in reversed(blocks):
-        running = max(running, block.peak - block.kept - after)
-        half = max(half, block.half - block.kept + deferred)
+        # While a block runs forward, those after it keep nothing yet.
+        forward = block.forward - block.kept - after
+        running = max(running, block.peak - block.kept - after, forward)
+        half = max(half, block.half - block.kept + deferred, forward)
         after, deferred = after + block.kept, deferred + block.deferred
     return running, half
 

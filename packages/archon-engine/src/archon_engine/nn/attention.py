@@ -133,7 +133,8 @@ def choose_attention_backend(
     """The fastest backend that can compute ``settings``.
 
     That is ``varlen`` on CUDA in 16-bit types, ``flex`` on CUDA if scores are capped or heads have sinks, and otherwise
-    ``sdpa``, which computes everything, but in these cases needs memory for all scores [Hq, L, L] of a sequence.
+    ``sdpa``, which computes everything, but in these cases keeps scores for backward: of a sequence [Hq, L, K], where K
+    are the keys that at most 1,024 queries see together.
     """
     of_call = (device_type, dtype, head_dim, (settings,))
     if not load_backend("varlen").obstacles(*of_call):

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from archon_core.contracts.packed import AttentionSettings, HeadInputs, PackedSequences
 from archon_testing.model_checks.built import BuiltModel, distance, require
+from archon_testing.model_checks.sent_queries import sent_queries_checked
 
 N_PROMPT = 5
 N_TOKENS = 18
@@ -57,9 +58,11 @@ class PlainCache:
 
 @torch.no_grad()
 def check_generation(model: BuiltModel) -> None:
-    """Compare the distributions of a prompt and of every token after it with those of one pass."""
+    """Compare the distributions of a prompt and of every token after it with those of one pass. That pass also shows
+    whether the anatomy is right about ``sends_queries``."""
     ids = model.ids(N_TOKENS)
-    whole = model.run(ids, (N_TOKENS,), "logits")["logits"].log_softmax(-1)
+    with sent_queries_checked(model):
+        whole = model.run(ids, (N_TOKENS,), "logits")["logits"].log_softmax(-1)
     cache, rows, start = PlainCache(), [], 0
     for end in (N_PROMPT, *range(N_PROMPT + 1, N_TOKENS + 1)):
         rows.append(_step(model, ids, start, end, cache))

@@ -190,7 +190,8 @@ def repeats_heads(device_type: str, dtype: torch.dtype, *, masked: bool) -> bool
 def _by_scores(
     q: Tensor, k: Tensor, v: Tensor, mask: Tensor, settings: AttentionSettings, sinks: Tensor | None
 ) -> Tensor:
-    """Attention with capped scores or sinks, which torch's kernel lacks: of each sequence all scores, [Hq, L, L]."""
+    """Attention with capped scores or sinks, which torch's kernel lacks: all scores [B, Hq, Q, K] are in memory, and
+    stay for backward."""
     q = q.unflatten(1, (k.shape[1], -1))
     scores = torch.matmul(q, k.transpose(-1, -2)[:, :, None]) * settings.scale
     if settings.softcap is not None:
