@@ -361,12 +361,15 @@ def test_kernels_of_a_trace_are_no_ranges_of_the_host() -> None:
 
     events = [
         event("aten::mm", DeviceType.CPU, 0.0),
-        event("FSDP::all_gather", DeviceType.CPU, 0.0, cpu_children=("aten::mm",)),
-        event("FSDP::all_gather", DeviceType.CUDA, 0.0),
-        event("forward 0", DeviceType.CUDA, 0.0, is_user_annotation=True),
+        event("FSDP::all_gather", DeviceType.CPU, 0.0, cpu_children=("aten::mm",), is_user_annotation=True),
+        event("FSDP::all_gather", DeviceType.CUDA, 0.0, is_user_annotation=True),
         event("gemm", DeviceType.CUDA, 2.0),
+        # Inductor records the launch of a kernel under the kernel's name.
+        event("triton_poi_fused_0", DeviceType.CPU, 1.0),
+        event("triton_poi_fused_0", DeviceType.CUDA, 3.0),
     ]
-    assert [one.name for one in intervals_of(events, on_gpu=True)] == ["gemm"]
+    found = intervals_of(events, on_gpu=True)
+    assert [(one.name, one.begin) for one in found] == [("gemm", 2.0), ("triton_poi_fused_0", 3.0)]
     assert [one.name for one in intervals_of(events[:2], on_gpu=False)] == ["aten::mm"]
 
 
