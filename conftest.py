@@ -27,7 +27,7 @@ running_world.PRELOADED = (
     "archon_train.experiment",
 )
 
-# Every run draws other examples; `hatch run test-soak` draws ten times as many.
+# Every run draws other examples; `hatch run test-soak` draws ten times as many where a test names no number.
 settings.register_profile("archon", deadline=None, max_examples=40)
 settings.register_profile("soak", deadline=None, max_examples=400)
 settings.load_profile("archon")

@@ -18,6 +18,7 @@ from archon_core.contracts.loss import OutputRequest
 from archon_core.contracts.packed import HeadInputs, PackedSequences
 from archon_core.contracts.spec import load_target
 from archon_core.errors import TrainingError
+from archon_engine.optimizer import muon
 from archon_engine.options.archon import ArchonEngineConfig, ArchonOptions
 from archon_testing.compiling import compile_without_code
 from archon_testing.losses import NegativeLogLikelihood
@@ -302,6 +303,16 @@ def keep_parameters_on_the_host(layout):
 @pytest.mark.parametrize("layout", ["d1", "d2"])
 def test_offloaded_parameters_give_the_same_numbers(layout):
     assert all(run_world(keep_parameters_on_the_host, world_size(layout), (layout,)))
+
+
+def test_muon_knows_the_type_of_the_passes(monkeypatch):
+    """On a GPU it iterates in bf16 for 16-bit passes only."""
+    types, real = [], muon.orthogonalise_all
+    monkeypatch.setattr(muon, "orthogonalise_all", lambda *given: types.append(given[2]) or real(*given))
+    for dtype in ("float32", "bfloat16"):
+        engine = make_engine("d1", optimizer="muon", dtype=dtype)
+        engine.train_batch(share(engine, 1), NegativeLogLikelihood())
+    assert types == [torch.float32, torch.bfloat16]
 
 
 def test_offloading_parameters_on_a_cpu_is_a_recorded_decision():

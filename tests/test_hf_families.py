@@ -53,8 +53,8 @@ MIXTURES = {
 }
 FAMILIES = {**DENSE, **MIXTURES}
 LAYOUTS = {
-    # Data ranks cut no computation: a dense family, a tied one, and stacks of experts.
-    "d2": ("llama", "gemma", *MIXTURES),
+    # Data ranks cut no computation: a dense family, a tied one, one with fused projections, and stacks of experts.
+    "d2": ("llama", "gemma", "phi3", *MIXTURES),
     "t2": tuple(DENSE),
     "c2": tuple(FAMILIES),
     "d2c2": ("mistral", "gemma2"),
@@ -71,7 +71,7 @@ def cases_of(family: str, layout: str) -> list[Case]:
     deep = {"num_hidden_layers": 4} if schedule else {}
     entries = {**SIZES, "model_type": family, **FAMILIES[family], **deep}
     case = Case(entries, n_mbs=2, layout=f"archon:{dims}", schedule=schedule or None, dtype="float32", model="hf")
-    return [case, replace(case, check="resume")] if layout == "d2" and family in DENSE else [case]
+    return [case, replace(case, check="resume")] if layout == "d2" else [case]
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -56,7 +56,8 @@ def compare(folder: Path, repetitions: int, report: Report) -> None:
     served = ServedEngine(RolloutConfig(backend="served:d1"), trainer=trainer, folder=folder / "servers")
     try:
         served.update_weights(trainer.version)
-        for workload in [one for one in WORKLOADS if one.median is None]:  # a server cannot be told ragged lengths
+        # Requests have no option for the lengths of ragged workloads.
+        for workload in [one for one in WORKLOADS if one.median is None]:
             config = GenerationConfig(n_samples=workload.n_samples, max_new_tokens=workload.new_tokens)
             requests = [
                 GenerationRequest(tuple(prompt), config, tuple(range(i * config.n_samples, (i + 1) * config.n_samples)))
@@ -100,6 +101,7 @@ def measure_switches(trainer, served, requests, log: Path) -> float:
         for _ in range(SWITCHES):
             running = pool.submit(served.generate, requests)
             time.sleep(0.1)
+            assert not running.done(), "the server has to generate while its weights change"
             trainer._version += 1  # the weights may stay; the publication is the same
             served.update_weights(trainer.version)
             running.result()

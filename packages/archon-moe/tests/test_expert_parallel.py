@@ -162,7 +162,7 @@ def compare_with_one_process(sizes: list[tuple[int, int]]) -> list[dict[str, Any
 
 @pytest.mark.parametrize(
     ("n_ranks", "sizes"),
-    [(2, [(2, 1), (1, 2)]), (8, [(4, 2), (2, 2), (2, 4)])],
+    [(2, [(2, 1), (1, 2)]), (8, [(4, 2), (2, 2), (2, 4), (4, 1), (1, 4)])],
     ids=["2 ranks", "8 ranks"],
 )
 def test_any_ep_and_etp_give_the_outputs_and_gradients_of_one_process(n_ranks: int, sizes: list) -> None:

@@ -120,6 +120,26 @@ def test_no_tokens_give_no_outputs() -> None:
     assert sdpa.attend(q, k, v, PackedSequences.from_lengths(()), AttentionSettings(0.5)).shape == (0, 2, 4)
 
 
+@given(st.lists(st.tuples(st.integers(1, 300), st.sampled_from([0, 3, 50])), max_size=60))
+def test_keys_of_a_bucket_are_those_before_its_queries_and_their_own(segments: list[tuple[int, int]]) -> None:
+    lengths, before = [length for length, _ in segments], [n for _, n in segments]
+    plan = plan_buckets(lengths, before)
+    n_keys = [n + length for length, n in segments]
+    rows = plan.key_of_row if plan.key_of_row is not None else range(sum(n_keys))
+    start = 0
+    for bucket in plan.buckets:
+        assert bucket.n_key_rows == (bucket.n_before + bucket.length) * len(bucket.sequences)
+        for sequence in bucket.sequences:
+            assert before[sequence] == bucket.n_before
+            assert LEAST_FILL * bucket.length <= lengths[sequence] <= bucket.length
+            first, end = sum(n_keys[:sequence]), start + bucket.n_before + bucket.length
+            assert list(rows[start : start + n_keys[sequence]]) == list(range(first, first + n_keys[sequence]))
+            assert set(rows[start + n_keys[sequence] : end]) <= {first + n_keys[sequence] - 1}
+            start = end
+    assert start == len(rows)
+    assert len({(bucket.n_before, bucket.length) for bucket in plan.buckets}) == len(plan.buckets)
+
+
 @given(st.lists(st.integers(1, 300), max_size=60))
 def test_a_bucket_plan_holds_every_token_once_with_bounded_padding(lengths: list[int]) -> None:
     plan = plan_buckets(lengths)

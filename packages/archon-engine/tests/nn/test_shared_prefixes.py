@@ -70,6 +70,27 @@ def test_attention_over_paths_equals_attention_over_sequences_in_value_and_gradi
     torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("window", [None, 4])
+def test_segments_of_similar_length_after_one_prompt_share_a_call(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    attend = sdpa._attend_masked
+    monkeypatch.setattr(
+        sdpa, "_attend_masked", lambda q, *rest, **options: calls.append(q.shape) or attend(q, *rest, **options)
+    )
+    shared, apart = packs([[0, 0, 0, 1, 1, 1, 1, 1], [0, 0, 0, 2, 2, 2, 2], [0, 0, 0, 3, 3, 3, 3, 3], [0, 0, 0, 4]])
+    parts = qkv(sum(shared.lengths), 2, 1, 4, 4)
+    settings = AttentionSettings(0.4, window=window)
+    out = sdpa.attend(*parts, shared, settings)[shared.shared.token_of]
+    # The first sample with the prompt; those with 4 and 5 tokens; the last one.
+    assert sorted(shape[0] for shape in calls) == [1, 1, 2]
+    expected = sdpa.attend(*(x[shared.shared.token_of] for x in parts), apart, settings)
+    torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-10)
+    found, right = (torch.autograd.grad(x.sin().sum(), parts) for x in (out, expected))
+    torch.testing.assert_close(found, right, rtol=1e-9, atol=1e-10)
+
+
 @given(SEQUENCES)
 def test_the_places_of_a_tree_say_which_paths_a_token_is_on(sequences: list[list[int]]) -> None:
     packed, _ = packs(sequences)

@@ -46,13 +46,13 @@ def _bandwidth(setting: Setting, device: Device) -> float:
 
 
 def _orthogonalise_seconds(setting: Setting, device: Device, pipeline_rank: int) -> float:
-    """Ranks of a pipeline rank share the matrices. On a GPU they compute in bfloat16."""
+    """Ranks of a pipeline rank share the matrices. On a GPU they iterate in bfloat16 if passes compute in 16 bits."""
     flops = sum(
         _newton_schulz_flops(setting.anatomy.kinds[setting.anatomy.kind_of[layer]])
         for stage in setting.held_by(pipeline_rank)
         for layer in stage.layers
     )
-    peak = device.peak_bf16 if device.kind == "gpu" else device.peak(4)
+    peak = device.peak(setting.types.compute if device.kind == "gpu" else 4)
     return flops / setting.dims.sharding_size / (peak * device.efficiency.dense)
 
 

@@ -98,7 +98,7 @@ def orthogonalise(matrix: Tensor, compute_dtype: torch.dtype | None = None) -> T
         matrix: the update.
         compute_dtype: the type of the passes that computed its gradients; ``None`` for its own.
     """
-    is_coarse = matrix.is_cuda and compute_dtype in (torch.bfloat16, torch.float16)
+    is_coarse = matrix.is_cuda and (compute_dtype or matrix.dtype) in (torch.bfloat16, torch.float16)
     dtype = torch.bfloat16 if is_coarse else torch.promote_types(matrix.dtype, torch.float32)
     x = matrix.to(dtype)
     # X X^T of the shorter side is the smaller product; transposing is undone at the end.

@@ -2,8 +2,8 @@
 
 Sequences of similar length go through one call (``buckets``). Grouped heads are left to kernels that support them,
 which read a key head once for its group. A window is a mask over one sequence, never over the whole pack. Where
-sequences share prefixes, segments go through one call that are equally far from the start of their paths and of similar
-length; they share a mask over a path.
+sequences share prefixes, segments of similar length that are equally far from the start of their paths go through one
+call and share a mask over a path.
 
 Legend: T tokens, R rows (tokens with padding), B sequences of a call, Q queries and K keys of one, Hq and Hkv heads,
 D head dimension, Dv that of values.
