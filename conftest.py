@@ -138,11 +138,17 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(scope="session")
-def forks() -> Iterator[ForkServer]:
-    """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
+def fork_server_address() -> str:
+    """For ``ForkServer(address=...)``, of a process that has imported everything."""
     if ADDRESS not in os.environ:
         pytest.skip("programs are started as forks on Linux only")
-    server = ForkServer(address=os.environ[ADDRESS], nested=True)
+    return os.environ[ADDRESS]
+
+
+@pytest.fixture(scope="session")
+def forks(fork_server_address: str) -> Iterator[ForkServer]:
+    """Starts programs of Archon, and their ranks, collectors and servers, in a process that has imported everything."""
+    server = ForkServer(address=fork_server_address, nested=True)
     yield server
     server.close()
 

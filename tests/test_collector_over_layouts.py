@@ -25,7 +25,6 @@ from archon_train.run.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 
 from archon_testing.fork_server import ForkServer, install
-from archon_testing.shared_fork_server import ADDRESS
 from trained_runs import train
 
 STEPS = 4
@@ -81,11 +80,11 @@ EQUAL = ("reward", "reward_std", "reward/failed", "tokens", "selected", "loss", 
 REFILLS = ("sampling_rounds", "prompts", "rejected_prompts", "missing_prompts")
 
 
-def train_all(root: Path, layouts: tuple[str, ...], options: tuple[str, ...]) -> None:
-    """Train with every algorithm in every layout, on the ranks of a world."""
+def train_all(root: Path, layouts: tuple[str, ...], options: tuple[str, ...], forks: str | None) -> None:
+    """Train with every algorithm in every layout, on the ranks of a world; servers are forks by an address."""
     os.chdir(root)
-    if "rollout.backend=served:d1" in options and Ranks.of_process_group().is_first:
-        install(ForkServer(address=os.environ[ADDRESS]), collector_link, launching)
+    if forks is not None and Ranks.of_process_group().is_first:
+        install(ForkServer(address=forks), collector_link, launching)
     for layout in layouts:
         for name, sections in ALGORITHMS.items():
             file = root / f"{name}.yaml"
@@ -101,13 +100,13 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory) -> tuple[Path, Path]:
+def runs(tmp_path_factory, fork_server_address) -> tuple[Path, Path]:
     """Folders of the runs of one process that samples itself, and of the runs with a collector."""
     folders = tmp_path_factory.mktemp("alone"), tmp_path_factory.mktemp("collected")
     for folder in folders:
         (folder / "reward_of_layouts.py").write_text(REWARD, encoding="utf-8")
-    run_world(train_all, 1, (folders[0], ("d1",), ()), time_limit=300)
-    run_world(train_all, 2, (folders[1], ("d2", "t2"), SERVED), time_limit=600)
+    run_world(train_all, 1, (folders[0], ("d1",), (), None), time_limit=300)
+    run_world(train_all, 2, (folders[1], ("d2", "t2"), SERVED, fork_server_address), time_limit=600)
     return folders[0] / "layouts", folders[1] / "layouts"
 
 

@@ -18,9 +18,9 @@ from torch.autograd import DeviceType
 from archon_core.plugins.discovery import discover, distribution_name, distribution_version
 from archon_engine.nn.attention_backends import sdpa
 from gpu import apart, checkout, command
-from gpu.groups import GROUPS, START_UP, TIME_LIMIT, Group, ends_of
+from gpu.groups import GROUPS, START_UP, TIME_LIMIT, Group, ends_of, time_factor
 from gpu.journal import close_running, read_journal, run_checks, unfinished_checks
-from gpu.numerics import attention, engine
+from gpu.numerics import attention, engine, ranks
 from gpu.numerics.oracle import compute_in
 from gpu.records import Check, Context, Outcome, Record, Skipped, is_wanted
 from gpu.speed import flops, shapes
@@ -249,14 +249,64 @@ def test_if_nothing_can_run_the_command_says_why_and_still_writes_json(
     assert result["problem"].startswith(expected)
 
 
+@pytest.mark.usefixtures("process")
+def test_an_interrupted_run_is_no_success_and_blames_no_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = [Record("numbers.engine/one", "pass")]
+
+    def interrupted(*_: object) -> Iterator[list[Record]]:
+        while records:
+            yield [records.pop()]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run", interrupted)
+    for expected in (["pass"], []):
+        arguments = ["--cpu", "--only", "numbers.engine/*", "--json", str(tmp_path / "out.json")]
+        assert command.main(arguments) == 1
+        result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+        assert result["problem"] == "interrupted"
+        assert [check["status"] for check in result["checks"]] == expected
+        assert "found no such check" not in capsys.readouterr().out
+
+
+def test_a_rank_that_ends_before_it_gets_its_case_is_reported_with_its_output(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = subprocess.Popen
+
+    def start_and_fail(command: list[str], **options: object) -> subprocess.Popen[str]:
+        process = start(["sh", "-c", "echo no memory; exit 1"], **options)
+        process.wait()
+        return process
+
+    monkeypatch.setattr(ranks, "reference", lambda *_: None)
+    monkeypatch.setattr(ranks.subprocess, "Popen", start_and_fail)
+    with pytest.raises(RuntimeError, match="rank 0 failed:\nno memory\n; rank 1 failed:\nno memory"):
+        ranks.World(Context("cpu", tmp_path)).run(ranks.CASES[0])
+
+
 def test_a_check_that_hangs_or_crashes_costs_no_other_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A module of such checks in the place of a real group's, and no torch, so that they begin at once.
     (tmp_path / "sitecustomize.py").write_text(STUBBORN, encoding="utf-8")
     folders = [tmp_path, *checkout.source_folders(), ROOT / "tooling"]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, folders)))
-    monkeypatch.setattr(apart, "LEAST_SECONDS", 0.5)
+    wait, deaf = subprocess.Popen.wait, tmp_path / "deaf"
+
+    def wait_for_deaf(process: subprocess.Popen[bytes], timeout: float) -> int:
+        """The group's limit passes when its check "deaf" runs, however long the machine takes to get there."""
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                return wait(process, 0.05)
+            except subprocess.TimeoutExpired:
+                if deaf.exists() or time.monotonic() > end:
+                    deaf.unlink(missing_ok=True)
+                    raise
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait_for_deaf)
     [group] = [group for group in GROUPS if group.name == "numbers.engine"]
-    records = apart.run_apart(group, Context("cuda", tmp_path), (), left=5, check_limit=1)
+    records = apart.run_apart(group, Context("cuda", tmp_path), (), left=100, check_limit=1)
     found = {record.name.removeprefix("numbers.engine/"): record for record in records}
     assert {name: record.status for name, record in found.items()} == {
         "quick": "pass",
@@ -317,6 +367,7 @@ def checks(context):
 
     def hear_nothing():
         signal.alarm(0)
+        (context.work / "deaf").touch()
         time.sleep(1000)
 
     yield Check("quick", passes)
@@ -349,8 +400,11 @@ def test_groups_fit_into_eight_minutes_and_take_no_time_from_later_ones() -> Non
     assert ends[-1] == TIME_LIMIT
     for before, end, group in zip([START_UP, *ends], ends, GROUPS, strict=False):
         assert end - before == pytest.approx(group.seconds)
-    # A part alone has all the time.
+    assert time_factor(GROUPS, START_UP, TIME_LIMIT) == 1
+    assert time_factor(GROUPS, 2 * START_UP, TIME_LIMIT) == 1, "a slow start takes no time from a check"
+    # A part alone has all the time, and so have its checks.
     assert ends_of(GROUPS[:1], 10.0, 100.0) == [100.0]
+    assert time_factor(GROUPS[:1], 10.0, 10.0 + 3 * GROUPS[0].seconds) == 3
 
 
 def test_kernels_of_a_trace_are_no_ranges_of_the_host() -> None:
@@ -361,12 +415,15 @@ def test_kernels_of_a_trace_are_no_ranges_of_the_host() -> None:
 
     events = [
         event("aten::mm", DeviceType.CPU, 0.0),
-        event("FSDP::all_gather", DeviceType.CPU, 0.0, cpu_children=("aten::mm",)),
-        event("FSDP::all_gather", DeviceType.CUDA, 0.0),
-        event("forward 0", DeviceType.CUDA, 0.0, is_user_annotation=True),
+        event("FSDP::all_gather", DeviceType.CPU, 0.0, cpu_children=("aten::mm",), is_user_annotation=True),
+        event("FSDP::all_gather", DeviceType.CUDA, 0.0, is_user_annotation=True),
         event("gemm", DeviceType.CUDA, 2.0),
+        # Inductor records the launch of a kernel under the kernel's name.
+        event("triton_poi_fused_0", DeviceType.CPU, 1.0),
+        event("triton_poi_fused_0", DeviceType.CUDA, 3.0),
     ]
-    assert [one.name for one in intervals_of(events, on_gpu=True)] == ["gemm"]
+    found = intervals_of(events, on_gpu=True)
+    assert [(one.name, one.begin) for one in found] == [("gemm", 2.0), ("triton_poi_fused_0", 3.0)]
     assert [one.name for one in intervals_of(events[:2], on_gpu=False)] == ["aten::mm"]
 
 

@@ -21,7 +21,6 @@ from archon_rl.trainer import collector_link
 from archon_rollout.sampling_status import read_sampling
 from archon_rollout.served import launching
 from archon_testing.fork_server import ForkServer, install
-from archon_testing.shared_fork_server import ADDRESS
 from archon_train.run.metrics import read_metrics
 from small_grpo_runs import small_run, train
 
@@ -42,7 +41,7 @@ def steps(run: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def started() -> Iterator[list[int]]:
+def started(fork_server_address: str) -> Iterator[list[int]]:
     """Starts collectors and servers as forks of a process that has imported everything. The collectors' process ids."""
     pids: list[int] = []
 
@@ -53,7 +52,7 @@ def started() -> Iterator[list[int]]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (collector_link, launching):
             patch.setattr(module, "subprocess", module.subprocess)  # to be restored
-        install(ForkServer(note, address=os.environ[ADDRESS]), collector_link, launching)
+        install(ForkServer(note, address=fork_server_address), collector_link, launching)
         yield pids
 
 

@@ -5,7 +5,6 @@ The separated roles have other sizes and other layouts than the actor. ``alone``
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +22,6 @@ from archon_train.run.metrics import read_metrics
 sys.path.insert(0, str(Path(__file__).parent))
 
 from archon_testing.fork_server import ForkServer, install
-from archon_testing.shared_fork_server import ADDRESS
 from separated_runs import train
 from traces import assert_within, ranges_of
 
@@ -206,18 +204,19 @@ SERVED = (
 )
 
 
-def train_collected(file: Path, trial: str, overrides: tuple[str, ...]) -> None:
+def train_collected(file: Path, trial: str, overrides: tuple[str, ...], fork_server_address: str) -> None:
     """A run on this world's ranks; its server and its collector are forks of a process that has imported everything."""
-    install(ForkServer(address=os.environ[ADDRESS]), collector_link, launching)
+    install(ForkServer(address=fork_server_address), collector_link, launching)
     train(file, trial, overrides)
 
 
 @pytest.mark.wide
 def test_with_a_collector_in_step_the_numbers_are_those_of_one_process(
-    root: Path, alone: Callable[[str], Path]
+    root: Path, alone: Callable[[str], Path], fork_server_address: str
 ) -> None:
     options = (*apart(critic="d1"), *SERVED)
-    run_world(train_collected, 2, (write_file(root, "ppo"), "collected", options), time_limit=300)
+    arguments = (write_file(root, "ppo"), "collected", options, fork_server_address)
+    run_world(train_collected, 2, arguments, time_limit=300)
     found, expected = root / "roles/collected", alone("ppo")
     assert len(rows(found)) == 3
     for ours, theirs in zip(rows(found), rows(expected), strict=True):
@@ -231,10 +230,11 @@ def test_with_a_collector_in_step_the_numbers_are_those_of_one_process(
 
 
 @pytest.mark.wide
-def test_a_critic_trains_on_what_a_collector_samples_ahead(root: Path) -> None:
+def test_a_critic_trains_on_what_a_collector_samples_ahead(root: Path, fork_server_address: str) -> None:
     ahead = ("rollout.max_head_offpolicyness=1", "rollout.dump_to_file=true", "trainer.max_steps=5")
     options = (*apart(critic="d1"), *SERVED, *ahead)
-    run_world(train_collected, 2, (write_file(root, "ppo"), "ahead", options), time_limit=300)
+    arguments = (write_file(root, "ppo"), "ahead", options, fork_server_address)
+    run_world(train_collected, 2, arguments, time_limit=300)
     folder = root / "roles/ahead"
     consumed = [line for _, file in sorted(steps_in(folder).items()) for line in read_step(file)]
     assert [line.group for line in consumed] == [group for group in range(20) for _ in range(2)], "each record once"

@@ -32,7 +32,6 @@ from archon_rollout.local_engine import LocalEngine
 from archon_rollout.registries.folder import FolderRegistry
 from archon_rollout.served.engine import ServedEngine
 from archon_testing.fork_server import ForkServer, starting_by_forks
-from archon_testing.shared_fork_server import ADDRESS
 from archon_testing.worlds import run_world
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -175,10 +174,10 @@ def test_every_transport_publishes_with_a_canary_and_metrics(transport, tmp_path
         assert all(torch.equal(loaded.parameters[name], weight) for name, weight in trainer.parameters.items())
 
 
-def served_over_ranks(folder):
+def served_over_ranks(folder, fork_server_address):
     trainer = make_trainer(layout="archon:d2")
     config = RolloutConfig(backend="served:d2", weight_transport="shm")
-    with starting_by_forks(ForkServer(address=os.environ[ADDRESS])):
+    with starting_by_forks(ForkServer(address=fork_server_address)):
         engine = ServedEngine(config, trainer=trainer, folder=folder)
     try:
         engine.update_weights(trainer.version)
@@ -190,8 +189,8 @@ def served_over_ranks(folder):
 
 
 @pytest.mark.wide
-def test_two_ranks_share_two_servers(tmp_path):
-    first, second = run_world(served_over_ranks, 2, (tmp_path,), time_limit=240)
+def test_two_ranks_share_two_servers(tmp_path, fork_server_address):
+    first, second = run_world(served_over_ranks, 2, (tmp_path, fork_server_address), time_limit=240)
     local = LocalEngine(RolloutConfig(), trainer=make_trainer()).generate(requests())
     expected = [[one.token_ids for one in samples] for samples in local]
     assert first == expected[:3]

@@ -22,7 +22,6 @@ from archon_core.serving.run_token import TOKEN
 from archon_rl.trainer.served_teacher import ServedTeacher
 from archon_rollout.served.scoring_engine import ScoringServers
 from archon_testing.fork_server import ForkServer, starting_by_forks
-from archon_testing.shared_fork_server import ADDRESS
 from archon_testing.worlds import run_world
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -43,9 +42,9 @@ def servers_of(folder: Path, ranks: Ranks = Ranks(), *, dtype: str = "float64", 
     return ScoringServers(config, model, option=OPTION, ranks=ranks, folder=folder / "servers")
 
 
-def on_servers(layout: str, backend: str, folder: Path, dtype: str) -> dict[str, Any]:
+def on_servers(layout: str, backend: str, folder: Path, dtype: str, fork_server_address: str) -> dict[str, Any]:
     make_actor = partial(make_engine, "actor", layout, dtype=dtype)
-    forks = ForkServer(address=os.environ[ADDRESS], nested=True)
+    forks = ForkServer(address=fork_server_address, nested=True)
     with starting_by_forks(forks):
         servers = servers_of(folder, make_actor().data_ranks.everyone, dtype=dtype, backend=backend)
         try:
@@ -77,15 +76,18 @@ def expected() -> dict[str, Any]:
     ("layout", "backend"),
     [("d1", "served:d1"), ("d2", "served:d2"), ("p2", "served:d1t2"), ("c2", "served:d1")],
 )
-def test_distillation_from_servers_has_the_numbers_of_one_process(folder, expected, layout, backend):
-    arguments = (layout, backend, folder, "float64")
+def test_distillation_from_servers_has_the_numbers_of_one_process(
+    folder, expected, layout, backend, fork_server_address
+):
+    arguments = (layout, backend, folder, "float64", fork_server_address)
     ranks = [on_servers(*arguments)] if layout == "d1" else run_world(on_servers, 2, arguments, time_limit=300)
     compare_all(ranks, expected)
 
 
-def test_distillation_from_servers_in_fp32_has_the_numbers_of_one_process(tmp_path):
+def test_distillation_from_servers_in_fp32_has_the_numbers_of_one_process(tmp_path, fork_server_address):
     make_engine("teacher", "d1", dtype="float32").engine.save(tmp_path / "teacher", "hf")
-    ranks = run_world(on_servers, 2, ("d2", "served:d1", tmp_path, "float32"), time_limit=300)
+    arguments = ("d2", "served:d1", tmp_path, "float32", fork_server_address)
+    ranks = run_world(on_servers, 2, arguments, time_limit=300)
     compare_all(ranks, on_ranks("float32"), 1e-5)
 
 

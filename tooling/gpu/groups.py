@@ -19,7 +19,7 @@ class Group:
         modules: each has a function ``checks(context)`` that yields them.
         seconds: for all of them on a GPU, when everything runs within ``TIME_LIMIT``.
         check_limit: for one of them on a GPU, so that one that hangs leaves the others some time. It may be longer than
-            ``seconds``, since earlier groups may leave some.
+            ``seconds``, since earlier groups may leave some, and grows with ``time_factor``.
         has_reference: whether they are compared with ``gpu.numerics.oracle``.
     """
 
@@ -72,3 +72,8 @@ def ends_of(groups: Sequence[Group], begin: float, end: float) -> list[float]:
     """
     whole = sum(group.seconds for group in groups)
     return [begin + (end - begin) * used / whole for used in accumulate(group.seconds for group in groups)]
+
+
+def time_factor(groups: Sequence[Group], begin: float, end: float) -> float:
+    """How many times their ``seconds`` the ``groups`` have between two times; at least 1."""
+    return max(1.0, (end - begin) / sum(group.seconds for group in groups))

@@ -6,14 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from archon_testing.fork_server import ForkedProcess, ForkServer
-from archon_testing.shared_fork_server import SharedForkServer
+from archon_testing.fork_server import ForkedProcess, ForkServer, ForkServerEndedError
+from archon_testing.shared_fork_server import ADDRESS_BYTES, SharedForkServer
+
+pytestmark = pytest.mark.usefixtures("fork_server_address")  # skips where there are no fork servers
 
 PROGRAM = """
 import os, signal, sys, time
@@ -111,3 +115,32 @@ def test_other_programs_are_started_as_usual(forks: ForkServer) -> None:
         process = forks.popen(command)
         assert isinstance(process, subprocess.Popen)
         assert process.wait(60) == 0
+
+
+def test_a_fork_server_that_cannot_import_a_module_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_module.py").write_text('raise ValueError("no gold")', encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    server = SharedForkServer(("broken_module",))
+    try:
+        for _ in ("owner for which it imports", "later owner"):
+            with (
+                pytest.raises(ForkServerEndedError, match=r"(?s)stderr:\nTraceback .*ValueError: no gold"),
+                closing(ForkServer(address=server.address)) as forks,
+            ):
+                forks.popen([sys.executable, "-m", "some_program"])
+    finally:
+        server.close()
+
+
+def test_a_long_path_for_temporary_files_leaves_room_for_a_socket(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("a" * ADDRESS_BYTES)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    server = SharedForkServer(())
+    try:
+        ForkServer(address=server.address).close()
+        assert list(long.iterdir()) == []
+    finally:
+        server.close()

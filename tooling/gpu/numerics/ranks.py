@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -98,8 +99,10 @@ class World:
             self._start()
         for process in self._processes:
             assert process.stdin is not None, "a rank reads its cases"
-            process.stdin.write(f"{CASES.index(case)}\n")
-            process.stdin.flush()
+            # A rank that has just ended is found below, with its output.
+            with suppress(BrokenPipeError):
+                process.stdin.write(f"{CASES.index(case)}\n")
+                process.stdin.flush()
         files = [self._folder / f"{case.label}.{rank}.json" for rank in range(RANKS)]
         while not all(file.is_file() for file in files):
             if failed := self._ended:

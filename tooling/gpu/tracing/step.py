@@ -63,13 +63,9 @@ def training_step(context: Context) -> Outcome:
 def intervals_of(events: Any, *, on_gpu: bool) -> list[Interval]:
     """Kernels on the GPU; on a CPU the operations that call no others."""
     if on_gpu:
-        # The profiler also repeats ranges of the host, such as FSDP2's, on the GPU's time line, around their kernels.
-        on_host = {event.name for event in events if event.device_type == DeviceType.CPU}
-        chosen = [
-            event
-            for event in events
-            if event.device_type == DeviceType.CUDA and not event.is_user_annotation and event.name not in on_host
-        ]
+        # The profiler repeats ranges of record_function, such as FSDP2's, on the GPU's time line, around their kernels,
+        # and marks both as annotations. Names do not tell them apart: Inductor records each launch under its kernel's.
+        chosen = [event for event in events if event.device_type == DeviceType.CUDA and not event.is_user_annotation]
     else:
         chosen = [event for event in events if not event.cpu_children and event.name != "[memory]"]
     return [Interval(event.name, event.time_range.start, event.time_range.end) for event in chosen]

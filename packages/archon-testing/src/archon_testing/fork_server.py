@@ -1,7 +1,8 @@
 """Starts Python programs by forking a process that has imported everything, with the interface of ``subprocess.Popen``.
 
-Tests start hundreds of ranks and servers, each of which would import torch for seconds. A fork server is a child with
-one thread that dies with its owner, so whatever it has started sees the death of its parent, as after a real start.
+Tests start hundreds of ranks and servers, each of which would import torch for seconds. A fork server has one thread,
+and is a fork of its owner or, by address, of a ``SharedForkServer``. It ends when its owner ends or closes the channel,
+so whatever it has started sees the death of its parent, as after a real start.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any, NoReturn
 
@@ -42,6 +45,16 @@ PRELOADED = (
 STARTERS = ("archon_train.launch.local", "archon_rl.trainer.collector_link", "archon_rollout.served.launching")
 """Modules that start ranks, collectors and servers by ``subprocess.Popen``."""
 
+ERRORS = "stderr"
+"""File beside the socket of a ``SharedForkServer``: stderr of that server and its fork servers."""
+
+LAST_CHARACTERS = 4000
+"""Number of characters of that file to show in an error."""
+
+
+class ForkServerEndedError(RuntimeError):
+    """A fork server has ended before its owner; the message has the end of its stderr."""
+
 
 class ForkServer:
     """Starts programs for the process that creates it, their owner.
@@ -51,6 +64,10 @@ class ForkServer:
         address: of a ``SharedForkServer``; without one, programs are forks of this process, which has one thread and
             has imported everything.
         nested: whether programs start ranks, collectors and servers as forks, too.
+
+    Raises:
+        ForkServerEndedError: also when a program is started or polled. A ``SharedForkServer`` ends if a module raises
+            an error while it is imported.
     """
 
     def __init__(
@@ -62,10 +79,15 @@ class ForkServer:
     ) -> None:
         self._started = started
         self._asking = threading.Lock()
+        self._errors = None if address is None else Path(address).with_name(ERRORS)
         if address is not None:
             self._channel = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._channel.connect(address)
-            self._channel.send(json.dumps({"owner": os.getpid(), "nested": nested}).encode())
+            try:
+                self._channel.connect(address)
+                self._channel.send(json.dumps({"owner": os.getpid(), "nested": nested}).encode())
+            except ConnectionError as error:
+                self._channel.close()
+                raise self._ended() from error
             return
         self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         owner = os.getpid()
@@ -97,8 +119,22 @@ class ForkServer:
 
     def _ask(self, question: Mapping[str, Any], descriptors: Sequence[int]) -> Any:
         with self._asking:
-            socket.send_fds(self._channel, [json.dumps(question).encode()], list(descriptors))
-            return json.loads(self._channel.recv(1 << 16))
+            try:
+                socket.send_fds(self._channel, [json.dumps(question).encode()], list(descriptors))
+                answer = self._channel.recv(1 << 16)
+            except ConnectionError as error:
+                raise self._ended() from error
+        if not answer:
+            raise self._ended()
+        return json.loads(answer)
+
+    def _ended(self) -> ForkServerEndedError:
+        if self._errors is None:
+            return ForkServerEndedError("the fork server has ended; the reason is on stderr of this process")
+        with contextlib.suppress(FileNotFoundError):
+            if text := self._errors.read_text(encoding="utf-8", errors="replace"):
+                return ForkServerEndedError(f"the fork server has ended; its stderr:\n{text[-LAST_CHARACTERS:]}")
+        return ForkServerEndedError("the fork server has ended without a message on stderr, as after a kill")
 
 
 class ForkedProcess:
@@ -193,6 +229,8 @@ def serve_owner(channel: socket.socket, owner: int, *, nested: bool) -> NoReturn
     try:
         die_with_parent()
         serve(channel, owner, fork_from_now_on if nested else None)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(0)
 
