@@ -2,6 +2,7 @@
 computes every sequence apart. And planted mistakes are caught."""
 
 from dataclasses import replace
+from itertools import accumulate
 
 import numpy as np
 import pytest
@@ -129,12 +130,17 @@ def test_planted_mistakes_are_caught(oracle, plant, failed):
 
 def show_siblings_to_gathering_ranks():
     """A rank's queries see all gathered keys before them, those of other sequences, too."""
-    runs = key_gathering.runs_of
+    part_of_tree = key_gathering.part_of_tree
 
-    def with_siblings(lengths, parents, ranges):
-        return tuple(replace(run, path=(range(run.queries.stop),)) for run in runs(lengths, parents, ranges))
+    def with_siblings(packed, shared, ranges):
+        part = part_of_tree(packed, shared, ranges)
+        ends = tuple(run.queries.stop for run in key_gathering.runs_of(shared.segments, ranges))
+        keys = torch.cat([torch.arange(end) for end in ends])
+        starts = torch.tensor([0, *accumulate(ends)], dtype=torch.int32)
+        seen = replace(part.shared, key_tokens=keys, key_lengths=ends, cu_keys=starts)
+        return replace(part, max_seqlen=max(ends), shared=seen)
 
-    key_gathering.runs_of = with_siblings
+    key_gathering.part_of_tree = with_siblings
 
 
 @pytest.mark.slow
