@@ -116,7 +116,7 @@ def read_journal(group: str, path: Path, *, end: Status | None, reason: str) -> 
 
 
 def _lines(path: Path) -> list[Mapping[str, Any]]:
-    """All lines but those that were being written when their process ended."""
+    """The lines of a journal. Skips a line that a process did not finish before it was killed."""
     texts = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     lines = []
     for text in filter(None, texts):
